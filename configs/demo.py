@@ -1,0 +1,28 @@
+"""Learns to tell moving shapes apart, from random weights, on a laptop: what `make demo` runs.
+
+  python train.py --config configs/demo.py --workdir runs/demo
+"""
+
+from configs import base
+
+
+def get_config():
+  c = base.get_config()
+  c.data.name = 'synthetic'
+  c.data.zero_shot, c.data.zero_shot_classes = 'zero_shot.csv', 'classes_zero_shot.csv'
+  c.model.num_frames = 4
+  c.model.fields = dict(
+    image_size=64, patch_size=16, embed_dim=96, vision_width=96, vision_layers=3, vision_heads=3,
+    vision_mlp=192, text_width=64, text_layers=2, text_heads=2, text_mlp=256, context_length=16,
+    mit_heads=3, mit_mlp=192, prompt_layers=1, prompt_heads=3,
+  )
+  c.augment = dict(  # left is not right, and a red shape stays red
+    crop='center', flip=0.0, color_jitter=0.0, grayscale=0.0, mixup=0.0, cutmix=0.0,
+    cutmix_share=0.5, label_smoothing=0.0,
+  )
+  c.train.batch_size, c.train.steps, c.train.freeze_text = 32, 1800, False
+  c.optim.lr, c.optim.warmup_steps, c.optim.lag_steps = 1e-3, 90, -1
+  c.optim.groups = ((r'.*', 1.0),)
+  c.optim.weight_decay, c.optim.clip_norm = 0.05, 1.0
+  c.checkpoint.every_steps, c.eval.every_steps, c.eval.batch_size = 300, 300, 48
+  return c

@@ -1,0 +1,42 @@
+"""Trains or evaluates X-CLIP.
+
+  python train.py --config configs/demo.py --workdir runs/demo [--config.FIELD=VALUE ...]
+  python train.py --config configs/demo.py --workdir runs/demo --mode eval
+"""
+
+import sys
+
+import jax
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+from xclip_jax import train
+from xclip_jax.checkpoint import CheckpointError
+
+_CONFIG = config_flags.DEFINE_config_file('config', None, 'What to run.', lock_config=True)
+_WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; one run a folder.')
+_MODE = flags.DEFINE_enum('mode', 'train', ['train', 'eval'], 'What to do.')
+_DISTRIBUTED = flags.DEFINE_enum(
+  'distributed', 'off', ['off', 'auto'],
+  'auto: join the other hosts of a TPU pod, Slurm or MPI job before anything else.',
+)
+flags.mark_flags_as_required(['config', 'workdir'])
+
+
+def main(argv: list[str]) -> None:
+  if len(argv) > 1:
+    raise app.UsageError(f'unexpected arguments: {argv[1:]}')
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)      # the progress bar says what there is to say
+  if _DISTRIBUTED.value == 'auto':
+    jax.distributed.initialize()
+  try:
+    train.run(_CONFIG.value, _WORKDIR.value, _MODE.value)
+  except (ValueError, CheckpointError, train.NonFiniteLossError) as error:
+    if '--debug' in sys.argv:
+      raise
+    sys.exit(f'error: {error}')
+
+
+if __name__ == '__main__':
+  app.run(main)

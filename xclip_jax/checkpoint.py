@@ -1,0 +1,150 @@
+"""Saving and restoring runs with Orbax: asynchronous, whole or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from xclip_jax import paths
+from xclip_jax.state import TrainState
+
+_managers = ocp.checkpoint_managers
+
+
+class CheckpointError(RuntimeError):
+  """A checkpoint could not be written or read; the message says what is safe."""
+
+
+class Checkpoints:
+  """The checkpoints of one run, `workdir/checkpoints/<step>/`.
+
+  The newest few are kept, and the best few of those saved with a metric; the metric is on disk, so
+  that the best one survives restarts. Arrays are copied before `save` returns; writing goes on in
+  the background. Use as a context manager.
+  """
+
+  def __init__(self, workdir: Path, keep_latest: int = 2, keep_best: int = 1):
+    self.folder = Path(workdir).resolve() / 'checkpoints'    # relative paths fail much later
+    best = lambda metrics: metrics['top1']
+    self._manager = ocp.CheckpointManager(
+      self.folder,
+      options=ocp.CheckpointManagerOptions(
+        best_fn=best,
+        save_decision_policy=_managers.FixedIntervalPolicy(1),    # the loop decides
+        preservation_policy=_managers.AnyPreservationPolicy([
+          _managers.LatestN(keep_latest),
+          _managers.BestN(get_metric_fn=best, n=keep_best, keep_checkpoints_without_metrics=False),
+        ]),
+        enable_async_checkpointing=True,
+      ),
+    )
+
+  def latest_step(self) -> int | None:
+    """Returns the step of the newest complete checkpoint, None when there is none."""
+    return self._manager.latest_step()
+
+  def best_step(self) -> int | None:
+    """Returns the step with the best validation top-1 among those kept, else the latest."""
+    return self._manager.best_step() or self.latest_step()
+
+  def save(
+    self, step: int, state: TrainState, host: dict[str, Any], top1: float | None = None
+  ) -> None:
+    """Starts writing the state, and `host` as JSON; a step that is there already is left alone.
+
+    Raises:
+      CheckpointError: this or the previous checkpoint could not be written.
+    """
+    if step in self._manager.all_steps():
+      return
+    args = ocp.args.Composite(
+      state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
+    )
+    metrics = None if top1 is None else {'top1': top1}
+    self._guard(lambda: self._manager.save(step, args=args, metrics=metrics))
+
+  def restore(self, step: int, abstract: TrainState, shardings: Any) -> tuple[TrainState, dict]:
+    """Reads a state onto the mesh of `shardings`, however it was sharded when it was saved.
+
+    Raises:
+      CheckpointError: it holds another model; the message lists up to ten differences.
+    """
+    self._check_shapes(step, abstract.params)
+    target = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
+    )
+    args = ocp.args.Composite(
+      state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore()
+    )
+    restored = self._read(step, args)
+    return restored['state'], restored['host']
+
+  def restore_params(self, step: int, abstract: Any, sharding: Any = None) -> Any:
+    """Reads the parameters alone; `abstract` and errors as in `restore`."""
+    self._check_shapes(step, abstract)
+    sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    target = {'params': jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
+    )}
+    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(
+      target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
+      partial_restore=True,
+    ))
+    return self._read(step, args)['state']['params']
+
+  def wait(self) -> None:
+    """Blocks until everything is on disk."""
+    self._guard(self._manager.wait_until_finished)
+
+  def __enter__(self) -> 'Checkpoints':
+    return self
+
+  def __exit__(self, kind, *_) -> None:
+    if kind is None:
+      self.wait()
+    self._manager.close()
+
+  def _guard(self, write) -> None:
+    try:
+      write()
+    except Exception as error:     # Orbax hands on whatever its storage layer raised
+      safe = [step for step in self._manager.all_steps() if (self.folder / str(step)).is_dir()]
+      kept = f'step {max(safe)} is complete and safe' if safe else 'there is none yet'
+      raise CheckpointError(
+        f'could not write a checkpoint to {self.folder}: {_reason(error)}\n'
+        f'Of the earlier ones: {kept}. Make room (or fix the cause) and run the same command '
+        'again; it goes on from there.'
+      ) from error
+
+  def _read(self, step: int, args: Any) -> Any:
+    try:
+      return self._manager.restore(step, args=args)
+    except Exception as error:     # likewise
+      raise CheckpointError(
+        f'could not read the checkpoint {self.folder / str(step)}: {_reason(error)}\n'
+        'If it is damaged, delete that folder; the run goes on from the one before.'
+      ) from error
+
+  def _check_shapes(self, step: int, abstract: Any) -> None:
+    """Compares shapes before Orbax does, to say what differs in our names."""
+    metadata = ocp.StandardCheckpointer().metadata(self.folder / str(step) / 'state')
+    tree = getattr(metadata, 'item_metadata', metadata)
+    saved = {k: tuple(v.shape) for k, v in paths.flatten(tree['params']).items()}
+    want = {k: tuple(v.shape) for k, v in paths.flatten(abstract).items()}
+    show = lambda shapes, k: list(shapes[k]) if k in shapes else 'nothing'
+    differ = [
+      f'{k}: saved {show(saved, k)}, wanted {show(want, k)}'
+      for k in sorted(saved.keys() | want.keys()) if saved.get(k) != want.get(k)
+    ]
+    if differ:
+      more = f'\n  ... and {len(differ) - 10} more' if len(differ) > 10 else ''
+      raise CheckpointError(
+        f'the checkpoint {self.folder / str(step)} is of another model '
+        f'({len(differ)} parameters differ):\n  ' + '\n  '.join(differ[:10]) + more
+        + '\nSet config.model to what it was trained with, or choose another workdir.'
+      )
+
+
+def _reason(error: BaseException) -> str:
+  return f'{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error) else ""}'

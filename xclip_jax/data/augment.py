@@ -1,0 +1,144 @@
+"""What happens to the pixels of a clip: uint8 [T, H, W, 3] in, uint8 [T, S, S, 3] out.
+
+The operations and their order are the reference's (X-CLIP, ECCV 2022; OpenCV's bilinear filter,
+which does not antialias). Normalisation, mixup and cutmix happen on the device.
+"""
+
+import dataclasses
+
+import cv2
+import numpy as np
+
+_RESIZE_RATIO = 256 / 224            # short side before cropping, over image_size
+_CROP_SCALES = (1, 0.875, 0.75, 0.66)
+_BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.2, 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTransform:
+  """Crop, mirror and recolour a clip at random.
+
+  Fields:
+    image_size: S.
+    crop: 'multiscale' (a random box of another size and shape, stretched to S x S) or 'center'.
+    flip, color_jitter, grayscale: probabilities, one coin for the whole clip.
+
+  Random numbers are drawn in this order: the box (multiscale only), the coins of flip, color_jitter
+  and grayscale, then for each frame of a jittered clip the order of the four colour operations and
+  their factors.
+  """
+
+  image_size: int
+  crop: str
+  flip: float
+  color_jitter: float
+  grayscale: float
+
+  def __post_init__(self):
+    if self.crop not in ('multiscale', 'center'):
+      raise ValueError(f"crop must be 'multiscale' or 'center', found {self.crop!r}")
+    for name in ('flip', 'color_jitter', 'grayscale'):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f'{name} must be a probability in 0..1, found {getattr(self, name)}')
+
+  def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return uint8 [T, S, S, 3]; the same frames and rng state give the same clip."""
+    size = self.image_size
+    if self.crop == 'center':
+      frames = EvalTransform(size)(frames)
+    else:
+      frames = _resize_short_side(frames, int(_RESIZE_RATIO * size))
+      boxes = multiscale_boxes(*frames.shape[1:3], size)
+      x, y, width, height = boxes[rng.integers(len(boxes))]
+      frames = _resize(frames[:, y:y + height, x:x + width], size, size)
+    flip, jitter, gray = rng.random(3) < (self.flip, self.color_jitter, self.grayscale)
+    if flip:
+      frames = np.stack([cv2.flip(frame, 1) for frame in frames])
+    if jitter:
+      frames = np.stack([_jitter_colors(frame, rng) for frame in frames])
+    if gray:
+      frames = np.stack([_to_gray(frame) for frame in frames])
+    return np.ascontiguousarray(frames)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTransform:
+  """Resize the short side to `resize_ratio * image_size` and take the centre S x S."""
+
+  image_size: int
+  resize_ratio: float = _RESIZE_RATIO
+
+  def __post_init__(self):
+    if self.resize_ratio < 1:
+      raise ValueError(f'resize_ratio must be at least 1, found {self.resize_ratio}')
+
+  def __call__(self, frames: np.ndarray) -> np.ndarray:
+    """Return uint8 [T, S, S, 3]."""
+    size = self.image_size
+    frames = _resize_short_side(frames, int(self.resize_ratio * size))
+    y, x = ((side - size) // 2 for side in frames.shape[1:3])
+    return np.ascontiguousarray(frames[:, y:y + size, x:x + size])
+
+
+def multiscale_boxes(height: int, width: int, image_size: int) -> list[tuple[int, int, int, int]]:
+  """List the equally likely boxes of the reference's multi-scale crop of an H x W frame.
+
+  Returns:
+    fifty (x, y, box width, box height): ten sizes whose sides differ by at most one scale, each in
+    the corners (up to 3 px off, as steps are quarters rounded down) and the centre.
+  """
+  base = min(height, width)
+  sides = [int(base * scale) for scale in _CROP_SCALES]
+  sides = [image_size if abs(side - image_size) < 3 else side for side in sides]
+  boxes = []
+  for i, w in enumerate(sides):
+    for h in sides[max(i - 1, 0):i + 2]:
+      dx, dy = (width - w) // 4, (height - h) // 4
+      boxes += [(nx * dx, ny * dy, w, h) for nx, ny in ((0, 0), (4, 0), (0, 4), (4, 4), (2, 2))]
+  return boxes
+
+
+def _resize_short_side(frames: np.ndarray, short: int) -> np.ndarray:
+  height, width = frames.shape[1:3]
+  scale = short / min(height, width)
+  return _resize(frames, int(width * scale + 0.5), int(height * scale + 0.5))
+
+
+def _resize(frames: np.ndarray, width: int, height: int) -> np.ndarray:
+  if frames.shape[1:3] == (height, width):
+    return frames
+  return np.stack([cv2.resize(frame, (width, height)) for frame in frames])
+
+
+def _jitter_colors(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Apply torchvision's ColorJitter, factors and order drawn anew: uint8 [H, W, 3] -> same."""
+  order = rng.permutation(4)
+  brightness, contrast, saturation = rng.uniform(
+    1 - np.array([_BRIGHTNESS, _CONTRAST, _SATURATION]),
+    1 + np.array([_BRIGHTNESS, _CONTRAST, _SATURATION]),
+  )
+  hue = rng.uniform(-_HUE, _HUE)
+  for step in order:
+    if step == 0:
+      frame = _blend_with(frame, 0, brightness)
+    elif step == 1:
+      mean = int(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY).mean() + 0.5)
+      frame = _blend_with(frame, mean, contrast)
+    elif step == 2:
+      frame = cv2.addWeighted(frame, saturation, _to_gray(frame), 1 - saturation, 0)
+    else:
+      hsv = cv2.cvtColor(frame, cv2.COLOR_RGB2HSV_FULL)
+      hsv[..., 0] += np.uint8(int(hue * 255) % 256)  # a full turn is 256: uint8 wraps around
+      frame = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
+  return frame
+
+
+def _blend_with(frame: np.ndarray, level: int, factor: float) -> np.ndarray:
+  """Move all values away from (factor > 1) or towards a grey level, clipped to 0..255."""
+  table = factor * np.arange(256) + (1 - factor) * level
+  return cv2.LUT(frame, np.clip(np.round(table), 0, 255).astype(np.uint8))
+
+
+def _to_gray(frame: np.ndarray) -> np.ndarray:
+  """Return Rec.601 luma in three equal channels."""
+  return cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)

@@ -1,0 +1,163 @@
+"""Video file to exactly the frames that were asked for.
+
+Containers lie about how many frames they hold, and seeking by number returns neighbours in many
+real files (AVI with B-frames, variable frame rate, edit lists). So a file is read once into a list
+of packets, frames are counted there, and only what the wanted frames need is decoded.
+"""
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+
+import av
+import numpy as np
+
+# Where timestamps identify frames. Everywhere else (AVI, MPEG) frames are counted one by one.
+_TIMED_CONTAINERS = {'mp4', 'webm'}
+_TIMED_CODECS = {'h264', 'hevc', 'vp8', 'vp9', 'av1'}
+
+
+class VideoError(ValueError):
+  """Name a file that cannot be used as a video, and say why."""
+
+
+def read_video(
+  file: str | os.PathLike | bytes | io.BytesIO, choose: Callable[[int], np.ndarray]
+) -> np.ndarray:
+  """Decode chosen frames of a video, exactly.
+
+  Args:
+    file: path, or the file's contents.
+    choose: maps the number of frames in the video to the indices wanted, in any order and with
+      repeats. If fewer frames decode than the file has packets for (a stream that starts in the
+      middle of a group of pictures), it is asked once more with the number that do.
+
+  Returns:
+    uint8 [T, H, W, 3], RGB, upright, in the order of the indices.
+
+  Raises:
+    VideoError: not a video, no frames, or damaged where it matters.
+  """
+  with _demuxed(file) as (name, stream, packets):
+    wanted = [int(i) for i in choose(_count(packets))]
+    frames = _by_timestamp(stream, packets, set(wanted))
+    if frames is None:
+      frames, count = _by_counting(stream, packets, set(wanted))
+      if count and len(frames) < len(set(wanted)):
+        wanted = [int(i) for i in choose(count)]
+        frames, _ = _by_counting(stream, packets, set(wanted))
+    if not set(wanted) <= frames.keys():
+      raise VideoError(f'{name}: none of its {len(packets)} video packets can be decoded')
+    if len({frame.shape for frame in frames.values()}) > 1:
+      raise VideoError(f'{name}: the picture changes its size midway; re-encode it to one size')
+    return np.stack([frames[i] for i in wanted])
+
+
+def count_frames(file: str | os.PathLike | bytes | io.BytesIO) -> int:
+  """Count the frames a video shows, without decoding; VideoError as in `read_video`."""
+  with _demuxed(file) as (_, _, packets):
+    return _count(packets)
+
+
+def _count(packets: list[av.Packet]) -> int:
+  # Edit lists mark packets that are needed to decode others but never shown.
+  return sum(not packet.is_discard for packet in packets)
+
+
+@contextlib.contextmanager
+def _demuxed(file) -> Iterator[tuple[str, av.video.stream.VideoStream, list[av.Packet]]]:
+  """Yield a name for messages, the video stream and its packets in decoding order."""
+  if isinstance(file, bytes):
+    file = io.BytesIO(file)
+  in_memory = isinstance(file, io.BytesIO)
+  name = 'video in memory' if in_memory else os.fspath(file)
+  try:
+    with av.open(file if in_memory else name) as container:
+      pictures = av.stream.Disposition.attached_pic  # cover art of a sound file is not a video
+      streams = [s for s in container.streams.video if not s.disposition & pictures]
+      if not streams:
+        raise VideoError(f'{name}: has no video stream')
+      stream = streams[0]
+      # One thread a decoder: callers run many decoders, and FFmpeg's frame threads can deadlock
+      # with the interpreter lock. For the same reason nothing here may touch av.logging.
+      stream.codec_context.thread_type = 'NONE'
+      stream.codec_context.thread_count = 1
+      packets = [packet for packet in container.demux(stream) if packet.size]
+      if not _count(packets):
+        raise VideoError(f'{name}: has a video stream without frames')
+      yield name, stream, packets
+  except (av.FFmpegError, OSError) as error:
+    reason = getattr(error, 'strerror', None) or error
+    raise VideoError(f'{name}: cannot be read as a video ({reason})') from error
+
+
+def _by_timestamp(
+  stream: av.video.stream.VideoStream, packets: list[av.Packet], wanted: set[int]
+) -> dict[int, np.ndarray] | None:
+  """Decode as little as the wanted frames need; None where timestamps cannot be trusted."""
+  decoder = stream.codec_context
+  containers = set(stream.container.format.name.split(','))
+  times = [packet.pts for packet in packets]
+  if (
+    not containers & _TIMED_CONTAINERS
+    or decoder.codec.canonical_name not in _TIMED_CODECS
+    or None in times
+    or len(set(times)) < len(times)
+    # Some phones copy decoding times: in order, although the pictures are not.
+    or (decoder.has_b_frames and times == sorted(times))
+  ):
+    return None
+  shown = sorted(packet.pts for packet in packets if not packet.is_discard)
+  index_of = {shown[i]: i for i in wanted}
+  keys = [i for i, p in enumerate(packets) if p.is_keyframe]
+  frames = {}
+  position, latest = 0, None
+  for target in sorted(index_of):
+    if index_of[target] in frames:
+      continue
+    # Leading pictures of an open group come after its key packet but before it in time, so the
+    # key to start from is found by time.
+    start = max((k for k in keys if packets[k].pts <= target), default=0)
+    if start > position:
+      decoder.flush_buffers()
+      position, latest = start, None
+    while index_of[target] not in frames:
+      if position > len(packets):
+        return None
+      packet = packets[position] if position < len(packets) else None  # None: drain the decoder
+      # No picture depends on a non-reference picture, so leaving out unwanted ones is exact.
+      unwanted = packet is not None and packet.pts not in index_of
+      decoder.skip_frame = 'NONREF' if unwanted else 'DEFAULT'
+      for frame in decoder.decode(packet):
+        if frame.pts is None or (latest is not None and frame.pts <= latest):
+          return None
+        latest = frame.pts
+        if frame.pts in index_of:
+          frames[index_of[frame.pts]] = _to_rgb(frame)
+      position += 1
+  return frames
+
+
+def _by_counting(
+  stream: av.video.stream.VideoStream, packets: list[av.Packet], wanted: set[int]
+) -> tuple[dict[int, np.ndarray], int]:
+  """Decode from the start to the last wanted frame; also how many frames came out."""
+  decoder = stream.codec_context
+  decoder.flush_buffers()
+  decoder.skip_frame = 'DEFAULT'
+  frames, count = {}, 0
+  for packet in [*packets, None]:
+    for frame in decoder.decode(packet):
+      if count in wanted:
+        frames[count] = _to_rgb(frame)
+      count += 1
+    if len(frames) == len(wanted):
+      break
+  return frames, count
+
+
+def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
+  """Convert with the file's own colour matrix and range, and turn upright."""
+  rgb = frame.to_ndarray(format='rgb24', threads=1)
+  return np.rot90(rgb, k=round(frame.rotation / 90))

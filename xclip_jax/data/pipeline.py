@@ -1,0 +1,309 @@
+"""Videos to batches, in threads or worker processes, the same on any number of them.
+
+A batch is a dict of numpy arrays, B rows on this host:
+
+  video   uint8 [B, T, S, S, 3]
+  label   int32 [B]   class id
+  index   int32 [B]   row of the source that is shown; -1: padding
+  mask    bool  [B]   False: padding, or nothing could be read; the row must not count
+  failed  int32 [B]   row of a file that could not be read, else -1
+  error   S200  [B]   the path of that file and the reason, else empty
+
+Row i of the training stream depends on the seed and i alone, so a step number is all the state
+there is: resuming is slicing, and workers, threads and hosts change nothing but speed.
+"""
+
+import dataclasses
+import multiprocessing
+import os
+import threading
+import time
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import cv2
+import grain
+import numpy as np
+from absl import flags
+
+from xclip_jax.data import augment, decode, sampling
+
+Source = grain.sources.RandomAccessDataSource[dict]  # [row] -> dict(path, label, index)
+
+_SUBSTITUTES = 8  # other rows tried in place of an unreadable one
+_RESTARTS = 3     # times that killed workers are replaced
+
+
+class Batches:
+  """Iterate over batches once; a context manager that stops its workers.
+
+  `len` is the number of batches from the start, and a TypeError for an endless stream. A worker
+  process that is killed (out of memory, a crash in a codec) is replaced without a trace in the
+  stream, three times; the fourth is a RuntimeError.
+  """
+
+  def __init__(
+    self, dataset: grain.MapDataset, *, step: int, workers: int, threads: int, endless: bool
+  ):
+    self._dataset = dataset
+    self._step = step
+    self._workers = workers
+    # Elements of the dataset are whole batches, so this buffers one batch a thread.
+    self._read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    self._endless = endless
+    self._restarts = 0
+    self._open_iterator = []  # one, or none when closed
+    self._stop = weakref.finalize(self, _close_all, self._open_iterator)  # runs at exit, too
+    self._open()
+
+  def _open(self) -> None:
+    batches = self._dataset[self._step:].to_iter_dataset(self._read_options)
+    if self._workers:
+      if not flags.FLAGS.is_parsed():  # outside absl.app.run; grain's workers read its flags
+        flags.FLAGS.mark_as_parsed()
+      options = grain.MultiprocessingOptions(num_workers=self._workers)
+      batches = batches.mp_prefetch(options, worker_init_fn=_leave_with_parent)
+    self._open_iterator.append(iter(batches))
+
+  def __len__(self) -> int:
+    if self._endless:
+      raise TypeError('a training stream has no end, so no len()')
+    return len(self._dataset)
+
+  def __iter__(self) -> 'Batches':
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    if not self._open_iterator:
+      raise ValueError('these batches are closed; make new ones')
+    while True:
+      try:
+        batch = next(self._open_iterator[0])
+        break
+      except StopIteration:
+        raise
+      except Exception as error:
+        _close_all(self._open_iterator)  # left open, it would go on without the failed worker
+        if not self._workers or not isinstance(error, RuntimeError):  # grain's for a dead worker
+          raise
+        if self._restarts == _RESTARTS:
+          raise RuntimeError(
+            f'reading batch {self._step} failed after {self._restarts} restarts of the workers: '
+            f'{error} If they run out of memory, lower data.workers or data.threads.'
+          ) from error
+        self._restarts += 1
+        self._open()
+    self._step += 1
+    # Workers hand over views of shared memory that must not outlive them; a copy is a plain array.
+    return {name: np.array(array) for name, array in batch.items()} if self._workers else batch
+
+  def __enter__(self) -> 'Batches':
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    self.close()
+
+  def close(self) -> None:
+    """Stop threads and workers; calling it again does nothing."""
+    self._stop()
+
+
+def _close_all(iterators: list[grain.DatasetIterator]) -> None:
+  # Let go as well as close: grain's destructors fail noisily in an interpreter half shut down.
+  while iterators:
+    iterators.pop().close()
+
+
+def train_batches(
+  source: Source,
+  transform: augment.TrainTransform,
+  *,
+  num_frames: int,
+  batch_size: int,
+  seed: int,
+  start_step: int = 0,
+  workers: int = 0,
+  threads: int = 4,
+  host_index: int = 0,
+  host_count: int = 1,
+) -> Batches:
+  """Shuffle, decode and augment without end, from batch `start_step` on.
+
+  A video that cannot be read is replaced by another one drawn from the same random numbers, and
+  reported in `failed` and `error`.
+
+  Args:
+    source: what to learn from, a `VideoList` for one; every epoch is another permutation of it.
+    transform: applied to each clip with random numbers of its own.
+    num_frames: T.
+    batch_size: rows over all hosts; each host gets its share of the same global batch.
+    seed: of order, frames and augmentation.
+    start_step: batches to skip, at no cost.
+    workers: decoding processes; 0: threads of this process only.
+    threads: decoding threads, in each worker if there are any; each holds a batch in memory.
+    host_index: which host this is, of `host_count`.
+    host_count: hosts that read together.
+  """
+  rows = _rows_per_host(source, batch_size, host_index, host_count)
+  # Sharding after repeat and random_map keeps global batches and random numbers the same for any
+  # number of hosts; batching before the workers keeps the order the same for any number of those.
+  clips = (
+    grain.MapDataset.source(source)
+    .seed(seed % 2**32)
+    .shuffle()
+    .repeat()
+    .random_map(_TrainClip(source, transform, num_frames))
+  )
+  dataset = clips[host_index::host_count].batch(rows, drop_remainder=True)
+  return Batches(dataset, step=start_step, workers=workers, threads=threads, endless=True)
+
+
+def eval_batches(
+  source: Source,
+  transform: augment.EvalTransform,
+  *,
+  num_frames: int,
+  batch_size: int,
+  workers: int = 0,
+  threads: int = 4,
+  host_index: int = 0,
+  host_count: int = 1,
+) -> Batches:
+  """Read every video once, in order, over all hosts together.
+
+  All batches are full and every host gets as many: what is missing at the end is padding. A video
+  that cannot be read is black with mask False. Arguments as in `train_batches`.
+  """
+  rows = _rows_per_host(source, batch_size, host_index, host_count)
+  padded = -(-len(source) // batch_size) * batch_size
+  clips = grain.MapDataset.range(padded).map(_EvalClip(source, transform, num_frames))
+  dataset = clips[host_index::host_count].batch(rows)
+  return Batches(dataset, step=0, workers=workers, threads=threads, endless=False)
+
+
+class BadFiles:
+  """Count the files that could not be read, and stop a run that has too many.
+
+  On several hosts each counts the files it met itself.
+  """
+
+  def __init__(self, source_len: int, max_share: float):
+    self._source_len = source_len
+    self._max_share = max_share
+    self.items: dict[int, str] = {}  # row of the source -> path and reason
+
+  @property
+  def count(self) -> int:
+    """Distinct files so far."""
+    return len(self.items)
+
+  def update(self, batch: dict[str, np.ndarray]) -> None:
+    """Note a batch's failures; ValueError once their share of the source is too large."""
+    for row in np.flatnonzero(batch['failed'] >= 0):
+      reason = batch['error'][row].decode(errors='replace')
+      self.items.setdefault(int(batch['failed'][row]), reason)
+    if self.count > self._max_share * self._source_len:
+      shown = '\n  '.join(list(self.items.values())[:5])
+      raise ValueError(
+        f'{self.count} of {self._source_len} videos cannot be read, more than '
+        f'data.max_bad_share={self._max_share} allows; repair or delist them:\n  {shown}'
+      )
+
+
+@dataclasses.dataclass(frozen=True)
+class _TrainClip:
+  """Element of a source and random numbers -> one row of a training batch."""
+
+  source: Source
+  transform: augment.TrainTransform
+  num_frames: int
+
+  def __call__(self, element: dict, rng: np.random.Generator) -> dict:
+    choose = lambda count: sampling.train_indices(count, self.num_frames, rng.integers)
+    transform = lambda frames: self.transform(frames, rng)
+    video, error = _read(element['path'], choose, transform)
+    if video is not None:
+      return _row(video, element)
+    for row in rng.integers(len(self.source), size=_SUBSTITUTES):
+      other = self.source[int(row)]
+      video, _ = _read(other['path'], choose, transform)
+      if video is not None:
+        return _row(video, other, failed=element['index'], error=error)
+    return _row(_black(self), element, mask=False, failed=element['index'], error=error)
+
+
+@dataclasses.dataclass(frozen=True)
+class _EvalClip:
+  """Row of the padded source -> one row of an evaluation batch."""
+
+  source: Source
+  transform: augment.EvalTransform
+  num_frames: int
+
+  def __call__(self, row: int) -> dict:
+    if row >= len(self.source):
+      return _row(_black(self), dict(label=0, index=-1), mask=False)
+    element = self.source[row]
+    choose = lambda count: sampling.test_indices(count, self.num_frames)
+    video, error = _read(element['path'], choose, self.transform)
+    if video is None:
+      return _row(_black(self), element, mask=False, failed=row, error=error)
+    return _row(video, element)
+
+
+def _read(
+  path: str, choose: Callable[[int], np.ndarray], transform: Callable[[np.ndarray], np.ndarray]
+) -> tuple[np.ndarray | None, str]:
+  """Return (clip, '') or (None, reason); raises for nothing that a file can be the cause of."""
+  try:
+    return transform(decode.read_video(path, choose)), ''
+  except decode.VideoError as error:
+    return None, str(error)
+  except (cv2.error, MemoryError) as error:  # absurd picture sizes
+    return None, f'{path}: {error}'
+
+
+def _row(
+  video: np.ndarray, element: dict, mask: bool = True, failed: int = -1, error: str = ''
+) -> dict[str, Any]:
+  return dict(
+    video=video,
+    label=np.int32(element['label']),
+    index=np.int32(element['index']),
+    mask=np.bool_(mask),
+    failed=np.int32(failed),
+    error=np.array(error.encode()[-200:], 'S200'),  # the end: file name and reason
+  )
+
+
+def _black(clip: _TrainClip | _EvalClip) -> np.ndarray:
+  size = clip.transform.image_size
+  return np.zeros((clip.num_frames, size, size, 3), np.uint8)
+
+
+def _rows_per_host(source: Source, batch_size: int, host_index: int, host_count: int) -> int:
+  if not len(source):
+    raise ValueError('there are no videos to read; the annotation file lists none')
+  if batch_size < 1 or batch_size % host_count:
+    raise ValueError(f'batch_size={batch_size} must be a positive multiple of {host_count} hosts')
+  if not 0 <= host_index < host_count:
+    raise ValueError(f'host_index must be in 0..{host_count - 1}, found {host_index}')
+  return batch_size // host_count
+
+
+def _leave_with_parent(worker_index: int, worker_count: int) -> None:
+  """End this worker when the main process is gone, however it went.
+
+  A main process that is killed cannot tell its workers, and they would wait for ever, holding
+  shared memory.
+  """
+  del worker_index, worker_count
+  parent = multiprocessing.parent_process().pid
+
+  def watch():
+    while os.getppid() == parent:
+      time.sleep(1)
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()

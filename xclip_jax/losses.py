@@ -1,0 +1,93 @@
+"""Targets, blending and the loss; all of it runs on device, inside the training step."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+class Blending(NamedTuple):
+  """How clips and labels are mixed; a Beta parameter of 0 turns that way off."""
+
+  mixup: float
+  cutmix: float
+  cutmix_share: float
+
+
+def normalize(video: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+  """Maps uint8 [..., 3] to float32, (pixels - mean) / std with mean and std in 0..255."""
+  return (video.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)
+
+
+def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
+  """One-hot [B, K] with `smoothing` spread evenly over all classes."""
+  return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), smoothing)
+
+
+def mixup(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
+  """lam * x + (1 - lam) * x[partner], along axis 0."""
+  return lam * x + (1 - lam) * x[partner]
+
+
+def cutmix_box(lam: jax.Array, cy: jax.Array, cx: jax.Array, H: int, W: int) -> jax.Array:
+  """Pastes where: bool [H, W], a box of about (1 - lam) of the area around (cy, cx), clipped."""
+  side = jnp.sqrt(1 - lam)
+  half_h, half_w = (jnp.floor(H * side) // 2, jnp.floor(W * side) // 2)
+  rows, columns = jnp.arange(H)[:, None], jnp.arange(W)[None, :]
+  inside = lambda x, center, half: (x >= center - half) & (x < center + half)
+  return inside(rows, cy, half_h) & inside(columns, cx, half_w)
+
+
+def cutmix(
+  video: jax.Array, targets: jax.Array, partner: jax.Array, box: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Pastes the partner's pixels where box [H, W] is set; targets mix by the area that is left."""
+  video = jnp.where(box[..., None], video[partner], video)
+  return video, mixup(targets, partner, 1 - box.mean())
+
+
+def blend(
+  key: jax.Array, video: jax.Array, targets: jax.Array, options: Blending
+) -> tuple[jax.Array, jax.Array]:
+  """Mixes each clip with another one of the batch: CutMix or Mixup, one draw for the whole batch.
+
+  As in the reference, one coin, one lambda, one permutation and one box serve all clips and all
+  their frames.
+
+  Args:
+    key: rng.
+    video: [B, T, H, W, 3], pixels of any dtype.
+    targets: float32 [B, K].
+    options: Beta parameters and the share of CutMix.
+
+  Returns:
+    video float32, targets float32.
+  """
+  B, _, H, W, _ = video.shape
+  which, permutation, draw, center_y, center_x = jax.random.split(key, 5)
+  partner = jax.random.permutation(permutation, B)
+  video = video.astype(jnp.float32)
+
+  def by_mixup(_):
+    lam = jax.random.beta(draw, options.mixup, options.mixup)
+    return mixup(video, partner, lam), mixup(targets, partner, lam)
+
+  def by_cutmix(_):
+    lam = jax.random.beta(draw, options.cutmix, options.cutmix)
+    cy = jax.random.randint(center_y, (), 0, H)
+    cx = jax.random.randint(center_x, (), 0, W)
+    return cutmix(video, targets, partner, cutmix_box(lam, cy, cx, H, W))
+
+  if options.mixup and options.cutmix:
+    coin = jax.random.bernoulli(which, options.cutmix_share)
+    return jax.lax.cond(coin, by_cutmix, by_mixup, None)
+  if options.cutmix:
+    return by_cutmix(None)
+  return by_mixup(None) if options.mixup else (video, targets)
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+  """Mean over the rows of mask [B] of -sum_k targets * log softmax(logits), both [B, K]."""
+  losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+  return jnp.sum(jnp.where(mask, losses, 0)) / jnp.maximum(mask.sum(), 1)

@@ -1,0 +1,246 @@
+"""The layers that every tower is made of: products, attention, MLP, residual blocks.
+
+Numbers: operands of matrix products are in `dtype`; products accumulate in float32; LayerNorm
+statistics, softmax and biases are in float32; parameters always are.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+# PyTorch's epsilon, and its two-pass variance: the fast one cancels when mean >> std.
+LayerNorm = functools.partial(
+  nn.LayerNorm, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32
+)
+
+REMAT_POLICIES = {
+  'dots': jax.checkpoint_policies.save_only_these_names('dense'),
+  'nothing': jax.checkpoint_policies.nothing_saveable,
+}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  """Multiplies two arrays of one dtype and accumulates in float32.
+
+  Unlike `jnp.einsum` under autodiff, the backward products have operands of the forward dtype too:
+  a float32 cotangent would otherwise turn every bfloat16 backward product into a float32 one.
+  float32 operands are multiplied as float32 on every platform (no TF32, no bfloat16 passes).
+
+  Args:
+    spec: two operands, single letters; every letter stands in at least two of the three terms.
+
+  Returns:
+    float32 array.
+  """
+  precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _einsum_fwd(spec, a, b):
+  return einsum(spec, a, b), (a, b)
+
+
+def _einsum_bwd(spec, operands, g):
+  a, b = operands
+  lhs, rhs, out = spec.replace('->', ',').split(',')
+  g = g.astype(a.dtype)
+  da = einsum(f'{out},{rhs}->{lhs}', g, b)
+  # XLA:CPU has no fast kernel for a product whose left operand is transposed in place.
+  a = jax.lax.platform_dependent(a, cpu=jax.lax.optimization_barrier, default=lambda x: x)
+  db = einsum(f'{lhs},{out}->{rhs}', a, g)
+  return da.astype(a.dtype), db.astype(b.dtype)
+
+
+einsum.defvjp(_einsum_fwd, _einsum_bwd)
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """OpenAI CLIP's activation, x * sigmoid(1.702 x)."""
+  return x * nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': functools.partial(nn.gelu, approximate=False)}
+
+
+# --- initial values: PyTorch's, since the reference is initialised by it -----------------------
+
+
+def uniform(bound: float) -> Callable:
+  """Uniform in [-bound, bound]; torch.nn.Linear's is fan_in ** -0.5, for kernel and bias."""
+  return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+class BlockInit(NamedTuple):
+  """Initialisers of one residual block."""
+
+  qkv: Callable
+  out: Callable
+  fc: Callable
+  proj: Callable
+  fc_bias: Callable = nn.initializers.zeros
+  proj_bias: Callable = nn.initializers.zeros
+
+
+def torch_init(width: int, mlp_width: int) -> BlockInit:
+  """MultiheadAttention's packed Xavier-uniform and Linear's defaults: vision blocks."""
+  fc, proj = uniform(width**-0.5), uniform(mlp_width**-0.5)
+  return BlockInit(uniform((6 / (4 * width)) ** 0.5), uniform(width**-0.5), fc, proj, fc, proj)
+
+
+def text_init(width: int, mlp_width: int, layers: int) -> BlockInit:
+  """CLIP's text tower: normal, the residual branches scaled down with depth."""
+  normal = nn.initializers.normal
+  out = normal(width**-0.5 * (2 * layers) ** -0.5)
+  return BlockInit(
+    normal(width**-0.5), out, normal((2 * width) ** -0.5), out,
+    uniform(width**-0.5), uniform(mlp_width**-0.5),
+  )
+
+
+def small_init(width: int) -> BlockInit:
+  """X-CLIP's new blocks: normal .02, except PyTorch's packed attention input (MIT)."""
+  small = nn.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
+  return BlockInit(uniform((6 / (4 * width)) ** 0.5), small, small, small)
+
+
+# --- layers ------------------------------------------------------------------------------------
+
+
+class Dense(nn.Module):
+  """Affine map of the last axis, [..., D] -> float32 [..., features]."""
+
+  features: int
+  dtype: Any = jnp.float32
+  use_bias: bool = True
+  kernel_init: Callable = nn.initializers.lecun_normal()
+  bias_init: Callable = nn.initializers.zeros
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    D = x.shape[-1]
+    kernel = self.param('kernel', self.kernel_init, (D, self.features), jnp.float32)
+    rows = x.astype(self.dtype).reshape(-1, D)
+    y = einsum('XD,DE->XE', rows, kernel.astype(self.dtype))
+    if self.use_bias:
+      y += self.param('bias', self.bias_init, (self.features,), jnp.float32)
+    return checkpoint_name(y, 'dense').reshape(*x.shape[:-1], self.features)
+
+
+def dot_product_attention(
+  query: jax.Array,
+  key: jax.Array,
+  value: jax.Array,
+  causal: bool = False,
+  dtype: Any = jnp.float32,
+  implementation: str = 'xla',
+) -> jax.Array:
+  """Computes softmax(q k / sqrt(F)) v.
+
+  Args:
+    query: [X, L, N, F].
+    key: [X, M, N, F].
+    value: [X, M, N, F].
+    causal: position l sees keys 0..l only.
+    dtype: of the operands of both products; the softmax is float32.
+    implementation: 'xla' anywhere; 'cudnn' (bfloat16 on CUDA devices) never forms [L, M].
+
+  Returns:
+    float32 [X, L, N, F].
+  """
+  query, key, value = (x.astype(dtype) for x in (query, key, value))
+  if implementation == 'cudnn':
+    return jax.nn.dot_product_attention(
+      query, key, value, is_causal=causal, implementation='cudnn'
+    ).astype(jnp.float32)
+  # Heads beside the batch: the layout of a plain batched product. XLA:CPU runs others many times
+  # slower, and bfloat16 ones not at all.
+  query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))            # [X, N, L, F]
+  scores = einsum('XNLF,XNMF->XNLM', query * query.shape[-1] ** -0.5, key)
+  if causal:
+    L, M = scores.shape[-2:]
+    scores = jnp.where(jnp.tri(L, M, dtype=bool), scores, -jnp.inf)
+  weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
+  return einsum('XNLM,XNMF->XNLF', weights, value).swapaxes(1, 2)
+
+
+class Attention(nn.Module):
+  """Multi-head attention with separate query, key and value maps."""
+
+  heads: int
+  dtype: Any = jnp.float32
+  qkv_bias: bool = True
+  causal: bool = False
+  qkv_init: Callable = nn.initializers.xavier_uniform()
+  out_init: Callable = nn.initializers.xavier_uniform()
+  implementation: str = 'xla'
+
+  @nn.compact
+  def __call__(self, x: jax.Array, memory: jax.Array | None = None) -> jax.Array:
+    """Lets x attend to memory.
+
+    Args:
+      x: [X, L, D].
+      memory: [X, M, D]; default: x itself.
+
+    Returns:
+      float32 [X, L, D].
+    """
+    memory = x if memory is None else memory
+    D = x.shape[-1]
+    project = functools.partial(
+      Dense, D, self.dtype, use_bias=self.qkv_bias, kernel_init=self.qkv_init
+    )
+    split = lambda y: y.reshape(*y.shape[:-1], self.heads, D // self.heads)
+    query = split(project(name='query')(x))
+    key = split(project(name='key')(memory))
+    value = split(project(name='value')(memory))
+    y = dot_product_attention(query, key, value, self.causal, self.dtype, self.implementation)
+    return Dense(D, self.dtype, kernel_init=self.out_init, name='out')(y.reshape(x.shape))
+
+
+class Mlp(nn.Module):
+  """Two affine maps with the activation between, [..., D] -> float32 [..., D]."""
+
+  mlp_width: int
+  inits: BlockInit
+  activation: str = 'quick_gelu'
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dense = functools.partial(Dense, dtype=self.dtype)
+    y = dense(
+      self.mlp_width, kernel_init=self.inits.fc, bias_init=self.inits.fc_bias, name='c_fc'
+    )(x)
+    y = ACTIVATIONS[self.activation](y)
+    return dense(
+      x.shape[-1], kernel_init=self.inits.proj, bias_init=self.inits.proj_bias, name='c_proj'
+    )(y)
+
+
+class Block(nn.Module):
+  """Pre-norm residual block: x + attn(ln_1(x)), then x + mlp(ln_2(x)). [X, L, D] -> same."""
+
+  heads: int
+  mlp_width: int
+  inits: BlockInit
+  activation: str = 'quick_gelu'
+  causal: bool = False
+  dtype: Any = jnp.float32
+  implementation: str = 'xla'
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    attn = Attention(
+      self.heads, self.dtype, causal=self.causal, qkv_init=self.inits.qkv, out_init=self.inits.out,
+      implementation=self.implementation, name='attn',
+    )
+    mlp = Mlp(self.mlp_width, self.inits, self.activation, self.dtype, name='mlp')
+    x += attn(LayerNorm(name='ln_1')(x)).astype(x.dtype)
+    return x + mlp(LayerNorm(name='ln_2')(x)).astype(x.dtype)

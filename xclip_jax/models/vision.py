@@ -1,0 +1,160 @@
+"""The cross-frame communication transformer: CLIP's image tower whose frames talk to each other."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from xclip_jax.models.layers import (
+  REMAT_POLICIES,
+  Attention,
+  Dense,
+  LayerNorm,
+  Mlp,
+  einsum,
+  torch_init,
+  uniform,
+)
+from xclip_jax.sharding import shard_batch
+
+
+class PatchEmbed(nn.Module):
+  """Maps every patch to a token: a stride-P convolution written as one product.
+
+  [X, H, W, 3] -> float32 [X, M, D], patches in row-major order. The kernel is [P, P, 3, D].
+  """
+
+  patch_size: int
+  width: int
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, frames: jax.Array) -> jax.Array:
+    X, H, W, C = frames.shape
+    P, D = self.patch_size, self.width
+    kernel = self.param('kernel', uniform((C * P * P) ** -0.5), (P, P, C, D), jnp.float32)
+    x = frames.astype(self.dtype).reshape(X, H // P, P, W // P, P, C)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, P * P * C)               # [X*M, P*P*C]
+    x = einsum('XD,DE->XE', x, kernel.astype(self.dtype).reshape(-1, D))
+    return x.reshape(X, -1, D)
+
+
+class DropPath(nn.Module):
+  """Drops a residual branch for whole videos (stochastic depth), and scales the others up.
+
+  The reference drops along axis 0 of tensors laid out [L, B*T, D] or [T, B, D]: a token position or
+  a frame index, for all videos at once (VideoX issue 85). Its rate is 0 everywhere, so no published
+  number depends on it; here one coin is thrown for each video, as the method means.
+  """
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, num_videos: int, deterministic: bool) -> jax.Array:
+    """Args: x [B, ...] or [B*T, ...], of num_videos = B videos."""
+    if deterministic or self.rate == 0:
+      return x
+    keep = jax.random.bernoulli(self.make_rng('drop_path'), 1 - self.rate, (num_videos,))
+    keep = jnp.repeat(keep, x.shape[0] // num_videos)
+    return jnp.where(keep.reshape(-1, *(1,) * (x.ndim - 1)), x / (1 - self.rate), 0)
+
+
+class CrossFrameBlock(nn.Module):
+  """Cross-frame attention over messages, then attention and MLP inside each frame (Eq. 2 to 5).
+
+  Every frame writes a message, the messages of a video attend to each other (cross-frame fusion),
+  and the frame's tokens read their own message as one more key (intra-frame diffusion). The
+  reference appends the message to the tokens and cuts it off after; as its own query is never
+  used, a key and a value are all it needs to be.
+  """
+
+  num_frames: int
+  heads: int
+  mlp_width: int
+  activation: str = 'quick_gelu'
+  drop_path: float = 0.0
+  dtype: Any = jnp.float32
+  implementation: str = 'xla'
+
+  @nn.compact
+  def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
+    """Args: x [B*T, L, D], the class token first. Returns the same shape and dtype."""
+    T, D = self.num_frames, x.shape[-1]
+    B = x.shape[0] // T
+    init = torch_init(D, self.mlp_width)
+    attention = lambda name, implementation: Attention(
+      self.heads, self.dtype, qkv_init=init.qkv, out_init=init.out, implementation=implementation,
+      name=name,
+    )
+    drop = lambda y: DropPath(self.drop_path)(y, B, deterministic).astype(x.dtype)
+    x = shard_batch(x)
+
+    message = Dense(
+      D, self.dtype, kernel_init=uniform(D**-0.5), bias_init=uniform(D**-0.5), name='message_fc'
+    )(x[:, 0])
+    message = shard_batch(message.astype(x.dtype).reshape(B, T, D))
+    fused = attention('message_attn', 'xla')(LayerNorm(name='message_ln')(message))
+    message = (message + drop(fused)).reshape(B * T, 1, D)
+
+    tokens = LayerNorm(name='ln_1')(jnp.concatenate([x, message], axis=1))     # [B*T, L+1, D]
+    x += drop(attention('attn', self.implementation)(tokens[:, :-1], tokens))
+    mlp = Mlp(self.mlp_width, init, self.activation, self.dtype, name='mlp')
+    return shard_batch(x + drop(mlp(LayerNorm(name='ln_2')(x))))
+
+
+class VisionEncoder(nn.Module):
+  """Frames to class features and patch tokens."""
+
+  num_frames: int
+  patch_size: int
+  width: int
+  layers: int
+  heads: int
+  mlp_width: int
+  embed_dim: int
+  activation: str = 'quick_gelu'
+  drop_path: float = 0.0
+  dtype: Any = jnp.float32
+  residual_dtype: Any = jnp.float32
+  implementation: str = 'xla'
+  remat: str | None = None
+
+  @nn.compact
+  def __call__(self, video: jax.Array, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
+    """Encodes every frame, in the light of the others.
+
+    Args:
+      video: [B, T, H, W, 3].
+      deterministic: no stochastic depth.
+
+    Returns:
+      frames float32 [B, T, E]: class token after ln_post and projection.
+      patches [B, T, M, D]: raw output of the last block, before any normalisation.
+    """
+    B, T = video.shape[:2]
+    D = self.width
+    x = PatchEmbed(self.patch_size, D, self.dtype, name='patch_embed')(
+      video.reshape(B * T, *video.shape[2:])
+    )
+    normal = nn.initializers.normal(D**-0.5)
+    class_embed = self.param('class_embed', normal, (D,), jnp.float32)
+    x = jnp.concatenate([jnp.broadcast_to(class_embed, (B * T, 1, D)), x], axis=1)  # [B*T, L, D]
+    x += self.param('pos_embed', normal, x.shape[1:], jnp.float32)
+    x = LayerNorm(name='ln_pre')(x).astype(self.residual_dtype)
+
+    block = CrossFrameBlock
+    if self.remat:
+      block = nn.remat(block, static_argnums=(2,), policy=REMAT_POLICIES[self.remat])
+    for i in range(self.layers):
+      rate = self.drop_path * i / max(self.layers - 1, 1)
+      x = block(
+        self.num_frames, self.heads, self.mlp_width, self.activation, rate, self.dtype,
+        self.implementation, name=f'blocks_{i}',
+      )(x, deterministic)
+
+    frames = LayerNorm(name='ln_post')(x[:, 0])
+    frames = Dense(
+      self.embed_dim, self.dtype, use_bias=False, kernel_init=normal, name='proj'
+    )(frames)
+    return frames.reshape(B, T, -1), x[:, 1:].reshape(B, T, -1, D)

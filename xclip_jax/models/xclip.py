@@ -1,0 +1,249 @@
+"""X-CLIP (Ni et al., ECCV 2022): what the model is, its sizes and its entry points."""
+
+import dataclasses
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from xclip_jax.models.layers import ACTIVATIONS, REMAT_POLICIES, einsum
+from xclip_jax.models.prompt import VideoPrompt
+from xclip_jax.models.temporal import MultiframeTransformer
+from xclip_jax.models.text import TextEncoder
+from xclip_jax.models.vision import VisionEncoder
+from xclip_jax.sharding import shard_batch
+
+DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class XCLIPConfig:
+  """The architecture. Hashable; nothing is derived from a width behind your back.
+
+  Head counts are stored, not width // 64: Hugging Face's large checkpoints carry others than the
+  reference.
+  """
+
+  image_size: int = 224           # H = W, pixels
+  patch_size: int = 32
+  num_frames: int = 8             # T
+  embed_dim: int = 512            # E, of everything that video and text share
+  vision_width: int = 768
+  vision_layers: int = 12
+  vision_heads: int = 12
+  vision_mlp: int = 3072
+  text_width: int = 512
+  text_layers: int = 12
+  text_heads: int = 8
+  text_mlp: int = 2048
+  vocab_size: int = 49408
+  context_length: int = 77        # longest S
+  mit_layers: int = 1
+  mit_heads: int = 8
+  mit_mlp: int = 2048
+  prompt_layers: int = 2
+  prompt_heads: int = 8
+  prompt_alpha: float = 0.1       # initial value; the trained one is a parameter
+  activation: str = 'quick_gelu'  # of the towers: quick_gelu (OpenAI) | gelu (exact)
+  drop_path: float = 0.0          # stochastic depth of the last vision block; linear from 0
+  dtype: str = 'float32'          # operands of matrix products: float32 | bfloat16
+  residual_dtype: str = 'float32' # what flows between blocks of the towers: float32 | bfloat16
+  attention: str = 'xla'          # of the towers: xla | cudnn (CUDA only, bfloat16)
+  remat: str | None = None        # what the towers keep for backward: None all | dots | nothing
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value = getattr(self, field.name)
+      if field.type is int and (not isinstance(value, int) or value < 1):
+        raise ValueError(f'XCLIPConfig.{field.name} must be a positive integer, got {value!r}')
+    for width, heads in (
+      ('vision_width', 'vision_heads'), ('text_width', 'text_heads'),
+      ('embed_dim', 'mit_heads'), ('embed_dim', 'prompt_heads'),
+    ):
+      if getattr(self, width) % getattr(self, heads):
+        raise ValueError(
+          f'XCLIPConfig.{heads}={getattr(self, heads)} does not divide '
+          f'{width}={getattr(self, width)}'
+        )
+    if self.image_size % self.patch_size:
+      raise ValueError(
+        f'XCLIPConfig.image_size={self.image_size} is not a multiple of '
+        f'patch_size={self.patch_size}'
+      )
+    for name, allowed in (
+      ('activation', ACTIVATIONS), ('dtype', DTYPES), ('residual_dtype', DTYPES),
+      ('attention', ('xla', 'cudnn')), ('remat', (None, *REMAT_POLICIES)),
+    ):
+      if getattr(self, name) not in allowed:
+        raise ValueError(
+          f'XCLIPConfig.{name}={getattr(self, name)!r} is unknown; one of {list(allowed)}'
+        )
+    if not 0 <= self.drop_path < 1:
+      raise ValueError(f'XCLIPConfig.drop_path must lie in [0, 1), got {self.drop_path}')
+
+
+_LARGE = dict(
+  patch_size=14, embed_dim=768, vision_width=1024, vision_layers=24, vision_heads=16,
+  vision_mlp=4096, text_width=768, text_heads=12, text_mlp=3072, mit_heads=12, mit_mlp=3072,
+  prompt_heads=12,
+)
+# The published sizes; any of them with any frame count: replace(VARIANTS['B/16'], num_frames=32).
+VARIANTS = {
+  'B/32': XCLIPConfig(),
+  'B/16': XCLIPConfig(patch_size=16),
+  'L/14': XCLIPConfig(**_LARGE),
+  'L/14@336': XCLIPConfig(**_LARGE, image_size=336, num_frames=16),
+}
+
+
+def make_config(variant: str, **fields) -> XCLIPConfig:
+  """Looks up a published size and replaces some of its fields.
+
+  Raises:
+    ValueError: unknown variant or field.
+  """
+  if variant not in VARIANTS:
+    raise ValueError(f'unknown variant {variant!r}; one of {list(VARIANTS)}')
+  unknown = set(fields) - {f.name for f in dataclasses.fields(XCLIPConfig)}
+  if unknown:
+    raise ValueError(f'XCLIPConfig has no field {sorted(unknown)}')
+  return dataclasses.replace(VARIANTS[variant], **fields)
+
+
+@flax.struct.dataclass
+class VideoFeatures:
+  """What the text side needs to know of B videos. All float32, nothing normalised."""
+
+  video_features: jax.Array      # [B, E]
+  frame_features: jax.Array      # [B, T, E], before the integration transformer
+  patch_features: jax.Array      # [B, M, E], mean over time; what prompts look at
+
+
+@flax.struct.dataclass
+class XCLIPOutput:
+  """What a forward pass has to say. All float32; no feature is normalised."""
+
+  logits: jax.Array                     # [B, K], exp(logit_scale) * cosine
+  video_features: jax.Array             # [B, E]
+  frame_features: jax.Array             # [B, T, E]
+  text_features: jax.Array              # [K, E], without having seen the video
+  conditioned_text_features: jax.Array  # [B, K, E], with the video-specific prompt added
+
+
+class XCLIP(nn.Module):
+  """X-CLIP. `XCLIP(config).apply({'params': params}, video, token_ids)` gives an XCLIPOutput.
+
+  Texts are encoded once and passed in as values where they do not change:
+    text = model.apply(variables, token_ids, method='encode_text')
+    out = model.apply(variables, video, text, method='classify')
+  """
+
+  config: XCLIPConfig
+
+  def setup(self):
+    c = self.config
+    dtype, residual = DTYPES[c.dtype], DTYPES[c.residual_dtype]
+    self.vision = VisionEncoder(
+      c.num_frames, c.patch_size, c.vision_width, c.vision_layers, c.vision_heads, c.vision_mlp,
+      c.embed_dim, c.activation, c.drop_path, dtype, residual, c.attention, c.remat,
+    )
+    self.mit = MultiframeTransformer(c.mit_layers, c.mit_heads, c.mit_mlp, dtype=dtype)
+    self.text = TextEncoder(
+      c.vocab_size, c.context_length, c.text_width, c.text_layers, c.text_heads, c.text_mlp,
+      c.embed_dim, c.activation, dtype, residual, c.remat,
+    )
+    self.prompt = VideoPrompt(
+      c.prompt_layers, c.prompt_heads, c.embed_dim, c.prompt_alpha, dtype
+    )
+    self.logit_scale = self.param(
+      'logit_scale', nn.initializers.constant(np.log(1 / 0.07)), (), jnp.float32
+    )
+
+  def __call__(
+    self, video: jax.Array, token_ids: jax.Array, deterministic: bool = True
+  ) -> XCLIPOutput:
+    """Compares every video with every text.
+
+    Args:
+      video: float [B, T, H, W, 3], RGB, normalised with the checkpoint's mean and std.
+      token_ids: int [K, S], from `Tokenizer`.
+      deterministic: False draws stochastic depth from the rng stream 'drop_path'.
+
+    Raises:
+      ValueError: a shape or dtype that this configuration does not take.
+    """
+    check_video(video, self.config)
+    return self.classify(video, self.encode_text(token_ids), deterministic)
+
+  def encode_video(self, video: jax.Array, deterministic: bool = True) -> VideoFeatures:
+    """Encodes float video [B, T, H, W, 3]."""
+    check_video(video, self.config)
+    frames, patches = self.vision(shard_batch(video), deterministic)
+    return VideoFeatures(
+      video_features=shard_batch(self.mit(frames)),
+      frame_features=frames,
+      patch_features=shard_batch(self.prompt.encode_patches(patches)),
+    )
+
+  def encode_text(self, token_ids: jax.Array) -> jax.Array:
+    """Encodes int token_ids [K, S] to float32 [K, E], not normalised, no video seen."""
+    check_token_ids(token_ids, self.config)
+    return self.text(token_ids)
+
+  def classify(
+    self, video: jax.Array | VideoFeatures, text_features: jax.Array, deterministic: bool = True
+  ) -> XCLIPOutput:
+    """Compares videos (or features of `encode_video`) with features of `encode_text`, [K, E]."""
+    if text_features.ndim != 2 or text_features.shape[1] != self.config.embed_dim:
+      raise ValueError(
+        f'text_features must be [K, {self.config.embed_dim}] as encode_text gives them, got '
+        f'{list(text_features.shape)}'
+      )
+    if not isinstance(video, VideoFeatures):
+      video = self.encode_video(video, deterministic)
+    text_features = text_features.astype(jnp.float32)
+    conditioned = text_features + self.prompt(text_features, video.patch_features)
+    logits = jnp.exp(self.logit_scale) * einsum(
+      'BE,BKE->BK', l2_normalize(video.video_features), l2_normalize(conditioned)
+    )
+    return XCLIPOutput(
+      logits=logits,
+      video_features=video.video_features,
+      frame_features=video.frame_features,
+      text_features=text_features,
+      conditioned_text_features=conditioned,
+    )
+
+
+def l2_normalize(x: jax.Array) -> jax.Array:
+  """Divides by the norm of the last axis; like the reference, without an epsilon."""
+  return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def check_video(video: jax.Array, config: XCLIPConfig) -> None:
+  """Raises ValueError unless video is float [B, T, H, W, 3] with the T, H and W of config."""
+  want = (config.num_frames, config.image_size, config.image_size, 3)
+  if np.ndim(video) != 5 or np.shape(video)[1:] != want:
+    raise ValueError(
+      f'video must be [B, T, H, W, 3] = [B, {", ".join(map(str, want))}], got '
+      f'{list(np.shape(video))}: sample {config.num_frames} frames and crop to '
+      f'{config.image_size} pixels, or build the model for what you have'
+    )
+  if not jnp.issubdtype(video.dtype, jnp.floating):
+    raise ValueError(
+      f'video must be floating point and normalised ((pixels - mean) / std), got {video.dtype}'
+    )
+
+
+def check_token_ids(token_ids: jax.Array, config: XCLIPConfig) -> None:
+  """Raises ValueError unless token_ids is int [K, S] with S up to the context length."""
+  shape = np.shape(token_ids)
+  if len(shape) != 2 or not 1 <= shape[1] <= config.context_length:
+    raise ValueError(
+      f'token_ids must be [K, S] with S from 1 to the context length {config.context_length}, '
+      f'got {list(shape)}'
+    )
+  if not jnp.issubdtype(token_ids.dtype, jnp.integer):
+    raise ValueError(f'token_ids must be integers, got {token_ids.dtype}')

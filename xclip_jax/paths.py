@@ -1,0 +1,64 @@
+"""Names for the leaves of any pytree, and tables of rules over those names."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+
+Rules = Sequence[tuple[str, Any]]     # (regex, value) rows; a regex must match the whole name
+
+
+def name(path: tuple) -> str:
+  """Joins a key path: ('vision', 'ln_pre', 'scale') -> 'vision/ln_pre/scale'."""
+  return jax.tree_util.keystr(path, simple=True, separator='/')
+
+
+def flatten(tree: Any) -> dict[str, Any]:
+  """Maps the name of every leaf to the leaf, in tree order."""
+  return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
+  """Builds nested dicts from names; the inverse of `flatten` for trees of dicts."""
+  tree: dict[str, Any] = {}
+  for key, leaf in flat.items():
+    *parents, last = key.split('/')
+    node = tree
+    for parent in parents:
+      node = node.setdefault(parent, {})
+    node[last] = leaf
+  return tree
+
+
+def map_with_names(f: Callable[[str, Any], Any], tree: Any) -> Any:
+  """Applies f(name, leaf) to every leaf."""
+  return jax.tree.map_with_path(lambda path, leaf: f(name(path), leaf), tree)
+
+
+def match(key: str, rules: Rules) -> Any:
+  """Returns the value of the first rule whose regex matches the whole name.
+
+  Raises:
+    ValueError: no rule matches.
+  """
+  for pattern, value in rules:
+    if matches(pattern, key):
+      return value
+  raise ValueError(
+    f'no rule matches {key!r}; add one, e.g. a last row that matches everything: (".*", ...). '
+    f'Rules: {[pattern for pattern, _ in rules]}'
+  )
+
+
+def matches(pattern: str, key: str) -> bool:
+  """Tells whether a regex matches the whole name."""
+  return re.fullmatch(pattern, key) is not None
+
+
+def unused(rules: Rules, keys: Iterable[str]) -> list[str]:
+  """Lists the patterns that are no key's first match: usually a misspelt name."""
+  keys, seen = list(keys), set()
+  for key in keys:
+    seen.add(next((i for i, (pattern, _) in enumerate(rules) if matches(pattern, key)), -1))
+  return [pattern for i, (pattern, _) in enumerate(rules) if i not in seen]

@@ -1,0 +1,44 @@
+"""The state of a run: what a checkpoint holds."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from xclip_jax.models.xclip import XCLIP
+
+
+@flax.struct.dataclass
+class TrainState:
+  """All that changes from step to step; random numbers and data follow from `step`."""
+
+  step: jax.Array          # int32 [], updates applied
+  params: Any
+  opt_state: Any
+
+
+def init_params(model: XCLIP, key: jax.Array) -> Any:
+  """Draws the parameters of the model."""
+  c = model.config
+  video = jnp.zeros((1, c.num_frames, c.image_size, c.image_size, 3))
+  return model.init(key, video, jnp.zeros((1, c.context_length), jnp.int32))['params']
+
+
+def create(params: Any, tx: optax.GradientTransformation) -> TrainState:
+  """The state before the first step."""
+  return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+
+
+def abstract(model: XCLIP, tx: optax.GradientTransformation) -> TrainState:
+  """Shapes and dtypes of the state; allocates nothing."""
+  return jax.eval_shape(lambda: create(init_params(model, jax.random.key(0)), tx))
+
+
+def init(
+  model: XCLIP, tx: optax.GradientTransformation, seed: int, shardings: Any
+) -> TrainState:
+  """Draws a state whose arrays are born where they belong."""
+  create_state = lambda key: create(init_params(model, key), tx)
+  return jax.jit(create_state, out_shardings=shardings)(jax.random.key(seed))

@@ -1,0 +1,403 @@
+"""What a run is: from a config and a folder to trained weights, numbers and a report."""
+
+import contextlib
+import functools
+import json
+import math
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tqdm
+
+from xclip_jax import evaluate, losses, optim, paths, sharding
+from xclip_jax import metrics as metrics_lib
+from xclip_jax import state as state_lib
+from xclip_jax.checkpoint import Checkpoints
+from xclip_jax.data import Split, augment, open_splits, pipeline
+from xclip_jax.models.xclip import XCLIP, make_config
+
+# Fields that may change between restarts of one run: they move no weight.
+FREE_FIELDS = (
+  r'data\.(root|workers|threads|max_bad_share)|mesh\..*|sharding|checkpoint\..*|log_steps|eval\..*'
+  r'|report'
+)
+
+
+class NonFiniteLossError(RuntimeError):
+  """The loss is NaN or infinite; says at which step, on which files, and what is safe."""
+
+
+def make_model(config: Any) -> XCLIP:
+  """Builds the module of `config.model`."""
+  m = config.model
+  return XCLIP(make_config(
+    m.variant, num_frames=m.num_frames, dtype=m.dtype, residual_dtype=m.residual_dtype,
+    remat=m.remat, **m.fields,
+  ))
+
+
+def make_train_step(
+  model: XCLIP, tx: optax.GradientTransformation, config: Any, num_classes: int,
+) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
+  """Builds step(state, batch, text, key) -> (state, metrics); to be jitted.
+
+  `batch` holds uint8 video [B, T, H, W, 3], label [B] and mask [B]. `text` is int32 token ids
+  [K, S], or float32 features [K, E] where the text tower is frozen. `key` is the run's: what is
+  random in a step follows from it and state.step. With accumulation the batch is worked through in
+  `config.train.accumulation` micro-batches, each blended by itself, and gradients are averaged.
+  """
+  data, train = config.data, config.train
+  smoothing = config.augment.label_smoothing
+  blending = losses.Blending(
+    config.augment.mixup, config.augment.cutmix, config.augment.cutmix_share
+  )
+
+  def loss_fn(params, batch, text, key):
+    blend_key, drop_key = jax.random.split(key)
+    targets = losses.soft_targets(batch['label'], num_classes, smoothing)
+    video, targets = losses.blend(blend_key, batch['video'], targets, blending)
+    variables = {'params': params}
+    if not train.freeze_text:
+      text = model.apply(variables, text, method='encode_text')
+    logits = model.apply(
+      variables, losses.normalize(video, data.mean, data.std), text, False, method='classify',
+      rngs={'drop_path': drop_key},
+    ).logits
+    loss = losses.cross_entropy(logits, targets, batch['mask'])
+    hits = jnp.where(batch['mask'], logits.argmax(-1) == batch['label'], False)
+    return loss, {'loss': loss, 'accuracy': hits.sum() / jnp.maximum(batch['mask'].sum(), 1)}
+
+  grad_fn = jax.grad(loss_fn, has_aux=True)
+
+  def micro_batches(batch):
+    # Row a of every group of A rows: each device splits the rows that it has.
+    split = lambda x: x.reshape(-1, train.accumulation, *x.shape[1:]).swapaxes(0, 1)
+    return jax.tree.map(split, batch)
+
+  def step(state, batch, text, key):
+    key = jax.random.fold_in(key, state.step)
+    if train.accumulation == 1:
+      grads, metrics = grad_fn(state.params, batch, text, key)
+    else:
+      def add(total, part):
+        batch, key = part
+        return jax.tree.map(jnp.add, total, grad_fn(state.params, batch, text, key)), None
+
+      parts = micro_batches(batch), jax.random.split(key, train.accumulation)
+      zeros = jax.tree.map(
+        lambda x: jnp.zeros(x.shape, x.dtype),
+        jax.eval_shape(grad_fn, state.params, jax.tree.map(lambda x: x[0], parts[0]), text, key),
+      )
+      total, _ = jax.lax.scan(add, zeros, parts)
+      grads, metrics = jax.tree.map(lambda x: x / train.accumulation, total)
+    updates, opt_state = tx.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics['grad_norm'] = optax.tree.norm(grads)
+    return state_lib.TrainState(state.step + 1, params, opt_state), metrics
+
+  return step
+
+
+def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[str, float]:
+  """Trains (or only evaluates) what config says, in workdir; goes on where it was interrupted.
+
+  Args:
+    config: see configs/base.py.
+    workdir: holds config.json, checkpoints/, metrics.jsonl, tensorboard/, predictions and report/.
+    mode: 'train', or 'eval' for the checkpoint that is there.
+
+  Returns:
+    The numbers of the last evaluation; empty if the run was asked to stop (SIGTERM) before.
+
+  Raises:
+    ValueError: something in config, data or workdir is not as it must be.
+    NonFiniteLossError, CheckpointError: see there.
+  """
+  if mode not in ('train', 'eval'):
+    raise ValueError(f'mode must be train or eval, got {mode!r}')
+  workdir = Path(workdir).resolve()
+  splits = open_splits(config.data)
+  mesh = sharding.make_mesh(config.mesh)
+  check_batch_size(config, mesh.size)
+  model = make_model(config)
+  total, warmup = run_length(config, len(splits['train'].videos))
+
+  abstract_params = state_lib.abstract(model, optax.identity()).params
+  tx, schedule = optim.make(
+    config.optim, abstract_params, total, warmup, config.train.accumulation,
+    config.train.freeze_text,
+  )
+  abstract = state_lib.abstract(model, tx)
+  shardings = sharding.infer(abstract, config.sharding, mesh)
+  evaluator = evaluate.Evaluation(config, model, mesh, splits)
+
+  with Checkpoints(workdir, config.checkpoint.keep_latest, config.checkpoint.keep_best) as ckpt:
+    start = ckpt.latest_step()
+    if mode == 'eval':
+      step = ckpt.best_step() if config.eval.checkpoint == 'best' else start
+      if step is None:
+        raise ValueError(f'{workdir} holds no checkpoint to evaluate; train first')
+      params = ckpt.restore_params(step, abstract.params, sharding.replicated(mesh))
+      return evaluator.finish(params, workdir, step)
+
+    claim_workdir(config, workdir, splits, fresh=start is None)
+    host = {'bad_files': {}, 'window': []}
+    if start is not None:                                   # 1 continue this run
+      state, host = ckpt.restore(start, abstract, shardings)
+    else:                                                   # 2 from scratch
+      state = state_lib.init(model, tx, config.seed, shardings)
+      if config.train.init_from:                            # 3 from the weights of another run
+        state = state.replace(params=load_params(config.train.init_from, abstract, shardings))
+    start = start or 0
+    announce(model, splits, mesh, total, start)
+
+    text = evaluator.token_ids['train']
+    if config.train.freeze_text:
+      text = evaluator.encode_text(state.params, 'train')
+    text = jax.device_put(text, sharding.replicated(mesh))
+    key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
+    rows = sharding.batch_sharding(mesh)
+    step_fn = jax.jit(
+      make_train_step(model, tx, config, len(splits['train'].classes)), donate_argnums=0,
+      in_shardings=(shardings, rows, sharding.replicated(mesh), sharding.replicated(mesh)),
+      out_shardings=(shardings, sharding.replicated(mesh)),
+    )
+    eval_steps = config.eval.every_steps or max(total // math.ceil(config.train.epochs), 1)
+    save_steps = config.checkpoint.every_steps
+    due = lambda step, every: step % every == 0 or step == total
+
+    bad = pipeline.BadFiles(len(splits['train'].videos), config.data.max_bad_share)
+    bad.items.update({int(k): v for k, v in host['bad_files'].items()})
+    window = Window(host['window'], splits['train'].videos, ckpt)
+    results: dict[str, float] = {}
+
+    def save(step, top1=None):
+      window.fetch()
+      ckpt.save(step, state, {'bad_files': bad.items, 'window': window.rows}, top1)
+
+    with (
+      contextlib.closing(metrics_lib.MetricsWriter(workdir, start)) as writer,
+      pipeline.train_batches(
+        splits['train'].videos, train_transform(config, model), num_frames=model.config.num_frames,
+        batch_size=config.train.batch_size, seed=config.seed, start_step=start,
+        workers=config.data.workers, threads=config.data.threads,
+        host_index=jax.process_index(), host_count=jax.process_count(),
+      ) as batches,
+      tqdm.tqdm(total=total, initial=start, unit='step', desc='training', dynamic_ncols=True,
+                disable=jax.process_index() > 0) as bar,
+      stop_signal() as stopped,
+      jax.set_mesh(mesh),
+    ):
+      done = metrics_lib.read_metrics(writer.path)
+      evaluated = {row['step'] for row in done if 'val/top1' in row}
+      clock = Clock(start)
+      for step in range(start, total + 1):
+        if step > start:
+          batch = next(batches)
+          bad.update(batch)
+          on_device = {k: batch[k] for k in ('video', 'label', 'mask')}
+          state, metrics = step_fn(state, sharding.put_batch(on_device, mesh), text, key)
+          window.add(step, metrics, batch['index'])
+          bar.update()
+          if due(step, config.log_steps):
+            row = window.mean() | {'lr': schedule(step - 1), 'unreadable_files': bad.count}
+            speed = clock.rate(step) * config.train.batch_size
+            writer.write(step, row, {'videos_per_second': speed})
+            bar.set_postfix_str(
+              f'loss {row["loss"]:.3f}, lr {float(row["lr"]):.1e}, {speed:.0f} videos/s'
+            )
+        # A run that was stopped between a step and its evaluation makes up for it here.
+        if step and due(step, eval_steps) and step not in evaluated and not stopped():
+          window.fetch()                       # what is not finite is not worth evaluating
+          with clock.paused():
+            found = evaluator.during_training(state.params, stopped)
+          if found:
+            results = found
+            writer.write(step, results)
+            save(step, results['val/top1'])
+        if step > start and (due(step, save_steps) or stopped()):
+          save(step)
+        if stopped():
+          bar.write(f'stopped at step {step}, which is saved; the same command goes on from there')
+          return {}
+    ckpt.wait()
+    write_bad_files(workdir, bad)
+    params = jax.device_put(state.params, sharding.replicated(mesh))
+    return evaluator.finish(params, workdir, total, clock.seconds)
+
+
+class Window:
+  """Metrics since the last log row: on the device until somebody has to look at them."""
+
+  def __init__(self, rows: list[dict[str, float]], videos: Any, ckpt: Checkpoints):
+    self.rows = list(rows)
+    self._pending: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
+    self._videos, self._ckpt = videos, ckpt
+
+  def add(self, step: int, metrics: dict[str, jax.Array], index: np.ndarray) -> None:
+    self._pending.append((step, metrics, index))
+
+  def fetch(self) -> None:
+    """Waits for the device; raises NonFiniteLossError at the first bad step."""
+    for step, metrics, index in self._pending:
+      row = {k: float(v) for k, v in jax.device_get(metrics).items()}
+      if not all(map(math.isfinite, row.values())):
+        files = sorted({self._videos[int(i)]['path'] for i in index if i >= 0})
+        last = self._ckpt.latest_step()
+        good = self._ckpt.folder / str(last) if last else 'none yet'
+        raise NonFiniteLossError(
+          f'at step {step} the loss is {row["loss"]} (gradient norm {row["grad_norm"]}); stopped, '
+          f'nothing of it was saved.\nLast good checkpoint: {good}\n'
+          'Lower config.optim.lr, set config.optim.clip_norm, or look at the videos of that batch:'
+          '\n  ' + '\n  '.join(files[:64])
+        )
+      self.rows.append(row)
+    self._pending.clear()
+
+  def mean(self) -> dict[str, float]:
+    """Averages the window and empties it."""
+    self.fetch()
+    rows, self.rows = self.rows, []
+    return {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
+
+
+class Clock:
+  """Seconds spent training, evaluations left out."""
+
+  def __init__(self, step: int):
+    self._start, self._mark, self._step = time.monotonic(), time.monotonic(), step
+
+  @property
+  def seconds(self) -> float:
+    return time.monotonic() - self._start
+
+  def rate(self, step: int) -> float:
+    """Steps a second since the last call."""
+    now = time.monotonic()
+    rate = (step - self._step) / max(now - self._mark, 1e-9)
+    self._mark, self._step = now, step
+    return rate
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    begin = time.monotonic()
+    yield
+    self._start += time.monotonic() - begin
+    self._mark += time.monotonic() - begin
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+  """Yields a function that says whether SIGTERM has come (pre-emption): save, then leave."""
+  came = []
+  try:
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+  except ValueError:       # not in the main thread: somebody else's business
+    yield lambda: False
+    return
+  try:
+    yield lambda: bool(came)
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
+def run_length(config: Any, num_videos: int) -> tuple[int, float]:
+  """Turns epochs into updates: (total, warm-up); `steps` and `warmup_steps` override."""
+  per_epoch = max(num_videos // config.train.batch_size, 1)
+  total = config.train.steps or round(config.train.epochs * per_epoch)
+  warmup = config.optim.warmup_steps or config.optim.warmup_epochs * per_epoch
+  if total < 1:
+    raise ValueError('the run has no steps: set config.train.epochs or config.train.steps')
+  return total, warmup
+
+
+def check_batch_size(config: Any, devices: int) -> None:
+  """Raises ValueError unless batches divide by devices and micro-batches."""
+  for field, size, parts, what in (
+    ('train.batch_size', config.train.batch_size, devices * config.train.accumulation,
+     f'{devices} devices x train.accumulation={config.train.accumulation}'),
+    ('eval.batch_size', config.eval.batch_size, devices, f'{devices} devices'),
+  ):
+    if size < 1 or size % parts:
+      raise ValueError(
+        f'config.{field}={size} does not divide by {what}; set it to a multiple of {parts}'
+      )
+
+
+def train_transform(config: Any, model: XCLIP) -> augment.TrainTransform:
+  """The host's part of the augmentation."""
+  a = config.augment
+  return augment.TrainTransform(
+    model.config.image_size, a.crop, a.flip, a.color_jitter, a.grayscale
+  )
+
+
+def claim_workdir(config: Any, workdir: Path, splits: dict[str, Split], fresh: bool) -> None:
+  """Writes config.json, or checks that the one there is of the same run.
+
+  Raises:
+    ValueError: a field that matters differs; the message is the diff.
+  """
+  resolved = json.loads(config.to_json_best_effort())
+  resolved['data_fingerprint'] = {k: split.videos.fingerprint for k, split in splits.items()}
+  path = workdir / 'config.json'
+  if path.exists() and not fresh:
+    old, new = _flat(json.loads(path.read_text())), _flat(resolved)
+    differ = [
+      f'{k}: {old.get(k, "not there")} -> {new.get(k, "not there")}'
+      for k in sorted(old.keys() | new.keys())
+      if old.get(k) != new.get(k) and not paths.matches(FREE_FIELDS, k)
+    ]
+    if differ:
+      raise ValueError(
+        f'{workdir} holds a run with another config (there -> now):\n  ' + '\n  '.join(differ)
+        + '\nUse the same values to continue it, or another workdir to start anew.'
+      )
+  workdir.mkdir(parents=True, exist_ok=True)
+  if jax.process_index() == 0:
+    metrics_lib.write_text(path, json.dumps(resolved, indent=1) + '\n')
+
+
+def load_params(source: str, abstract: state_lib.TrainState, shardings: Any) -> Any:
+  """Reads the best parameters of another run's workdir, onto this run's mesh."""
+  if not (Path(source) / 'checkpoints').is_dir():
+    raise ValueError(f'config.train.init_from={source!r} is not the workdir of a run')
+  with Checkpoints(Path(source)) as ckpt:
+    step = ckpt.best_step()
+    if step is None:
+      raise ValueError(f'config.train.init_from={source!r} holds no checkpoint')
+    return jax.device_put(ckpt.restore_params(step, abstract.params), shardings.params)
+
+
+def announce(
+  model: XCLIP, splits: dict[str, Split], mesh: Any, total: int, start: int
+) -> None:
+  """Prints what is about to happen, in one line."""
+  if jax.process_index() == 0:
+    videos = ', '.join(f'{len(split.videos)} {name}' for name, split in splits.items())
+    print(
+      f'{videos} videos, {len(splits["train"].classes)} classes; {mesh.size} '
+      f'{jax.devices()[0].platform} device(s); steps {start + 1} to {total}', flush=True
+    )
+
+
+def write_bad_files(workdir: Path, bad: pipeline.BadFiles) -> None:
+  """Leaves the list of files that could not be read, and says so."""
+  if bad.count and jax.process_index() == 0:
+    metrics_lib.write_text(workdir / 'unreadable_files.txt', '\n'.join(bad.items.values()) + '\n')
+    print(f'{bad.count} unreadable videos were replaced: {workdir / "unreadable_files.txt"}')
+
+
+def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
+  if not isinstance(tree, Mapping) or (prefix and not tree):
+    return {prefix: tree}
+  parts = (_flat(v, f'{prefix}.{k}' if prefix else k) for k, v in tree.items())
+  return functools.reduce(lambda a, b: a | b, parts, {})
