@@ -11,7 +11,6 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from xclip_jax import train
-from xclip_jax.checkpoint import CheckpointError
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'What to run.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; one run a folder.')
@@ -27,14 +26,16 @@ def main(argv: list[str]) -> None:
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if not flags.FLAGS['verbosity'].present:
-    logging.set_verbosity(logging.WARNING)      # the progress bar says what there is to say
+    logging.set_verbosity(logging.ERROR)      # the progress bar says what there is to say
   if _DISTRIBUTED.value == 'auto':
     jax.distributed.initialize()
   try:
     train.run(_CONFIG.value, _WORKDIR.value, _MODE.value)
-  except (ValueError, CheckpointError, train.NonFiniteLossError) as error:
-    if '--debug' in sys.argv:
+  except (ValueError, RuntimeError) as error:
+    # Everything a user can cause is raised with a message that says all; other errors have a trace.
+    if type(error).__module__.split('.')[0] not in ('builtins', 'xclip_jax'):
       raise
+    logging.debug('raised here:', exc_info=True)      # --verbosity=1 shows it
     sys.exit(f'error: {error}')
 
 

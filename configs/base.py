@@ -12,7 +12,7 @@ def get_config() -> config_dict.ConfigDict:
 
   # --- what is learnt -----------------------------------------------------------------------------
   c.model = config_dict.ConfigDict()
-  c.model.variant = 'B/32'                # a name in xclip_jax.VARIANTS, or 'custom' with `fields`
+  c.model.variant = 'B/32'                # a name in xclip_jax.VARIANTS
   c.model.num_frames = 8                  # T, frames a clip is sampled at
   c.model.fields = config_dict.ConfigDict()  # XCLIPConfig fields that differ from the variant
   c.model.dtype = 'float32'               # operands of matrix products: float32 | bfloat16
@@ -42,6 +42,7 @@ def get_config() -> config_dict.ConfigDict:
   c.augment.flip = 0.5                    # probability of a mirrored clip; 0 if left/right matter
   c.augment.color_jitter = 0.8            # probability; strengths: the reference's
   c.augment.grayscale = 0.2               # probability
+  c.augment.reverse = False               # each clip also backwards, as the class `reverse` names
   c.augment.mixup = 0.8                   # Beta parameter of mixup; 0: off
   c.augment.cutmix = 1.0                  # Beta parameter of cutmix; 0: off
   c.augment.cutmix_share = 0.5            # probability of cutmix when both are on

@@ -16,13 +16,16 @@ def get_config():
     vision_mlp=192, text_width=64, text_layers=2, text_heads=2, text_mlp=256, context_length=16,
     mit_heads=3, mit_mlp=192, prompt_layers=1, prompt_heads=3,
   )
-  c.augment = dict(  # left is not right, and a red shape stays red
+  c.augment.update(  # left is not right, and a red shape stays red
     crop='center', flip=0.0, color_jitter=0.0, grayscale=0.0, mixup=0.0, cutmix=0.0,
-    cutmix_share=0.5, label_smoothing=0.0,
+    label_smoothing=0.0,
   )
-  c.train.batch_size, c.train.steps, c.train.freeze_text = 32, 1800, False
-  c.optim.lr, c.optim.warmup_steps, c.optim.lag_steps = 1e-3, 90, -1
-  c.optim.groups = ((r'.*', 1.0),)
+  c.train.batch_size, c.train.steps, c.train.freeze_text = 32, 2200, False
+  c.optim.lr, c.optim.warmup_steps, c.optim.lag_steps = 1e-3, 110, -1
+  c.optim.groups = (                     # the order of frames is learnt last: let it learn faster
+    ('mit/pos_embed', 20.0), ('vision/pos_embed', 10.0),
+    (r'.*/message_.*|mit/.*|prompt/.*', 2.0), ('text/.*', 0.5), ('.*', 1.5),
+  )
   c.optim.weight_decay, c.optim.clip_norm = 0.05, 1.0
-  c.checkpoint.every_steps, c.eval.every_steps, c.eval.batch_size = 300, 300, 48
+  c.checkpoint.every_steps, c.eval.every_steps, c.eval.batch_size = 550, 550, 48
   return c

@@ -1,7 +1,12 @@
+import os
 import pathlib
 import sys
 
 from absl import flags
+
+# Compiling is nearly all that small models cost: tell LLVM to hurry. What is compared with PyTorch
+# asks for full optimization again (tests/models/test_parity.py).
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent))  # `import videos` in any test
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's flags

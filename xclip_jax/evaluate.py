@@ -53,8 +53,9 @@ ORDERS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 def tokenize(model: XCLIP, class_names: Sequence[str], template: str = '{}') -> np.ndarray:
   """Writes class names into the prompt template: int32 [K, S], S as short as they allow."""
   if '{}' not in template:
-    raise ValueError(f'config.data.template={template!r} must hold {{}} for the class name')
-  token_ids = Tokenizer(model.config.context_length)([template.format(n) for n in class_names])
+    raise ValueError(f'the prompt template {template!r} must hold {{}} for the class name')
+  texts = [template.replace('{}', name) for name in class_names]
+  token_ids = Tokenizer(model.config.context_length)(texts)
   return bucket(token_ids)
 
 

@@ -25,6 +25,24 @@ def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.A
   return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), smoothing)
 
 
+def add_reversed(batch: dict[str, jax.Array], reverse: tuple[int, ...]) -> dict[str, jax.Array]:
+  """Puts every clip played backwards beside it, as the class that it then shows.
+
+  Args:
+    batch: video [B, T, H, W, 3], label [B], mask [B].
+    reverse: for each class, the class that it becomes.
+
+  Returns:
+    The same names, 2B rows: each clip and its reversal next to each other.
+  """
+  pair = lambda x, y: jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:])
+  return {
+    'video': pair(batch['video'], batch['video'][:, ::-1]),
+    'label': pair(batch['label'], jnp.asarray(reverse)[batch['label']]),
+    'mask': pair(batch['mask'], batch['mask']),
+  }
+
+
 def mixup(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
   """lam * x + (1 - lam) * x[partner], along axis 0."""
   return lam * x + (1 - lam) * x[partner]

@@ -22,6 +22,7 @@ from xclip_jax import metrics as metrics_lib
 from xclip_jax import state as state_lib
 from xclip_jax.checkpoint import Checkpoints
 from xclip_jax.data import Split, augment, open_splits, pipeline
+from xclip_jax.data.source import ClassList
 from xclip_jax.models.xclip import XCLIP, make_config
 
 # Fields that may change between restarts of one run: they move no weight.
@@ -45,16 +46,23 @@ def make_model(config: Any) -> XCLIP:
 
 
 def make_train_step(
-  model: XCLIP, tx: optax.GradientTransformation, config: Any, num_classes: int,
+  model: XCLIP, tx: optax.GradientTransformation, config: Any, classes: ClassList,
 ) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
   """Builds step(state, batch, text, key) -> (state, metrics); to be jitted.
 
   `batch` holds uint8 video [B, T, H, W, 3], label [B] and mask [B]. `text` is int32 token ids
   [K, S], or float32 features [K, E] where the text tower is frozen. `key` is the run's: what is
-  random in a step follows from it and state.step. With accumulation the batch is worked through in
+  random in a step follows from it and state.step. With `config.augment.reverse` every clip is shown
+  twice, forwards and backwards: the two differ in nothing but order, so that is what is learnt.
+  With accumulation the batch is worked through in
   `config.train.accumulation` micro-batches, each blended by itself, and gradients are averaged.
   """
   data, train = config.data, config.train
+  if config.augment.reverse and None in classes.reverse:
+    raise ValueError(
+      'config.augment.reverse needs a class list that names for every class what it is when played '
+      f'backwards (column reverse); {classes.names[classes.reverse.index(None)]!r} has none'
+    )
   smoothing = config.augment.label_smoothing
   blending = losses.Blending(
     config.augment.mixup, config.augment.cutmix, config.augment.cutmix_share
@@ -62,7 +70,9 @@ def make_train_step(
 
   def loss_fn(params, batch, text, key):
     blend_key, drop_key = jax.random.split(key)
-    targets = losses.soft_targets(batch['label'], num_classes, smoothing)
+    if config.augment.reverse:
+      batch = losses.add_reversed(batch, classes.reverse)
+    targets = losses.soft_targets(batch['label'], len(classes), smoothing)
     video, targets = losses.blend(blend_key, batch['video'], targets, blending)
     variables = {'params': params}
     if not train.freeze_text:
@@ -166,7 +176,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
     rows = sharding.batch_sharding(mesh)
     step_fn = jax.jit(
-      make_train_step(model, tx, config, len(splits['train'].classes)), donate_argnums=0,
+      make_train_step(model, tx, config, splits['train'].classes), donate_argnums=0,
       in_shardings=(shardings, rows, sharding.replicated(mesh), sharding.replicated(mesh)),
       out_shardings=(shardings, sharding.replicated(mesh)),
     )

@@ -1,6 +1,7 @@
 """The model computes what the reference and Hugging Face's port compute."""
 
 import dataclasses
+import functools
 import re
 
 import jax
@@ -19,6 +20,10 @@ from xclip_jax.models.xclip import XCLIP
 ZERO_GRADIENTS = r'.*/key/bias|vision/blocks_0/message_attn/(query|key)/.*'
 
 
+# As users compile; tests/conftest.py turns it down elsewhere.
+optimized = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 3})
+
+
 @pytest.fixture(scope='module', params=CASES)
 def case(request):
   return Case(request.param)
@@ -26,10 +31,10 @@ def case(request):
 
 @pytest.fixture(scope='module')
 def run(case):
-  out, variables = XCLIP(case.config).apply(
-    {'params': case.params}, case.video, case.token_ids,
-    capture_intermediates=True, mutable='intermediates',
+  forward = lambda params, video, token_ids: XCLIP(case.config).apply(
+    {'params': params}, video, token_ids, capture_intermediates=True, mutable='intermediates',
   )
+  out, variables = optimized(forward)(case.params, case.video, case.token_ids)
   flat = paths.flatten(variables['intermediates'])
   return out, {k.replace('/__call__/0', ''): np.asarray(v) for k, v in flat.items()}
 
@@ -137,7 +142,7 @@ def test_every_gradient_matches_pytorch(case):
     logits = XCLIP(case.config).apply({'params': params}, case.video, case.token_ids).logits
     return optax.softmax_cross_entropy(logits, case.target).mean()
 
-  loss, grads = jax.jit(jax.value_and_grad(loss_fn))(case.params)
+  loss, grads = optimized(jax.value_and_grad(loss_fn))(case.params)
   np.testing.assert_allclose(loss, case.loss, rtol=1e-5)
   want = paths.flatten(case.grads())
   got = paths.flatten(grads)
@@ -153,7 +158,7 @@ def test_remat_changes_no_gradient(case, remat):
     loss_fn = lambda params: optax.softmax_cross_entropy(
       XCLIP(config).apply({'params': params}, case.video, case.token_ids).logits, case.target
     ).mean()
-    return jax.jit(jax.grad(loss_fn))(case.params)
+    return optimized(jax.grad(loss_fn))(case.params)
 
   plain, saved = grads(case.config), grads(dataclasses.replace(case.config, remat=remat))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4), plain, saved)

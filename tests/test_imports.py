@@ -1,0 +1,131 @@
+"""The house: who may import whom, and what never gets loaded."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+FOREIGN = {'torch', 'tensorflow', 'decord', 'transformers', 'configs', 'convert', 'benchmarks'}
+EVERYTHING = {'xclip_jax'}
+
+# room: (libraries, rooms of the house) that its modules may import; the longest name counts.
+MAY_IMPORT = {
+  'configs': ({'ml_collections'}, {'configs'}),
+  'train': ({'absl', 'jax', 'ml_collections'}, {'xclip_jax.train', 'xclip_jax.checkpoint'}),
+  'xclip_jax': (set(), set()),
+  'xclip_jax.paths': ({'jax'}, set()),
+  'xclip_jax.sharding': ({'jax', 'numpy'}, {'xclip_jax.paths'}),
+  'xclip_jax.tokenizer': ({'ftfy', 'numpy', 'regex'}, set()),
+  'xclip_jax.models': ({'flax', 'jax', 'numpy'}, {'xclip_jax.models', 'xclip_jax.sharding'}),
+  'xclip_jax.data': ({'absl', 'av', 'cv2', 'grain', 'numpy', 'tqdm'}, {'xclip_jax.data'}),
+  'xclip_jax.weights': (
+    {'jax', 'ml_dtypes', 'numpy', 'safetensors'},
+    {'xclip_jax.weights', 'xclip_jax.models', 'xclip_jax.paths'},
+  ),
+  'xclip_jax.losses': ({'jax', 'optax'}, set()),
+  'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
+  'xclip_jax.report': ({'matplotlib', 'numpy'}, {'xclip_jax.metrics'}),
+  'xclip_jax.optim': ({'jax', 'optax'}, {'xclip_jax.paths'}),
+  'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models'}),
+  'xclip_jax.checkpoint': ({'jax', 'orbax'}, {'xclip_jax.paths', 'xclip_jax.state'}),
+  'xclip_jax.evaluate': ({'jax', 'numpy', 'tqdm'}, {
+    f'xclip_jax.{x}' for x in (
+      'data', 'losses', 'metrics', 'models', 'report', 'sharding', 'tokenizer', 'weights')
+  }),
+  'xclip_jax.train': ({'jax', 'numpy', 'optax', 'tqdm'}, EVERYTHING),
+  'xclip_jax.inference': ({'cv2', 'jax', 'ml_collections', 'numpy'}, EVERYTHING),
+  'xclip_jax.cli': ({'jax', 'numpy'}, EVERYTHING),
+}
+
+
+def sources(*places):
+  found = [path for place in places for path in sorted((ROOT / place).rglob('*.py'))]
+  return [*found, ROOT / 'train.py', ROOT / 'setup.py']
+
+
+def module_of(path):
+  parts = path.relative_to(ROOT).with_suffix('').parts
+  return '.'.join(parts[:-1] if parts[-1] == '__init__' else parts)
+
+
+def imports(path):
+  """Names of all modules that a file imports, wherever in it."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, f'{path}: relative import'
+      for alias in node.names:
+        inner = f'{node.module}.{alias.name}'
+        file = ROOT / inner.replace('.', '/')
+        yield inner if file.is_dir() or file.with_suffix('.py').exists() else node.module
+
+
+def inside(module, rooms):
+  return any(module == room or module.startswith(f'{room}.') for room in rooms)
+
+
+HOUSE = [path for path in sources('xclip_jax', 'configs') if path.name != 'setup.py']
+
+
+@pytest.mark.parametrize('path', HOUSE, ids=module_of)
+def test_imports_go_one_way(path):
+  module = module_of(path)
+  rooms = [room for room in MAY_IMPORT if module == room or module.startswith(f'{room}.')]
+  room = max(rooms, key=len)
+  assert room != 'xclip_jax' or module == 'xclip_jax', f'{module} has no row in MAY_IMPORT'
+  libraries, own = MAY_IMPORT[room]
+  for name in imports(path):
+    top = name.split('.')[0]
+    if top in sys.stdlib_module_names:
+      continue
+    allowed = inside(name, own) if top in ('xclip_jax', 'configs') else top in libraries
+    assert allowed, f'{module} may not import {name}'
+    assert module == 'train' or room == 'configs' or top not in FOREIGN, f'{module}: {name}'
+
+
+def test_each_row_of_the_table_forbids_what_the_house_forbids():
+  for room, (libraries, own) in MAY_IMPORT.items():
+    if room.startswith('xclip_jax'):
+      assert not FOREIGN & (libraries | own), room
+  assert 'jax' not in MAY_IMPORT['xclip_jax.data'][0] | MAY_IMPORT['xclip_jax.tokenizer'][0]
+
+
+def test_only_conversion_and_parity_tests_know_torch():
+  for path in sources('xclip_jax', 'configs', 'convert', 'benchmarks', 'tests'):
+    if {'torch', 'transformers'} & {name.split('.')[0] for name in imports(path)}:
+      where = path.relative_to(ROOT).parts[0]
+      parity = where == 'tests' and 'pytest.mark.parity' in path.read_text()
+      assert where == 'convert' or parity, path
+
+
+def test_no_file_is_long_and_none_is_a_corridor():
+  for path in sources('xclip_jax', 'configs', 'convert', 'benchmarks', 'tests'):
+    assert len(path.read_text().splitlines()) <= 420, path
+    assert path.stem not in ('utils', 'helpers', 'common', 'misc', 'util'), path
+
+
+def loaded_after(statement, *names):
+  """Which of `names` a fresh interpreter has loaded after the statement."""
+  code = f'import sys; {statement}; print([n for n in {names!r} if n in sys.modules])'
+  done = subprocess.run(
+    [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=False
+  )
+  assert done.returncode == 0, done.stderr[-2000:]
+  return ast.literal_eval(done.stdout.splitlines()[-1])
+
+
+def test_data_workers_never_load_jax():
+  modules = ('data', 'data.decode', 'data.sampling', 'data.source', 'data.augment', 'tokenizer')
+  statement = 'import ' + ', '.join(f'xclip_jax.{m}' for m in modules)
+  assert loaded_after(statement, 'jax', 'flax', 'torch', 'tensorflow') == []
+
+
+def test_training_loads_neither_torch_nor_tensorflow():
+  found = loaded_after(
+    'import xclip_jax.train, xclip_jax.data.pipeline', 'jax', 'torch', 'tensorflow', 'decord'
+  )
+  assert found == ['jax']

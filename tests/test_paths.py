@@ -1,0 +1,77 @@
+"""Every leaf has one name, and tables of rules over names mean what they say."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from xclip_jax import paths
+from xclip_jax.state import create
+
+TREE = {
+  'vision': {'ln_pre': {'scale': 1, 'bias': 2}, 'blocks_0': {'c_fc': {'kernel': 3}}},
+  'logit_scale': 4,
+}
+
+
+def test_names_are_the_keys_joined_by_slashes():
+  assert paths.flatten(TREE) == {
+    'logit_scale': 4, 'vision/blocks_0/c_fc/kernel': 3, 'vision/ln_pre/bias': 2,
+    'vision/ln_pre/scale': 1,
+  }
+  [(path, _), *_] = jax.tree_util.tree_leaves_with_path({'a': [{'b': 0}]})
+  assert paths.name(path) == 'a/0/b'
+
+
+def test_flatten_keeps_the_order_of_the_tree():
+  assert list(paths.flatten(TREE).values()) == jax.tree.leaves(TREE)
+
+
+def test_unflatten_undoes_flatten():
+  assert paths.unflatten(paths.flatten(TREE)) == TREE
+
+
+def test_map_with_names_gives_each_leaf_its_name():
+  got = paths.map_with_names(lambda name, leaf: f'{name}={leaf}', TREE)
+  assert got['vision']['ln_pre']['bias'] == 'vision/ln_pre/bias=2'
+  assert jax.tree.structure(got) == jax.tree.structure(TREE)
+
+
+def test_the_first_rule_that_matches_wins():
+  rules = ((r'.*/bias', 'first'), (r'vision/.*', 'second'), (r'.*', 'last'))
+  assert paths.match('vision/ln_pre/bias', rules) == 'first'
+  assert paths.match('vision/ln_pre/scale', rules) == 'second'
+  assert paths.match('logit_scale', rules) == 'last'
+
+
+def test_a_rule_matches_whole_names_only():
+  assert not paths.matches('vision', 'vision/proj')
+  assert not paths.matches('mit/.*', 'committed/mit/x')
+  assert paths.matches('mit/.*', 'mit/pos_embed')
+
+
+def test_a_name_that_no_rule_matches_is_an_error_that_shows_the_rules():
+  with pytest.raises(ValueError, match=r"no rule matches 'text/proj'.*'vision/\.\*'"):
+    paths.match('text/proj', ((r'vision/.*', 1),))
+
+
+def test_unused_rules_are_listed():
+  keys = ['vision/proj/kernel', 'text/proj/kernel']
+  rules = ((r'vison/.*', 0), (r'.*/kernel', 1), (r'text/.*', 2))
+  assert paths.unused(rules, keys) == ['vison/.*', 'text/.*']     # the second one is shadowed
+  assert paths.unused(((r'.*', 0),), keys) == []
+
+
+def test_optimizer_state_names_end_in_parameter_names():
+  params = {'mit': {'pos_embed': jnp.zeros((2, 3))}, 'text': {'proj': {'kernel': jnp.zeros(4)}}}
+  tx = optax.partition(
+    {'a': optax.adamw(1e-3), 'b': optax.set_to_zero()},
+    {'mit': {'pos_embed': 'a'}, 'text': {'proj': {'kernel': 'b'}}},
+  )
+  state = paths.flatten(create(params, tx))
+  assert state['params/mit/pos_embed'].shape == (2, 3)
+  moments = [name for name, x in state.items()
+             if name.startswith('opt_state/') and np.shape(x) == (2, 3)]
+  assert len(moments) == 2 and all(name.endswith('/mit/pos_embed') for name in moments)
+  assert not any(name.startswith('opt_state/') and 'text' in name for name in state)

@@ -1,0 +1,162 @@
+"""Weights of both dialects arrive whole, leave whole, and nothing is guessed."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from goldens_io import CASES, GOLDENS, Case
+from xclip_jax import paths
+from xclip_jax.models.xclip import make_config
+from xclip_jax.weights import apply, rules
+
+ARCHITECTURES = json.loads((GOLDENS / 'reference/ref_state_dict_shapes.json').read_text())
+VARIANT = {
+  'ViT-B/32': 'B/32', 'ViT-B/16': 'B/16', 'ViT-L/14': 'L/14', 'ViT-L/14@336px': 'L/14@336',
+}
+
+
+@pytest.fixture(scope='module', params=CASES)
+def case(request):
+  return Case(request.param)
+
+
+def rules_for(key, dialect):
+  pattern = lambda rule: re.escape(rule.theirs).replace(r'\{i\}', r'\d+')
+  return [rule for rule in rules.DIALECTS[dialect] if re.fullmatch(pattern(rule), key)]
+
+
+def same_state(got, want):
+  assert got.keys() == want.keys()
+  for key, array in want.items():
+    np.testing.assert_array_equal(got[key], np.asarray(array, np.float32), err_msg=key)
+    assert got[key].dtype == np.float32
+
+
+def test_every_key_is_used_once_and_every_leaf_is_filled(case):
+  foreign = [k for k in case.state if not any(re.fullmatch(p, k) for p in rules.IGNORED)]
+  for key in foreign:
+    assert len(rules_for(key, case.dialect)) == 1, key
+  leaves = [rules_for(key, case.dialect)[0].ours for key in foreign]
+  got, want = paths.flatten(case.params), paths.flatten(apply.abstract_params(case.config))
+  assert {k: x.shape for k, x in got.items()} == {k: x.shape for k, x in want.items()}
+  assert sum(map(len, leaves)) == len(want)
+  assert {x.dtype for x in got.values()} == {np.dtype('float32')}
+
+
+@pytest.mark.parametrize('arch', ARCHITECTURES)
+def test_every_published_size_fits_its_variant(arch):
+  size, frames = arch.split('|T=')
+  config = make_config(VARIANT[size], num_frames=int(frames))
+  # One number seen through every shape: no memory, however large the model.
+  state = {
+    key: np.broadcast_to(np.float32(0), shape)
+    for key, shape in ARCHITECTURES[arch]['shapes'].items()
+  }
+  assert len(state) == (443 if '/14' not in arch else 683)
+  assert all(len(rules_for(key, 'official')) == 1 for key in state)
+  apply.to_params(state, 'official', config)       # strict: raises at any name or shape
+  assert apply.infer_config(state, 'official') == config
+
+
+def test_all_differences_are_told_at_once(case):
+  state = dict(case.state)
+  missing = next(k for k in state if k.endswith('ln_post.weight') or 'post_layernorm.weight' in k)
+  wrong = next(k for k in state if k.endswith(('ln_pre.bias', 'pre_layernorm.bias')))
+  width = len(state.pop(missing))
+  state[wrong] = np.zeros(width + 1, np.float32)
+  state['visual.extra.weight'] = np.zeros(3, np.float32)
+  state['module.logit_scale'] = state['logit_scale']
+  with pytest.raises(ValueError) as error:
+    apply.to_params(state, case.dialect, case.config)
+  lines = [line.strip() for line in str(error.value).splitlines()]
+  assert '4 differences' in lines[0]
+  assert lines[1:] == sorted([
+    "unknown key 'visual.extra.weight'",
+    "unknown key 'module.logit_scale'",
+    "missing 'vision/ln_post/scale'",
+    f"'vision/ln_pre/bias' is [{width + 1}], the model wants [{width}]",
+  ])
+
+
+def test_a_block_too_many_or_too_few_is_told(case):
+  block = 'transformer.resblocks.1.' if not case.is_hf else 'text_model.encoder.layers.1.'
+  renamed = {
+    key.replace('.1.', '.2.', 1) if key.startswith(block) else key: x
+    for key, x in case.state.items()
+  }
+  assert renamed.keys() != case.state.keys()
+  words = r"(?s)missing 'text/blocks_1/.*no place for 'text/blocks_2/"
+  with pytest.raises(ValueError, match=words):
+    apply.to_params(renamed, case.dialect, case.config)
+
+
+def test_position_id_buffers_are_ignored(case):
+  state = dict(case.state)
+  for tower in ('text', 'vision'):
+    state[f'{tower}_model.embeddings.position_ids'] = np.arange(5)[None]
+  params = apply.to_params(state, case.dialect, case.config)
+  jax.tree.map(np.testing.assert_array_equal, params, case.params)
+
+
+def test_dialects_are_told_apart(case):
+  assert apply.detect_dialect(case.state) == case.dialect
+  plain_clip = [k for k in case.state if 'message' not in k]
+  with pytest.raises(ValueError, match='not the names of an X-CLIP state dict'):
+    apply.detect_dialect(plain_clip)
+
+
+def test_round_trips_are_bit_identical(case):
+  same_state(apply.to_state_dict(case.params, case.dialect), {
+    k: x for k, x in case.state.items() if not any(re.fullmatch(p, k) for p in rules.IGNORED)
+  })
+
+
+def test_weights_pass_through_the_other_dialect_unchanged(case):
+  other = {'official': 'huggingface', 'huggingface': 'official'}[case.dialect]
+  foreign = apply.to_state_dict(case.params, other)
+  assert apply.detect_dialect(foreign) == other
+  params = apply.to_params(foreign, other, case.config)
+  assert paths.flatten(params).keys() == paths.flatten(case.params).keys()
+  jax.tree.map(np.testing.assert_array_equal, params, case.params)
+  same_state(apply.to_state_dict(params, case.dialect),
+             apply.to_state_dict(case.params, case.dialect))
+
+
+@pytest.mark.parametrize('name', ['A_T4', 'B_T8'])
+def test_the_architecture_is_read_off_official_weights(name):
+  c = Case(name).config
+  want = json.loads((GOLDENS / f'reference/ref_tiny_{name}_config.json').read_text())
+  E, D, W = want['embed_dim'], want['vision_width'], want['transformer_width']
+  assert (c.embed_dim, c.vision_width, c.text_width) == (E, D, W)
+  assert (c.image_size, c.patch_size) == (want['image_resolution'], want['vision_patch_size'])
+  assert (c.num_frames, c.context_length, c.vocab_size) == (
+    want['T'], want['context_length'], want['vocab_size'])
+  assert (c.vision_layers, c.text_layers, c.mit_layers, c.prompt_layers) == (
+    want['vision_layers'], want['transformer_layers'], want['mit_layers'], want['prompts_layers'])
+  assert (c.vision_heads, c.text_heads) == (D // 64, want['transformer_heads'])
+  assert (c.mit_heads, c.prompt_heads) == (E // 64, E // 64)
+  assert (c.vision_mlp, c.text_mlp, c.mit_mlp) == (4 * D, 4 * W, 4 * E)
+  assert c.activation == 'quick_gelu'
+
+
+def test_the_architecture_is_read_off_hugging_face_weights():
+  c = Case('hf_tiny_a').config
+  want = json.loads((GOLDENS / 'hf_tiny_a/config.json').read_text())
+  text, vision = want['text_config'], want['vision_config']
+  for ours, theirs in (('width', 'hidden_size'), ('layers', 'num_hidden_layers'),
+                       ('heads', 'num_attention_heads'), ('mlp', 'intermediate_size')):
+    assert getattr(c, f'text_{ours}') == text[theirs]
+    assert getattr(c, f'vision_{ours}') == vision[theirs]
+  assert (c.image_size, c.patch_size) == (vision['image_size'], vision['patch_size'])
+  assert (c.vocab_size, c.context_length) == (
+    text['vocab_size'], text['max_position_embeddings'])
+  assert (c.num_frames, c.embed_dim) == (vision['num_frames'], want['projection_dim'])
+  assert (c.mit_layers, c.mit_heads, c.mit_mlp) == (
+    vision['mit_num_hidden_layers'], vision['mit_num_attention_heads'],
+    vision['mit_intermediate_size'])
+  assert (c.prompt_layers, c.prompt_heads) == (
+    want['prompt_layers'], want['prompt_num_attention_heads'])
+  assert c.activation == vision['hidden_act']
