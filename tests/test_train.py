@@ -85,9 +85,9 @@ def test_a_run_leaves_all_that_it_promises(finished, root):
 def test_resume_after_sigkill_is_exact(finished, root, tmp_path, step):
   process = tiny.start(tmp_path, root)
   wait_for_step(process, tmp_path, step)
+  assert process.poll() is None
   process.kill()
   process.communicate()
-  assert len(losses(tmp_path)) < len(losses(finished)) or step == 10
   done = tiny.finish(tmp_path, root)
   assert done.returncode == 0, done.stdout
   assert_same_run(finished, tmp_path)
@@ -181,7 +181,9 @@ def test_a_full_disk_loses_nothing(root, tmp_path):
     stdout=tiny.subprocess.PIPE, stderr=tiny.subprocess.STDOUT,
   )
   assert done.returncode == 1, done.stdout
-  assert 'could not write a checkpoint' in done.stdout and 'Traceback' not in done.stdout
+  assert 'error: could not write a checkpoint' in done.stdout
+  # Orbax's own threads complain as they die; none of that comes through the loop.
+  assert 'train.py", line' not in done.stdout
   assert 'step 3 is complete and safe' in done.stdout
   again = tiny.finish(tmp_path / 'run', root, train__steps=6)
   assert again.returncode == 0, again.stdout

@@ -53,10 +53,9 @@ def make(
   """
   names = list(paths.flatten(params))
   groups = ((FROZEN_TEXT,) if freeze_text else ()) + tuple(optim.groups)
-  for field, rules in (('groups', groups), ('decay', tuple(optim.decay))):
+  for field, rules in (('groups', tuple(optim.groups)), ('decay', tuple(optim.decay))):
     for pattern in paths.unused(rules, names):
-      # A catch-all that is left with nothing is no mistake.
-      if pattern != '.*' and pattern != FROZEN_TEXT[0]:
+      if pattern != '.*':      # a catch-all that is left with nothing is no mistake
         raise ValueError(f'config.optim.{field}: {pattern!r} matches no parameter; see {names[:3]}')
 
   def schedule(multiple: float) -> optax.Schedule:
