@@ -56,6 +56,9 @@ def get_config() -> config_dict.ConfigDict:
   c.train.steps = 0                       # updates; 0: from epochs
   c.train.freeze_text = True              # text tower and logit scale fixed, as published
   c.train.init_from = ''                  # weights to start from: a run's workdir ('': random)
+  c.train.init_scale = (                  # (regex over parameters, multiple of the random values
+    (r'.*', 1.0),                         # that they start from), first match
+  )
 
   c.optim = config_dict.ConfigDict()
   c.optim.lr = 8e-6                       # of the pretrained parts; `groups` multiplies it

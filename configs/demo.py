@@ -20,12 +20,12 @@ def get_config():
     crop='center', flip=0.0, color_jitter=0.0, grayscale=0.0, mixup=0.0, cutmix=0.0,
     label_smoothing=0.0,
   )
-  c.train.batch_size, c.train.steps, c.train.freeze_text = 32, 2200, False
-  c.optim.lr, c.optim.warmup_steps, c.optim.lag_steps = 1e-3, 110, -1
-  c.optim.groups = (                     # the order of frames is learnt last: let it learn faster
-    ('mit/pos_embed', 20.0), ('vision/pos_embed', 10.0),
-    (r'.*/message_.*|mit/.*|prompt/.*', 2.0), ('text/.*', 0.5), ('.*', 1.5),
+  c.train.batch_size, c.train.steps, c.train.freeze_text = 32, 1200, False
+  c.train.init_scale = (                 # tables as large as what they are added to: see docs/demo
+    ('mit/pos_embed', 50.0), ('vision/pos_embed', 5.0), ('text/token_embed/.*', 10.0), ('.*', 1.0),
   )
+  c.optim.lr, c.optim.warmup_steps, c.optim.lag_steps = 5e-4, 100, -1
+  c.optim.groups = ((r'.*/message_.*|mit/.*|prompt/.*', 2.0), ('text/.*', 0.5), ('.*', 1.5))
   c.optim.weight_decay, c.optim.clip_norm = 0.05, 1.0
-  c.checkpoint.every_steps, c.eval.every_steps, c.eval.batch_size = 550, 550, 48
+  c.checkpoint.every_steps, c.eval.every_steps, c.eval.batch_size = 300, 300, 48
   return c

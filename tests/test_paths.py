@@ -1,5 +1,7 @@
 """Every leaf has one name, and tables of rules over names mean what they say."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -56,11 +58,12 @@ def test_a_name_that_no_rule_matches_is_an_error_that_shows_the_rules():
     paths.match('text/proj', ((r'vision/.*', 1),))
 
 
-def test_unused_rules_are_listed():
+@pytest.mark.parametrize('pattern', [r'vison/.*', r'text/.*'])     # misspelt, and shadowed
+def test_a_rule_that_is_never_used_is_an_error_that_names_its_field(pattern):
   keys = ['vision/proj/kernel', 'text/proj/kernel']
-  rules = ((r'vison/.*', 0), (r'.*/kernel', 1), (r'text/.*', 2))
-  assert paths.unused(rules, keys) == ['vison/.*', 'text/.*']     # the second one is shadowed
-  assert paths.unused(((r'.*', 0),), keys) == []
+  with pytest.raises(ValueError, match=r'config\.x: ' + re.escape(repr(pattern))):
+    paths.check_used(((r'.*/kernel', 1), (pattern, 0)), keys, 'config.x')
+  paths.check_used(((r'.*/kernel', 1), ('.*', 0)), keys, 'config.x')
 
 
 def test_optimizer_state_names_end_in_parameter_names():

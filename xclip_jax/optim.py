@@ -54,9 +54,7 @@ def make(
   names = list(paths.flatten(params))
   groups = ((FROZEN_TEXT,) if freeze_text else ()) + tuple(optim.groups)
   for field, rules in (('groups', tuple(optim.groups)), ('decay', tuple(optim.decay))):
-    for pattern in paths.unused(rules, names):
-      if pattern != '.*':      # a catch-all that is left with nothing is no mistake
-        raise ValueError(f'config.optim.{field}: {pattern!r} matches no parameter; see {names[:3]}')
+    paths.check_used(rules, names, f'config.optim.{field}')
 
   def schedule(multiple: float) -> optax.Schedule:
     return make_schedule(

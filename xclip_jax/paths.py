@@ -56,9 +56,14 @@ def matches(pattern: str, key: str) -> bool:
   return re.fullmatch(pattern, key) is not None
 
 
-def unused(rules: Rules, keys: Iterable[str]) -> list[str]:
-  """Lists the patterns that are no key's first match: usually a misspelt name."""
-  keys, seen = list(keys), set()
-  for key in keys:
-    seen.add(next((i for i, (pattern, _) in enumerate(rules) if matches(pattern, key)), -1))
-  return [pattern for i, (pattern, _) in enumerate(rules) if i not in seen]
+def check_used(rules: Rules, keys: Iterable[str], field: str) -> None:
+  """Raises ValueError for a rule that is no key's first match: usually a misspelt name.
+
+  A last '.*' that is left with nothing is no mistake. `field` is the config's name of the rules.
+  """
+  keys = list(keys)
+  first = lambda key: next((i for i, (pattern, _) in enumerate(rules) if matches(pattern, key)), -1)
+  seen = {first(key) for key in keys}
+  for i, (pattern, _) in enumerate(rules):
+    if i not in seen and pattern != '.*':
+      raise ValueError(f'{field}: {pattern!r} matches no parameter; see {keys[:3]}')

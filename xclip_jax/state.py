@@ -1,5 +1,6 @@
 """The state of a run: what a checkpoint holds."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.struct
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from xclip_jax import paths
 from xclip_jax.models.xclip import XCLIP
 
 
@@ -37,8 +39,27 @@ def abstract(model: XCLIP, tx: optax.GradientTransformation) -> TrainState:
 
 
 def init(
-  model: XCLIP, tx: optax.GradientTransformation, seed: int, shardings: Any
+  model: XCLIP, tx: optax.GradientTransformation, seed: int, shardings: Any,
+  scale: Sequence[tuple[str, float]] = (('.*', 1.0),),
 ) -> TrainState:
-  """Draws a state whose arrays are born where they belong."""
-  create_state = lambda key: create(init_params(model, key), tx)
+  """Draws a state whose arrays are born where they belong.
+
+  Args:
+    model: to be initialised.
+    tx: its optimizer.
+    seed: of the parameters.
+    shardings: of every leaf of the state.
+    scale: (regex over parameter names, multiple of the drawn values), first match wins.
+
+  Raises:
+    ValueError: a parameter that no rule matches, or a rule that is no parameter's first match.
+  """
+  scale = tuple(scale)
+
+  def create_state(key):
+    params = init_params(model, key)
+    paths.check_used(scale, paths.flatten(params), 'config.train.init_scale')
+    params = paths.map_with_names(lambda name, x: x * paths.match(name, scale), params)
+    return create(params, tx)
+
   return jax.jit(create_state, out_shardings=shardings)(jax.random.key(seed))

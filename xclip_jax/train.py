@@ -163,7 +163,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     if start is not None:                                   # 1 continue this run
       state, host = ckpt.restore(start, abstract, shardings)
     else:                                                   # 2 from scratch
-      state = state_lib.init(model, tx, config.seed, shardings)
+      state = state_lib.init(model, tx, config.seed, shardings, config.train.init_scale)
       if config.train.init_from:                            # 3 from the weights of another run
         state = state.replace(params=load_params(config.train.init_from, abstract, shardings))
     start = start or 0
