@@ -7,7 +7,7 @@ import numpy as np
 import safetensors.numpy
 
 from xclip_jax.models.xclip import XCLIPConfig
-from xclip_jax.weights import apply
+from xclip_jax.weights import apply, architecture
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'
 CASES = ('A_T4', 'B_T8', 'hf_tiny_a')
@@ -40,7 +40,7 @@ class Case:
       self.target = self.io['target']
       self.logits, self.loss = self.io['out.logits'], self.io['loss']
     self.video = video.transpose(0, 1, 3, 4, 2)
-    self.config: XCLIPConfig = apply.infer_config(self.state, self.dialect, hf_config)
+    self.config: XCLIPConfig = architecture.infer_config(self.state, self.dialect, hf_config)
     self.params = apply.to_params(self.state, self.dialect, self.config)
 
   def grads(self):

@@ -20,23 +20,23 @@ MAY_IMPORT = {
   'xclip_jax.sharding': ({'jax', 'numpy'}, {'xclip_jax.paths'}),
   'xclip_jax.tokenizer': ({'ftfy', 'numpy', 'regex'}, set()),
   'xclip_jax.models': ({'flax', 'jax', 'numpy'}, {'xclip_jax.models', 'xclip_jax.sharding'}),
-  'xclip_jax.data': ({'absl', 'av', 'cv2', 'grain', 'numpy', 'tqdm'}, {'xclip_jax.data'}),
+  'xclip_jax.data': ({'PIL', 'absl', 'av', 'cv2', 'grain', 'numpy', 'tqdm'}, {'xclip_jax.data'}),
   'xclip_jax.weights': (
-    {'jax', 'ml_dtypes', 'numpy', 'safetensors'},
+    {'huggingface_hub', 'jax', 'numpy'},
     {'xclip_jax.weights', 'xclip_jax.models', 'xclip_jax.paths'},
   ),
   'xclip_jax.losses': ({'jax', 'optax'}, set()),
   'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
   'xclip_jax.report': ({'matplotlib', 'numpy'}, {'xclip_jax.metrics'}),
   'xclip_jax.optim': ({'jax', 'optax'}, {'xclip_jax.paths'}),
-  'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models'}),
+  'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models', 'xclip_jax.paths'}),
   'xclip_jax.checkpoint': ({'jax', 'orbax'}, {'xclip_jax.paths', 'xclip_jax.state'}),
   'xclip_jax.evaluate': ({'jax', 'numpy', 'tqdm'}, {
     f'xclip_jax.{x}' for x in (
       'data', 'losses', 'metrics', 'models', 'report', 'sharding', 'tokenizer', 'weights')
   }),
   'xclip_jax.train': ({'jax', 'numpy', 'optax', 'tqdm'}, EVERYTHING),
-  'xclip_jax.inference': ({'cv2', 'jax', 'ml_collections', 'numpy'}, EVERYTHING),
+  'xclip_jax.inference': ({'cv2', 'jax', 'numpy'}, EVERYTHING),
   'xclip_jax.cli': ({'jax', 'numpy'}, EVERYTHING),
 }
 

@@ -15,7 +15,7 @@ from xclip_jax import losses, metrics, report, sharding
 from xclip_jax.data import Split, augment, pipeline
 from xclip_jax.metrics import Predictions
 from xclip_jax.models.xclip import XCLIP
-from xclip_jax.tokenizer import Tokenizer, bucket
+from xclip_jax.tokenizer import write_prompts
 
 
 def in_order(video: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -48,15 +48,6 @@ ORDERS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
   'reversed': backwards,
   'single frame': single_frame,
 }
-
-
-def tokenize(model: XCLIP, class_names: Sequence[str], template: str = '{}') -> np.ndarray:
-  """Writes class names into the prompt template: int32 [K, S], S as short as they allow."""
-  if '{}' not in template:
-    raise ValueError(f'the prompt template {template!r} must hold {{}} for the class name')
-  texts = [template.replace('{}', name) for name in class_names]
-  token_ids = Tokenizer(model.config.context_length)(texts)
-  return bucket(token_ids)
 
 
 class Evaluator:
@@ -137,7 +128,8 @@ class Evaluation:
       self.names['zero_shot'] = splits['zero_shot'].classes.names
       self.names['zero_shot_all'] = self.names['zero_shot'] + self.names['val']
     self.token_ids = {
-      k: tokenize(model, names, config.data.template) for k, names in self.names.items()
+      k: write_prompts(names, config.data.template, model.config.context_length)
+      for k, names in self.names.items()
     }
     self._evaluator = Evaluator(model, mesh, config.data.mean, config.data.std)
 

@@ -6,8 +6,8 @@
 
 import dataclasses
 import functools
-import json
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +15,11 @@ from typing import Any
 import cv2
 import jax
 import numpy as np
-from ml_collections import config_dict
 
-from xclip_jax import evaluate, losses, train
-from xclip_jax import state as state_lib
-from xclip_jax.checkpoint import Checkpoints
+from xclip_jax import losses, tokenizer
 from xclip_jax.data import augment, decode, sampling
-from xclip_jax.models.xclip import XCLIP, VideoFeatures, XCLIPConfig
+from xclip_jax.models.xclip import XCLIP, VideoFeatures, XCLIPConfig, make_config
+from xclip_jax.weights import hub, native
 
 Video = str | os.PathLike | np.ndarray     # a file, or uint8 [N, H, W, 3] of any N, H and W
 
@@ -56,9 +54,7 @@ class Classifier:
 
   model: XCLIP
   params: Any = dataclasses.field(repr=False)
-  mean: tuple[float, ...]        # RGB, 0..255
-  std: tuple[float, ...]
-  eval_resize: float             # short side before the centre crop, over image_size
+  preprocess: native.Preprocess
   template: str = '{}'           # written around every label
 
   @property
@@ -121,7 +117,9 @@ class Classifier:
   def _clip(self, video: Video) -> np.ndarray:
     """Cuts uint8 [T, S, S, 3] out of a video."""
     choose = lambda count: sampling.test_indices(count, self.config.num_frames)
-    transform = augment.EvalTransform(self.config.image_size, self.eval_resize)
+    transform = augment.EvalTransform(
+      self.config.image_size, self.preprocess.resize_ratio, self.preprocess.filter
+    )
     if isinstance(video, str | os.PathLike):
       name, frames = os.fspath(video), decode.read_video(video, choose)
     else:
@@ -141,7 +139,8 @@ class Classifier:
   @functools.cached_property
   def _encode_video(self) -> Callable[[Any, np.ndarray], VideoFeatures]:
     return jax.jit(lambda params, video: self.model.apply(
-      {'params': params}, losses.normalize(video, self.mean, self.std), method='encode_video'
+      {'params': params}, losses.normalize(video, self.preprocess.mean, self.preprocess.std),
+      method='encode_video'
     ))
 
   @functools.cached_property
@@ -155,50 +154,74 @@ class Classifier:
     encode = jax.jit(
       lambda params, ids: self.model.apply({'params': params}, ids, method='encode_text')
     )
-    return functools.lru_cache(_LABEL_SETS)(
-      lambda labels: encode(self.params, evaluate.tokenize(self.model, labels, self.template))
+    prompts = lambda labels: tokenizer.write_prompts(
+      labels, self.template, self.config.context_length
     )
+    return functools.lru_cache(_LABEL_SETS)(lambda labels: encode(self.params, prompts(labels)))
 
 
-def load(path: str | os.PathLike) -> Classifier:
+def load(source: str | os.PathLike, **options: Any) -> Classifier:
   """Opens a trained model.
 
   Args:
-    path: the workdir of a run; its checkpoint with the best validation accuracy is taken, or the
-      latest where none was evaluated.
+    source: the workdir of a run (its checkpoint with the best validation accuracy, or the latest
+      where none was evaluated); a folder or file with weights of CLIP or X-CLIP in any dialect; or
+      a name, as `microsoft/xclip-base-patch32` or `ViT-B/16`. See `weights.hub.KNOWN`.
+    **options: heads, num_frames, image_size and seed as in `weights.hub.read`.
 
   Raises:
-    ValueError: there is no such folder, or it is not the workdir of a run.
+    ValueError: there is nothing of that name, or it cannot be read; the message says what to do.
     CheckpointError: a checkpoint is there but cannot be read.
   """
-  folder = Path(path).expanduser()
-  if not folder.is_dir():
-    raise ValueError(f'{folder} is not a folder; give the --workdir of a run of train.py')
-  return _load_run(folder)
+  weights = open_weights(source, **options)
+  for note in weights.notes:
+    print(f'{weights.source}: {note}', file=sys.stderr)
+  return Classifier(
+    XCLIP(weights.config), jax.device_put(weights.params), weights.preprocess, weights.template
+  )
 
 
-def _load_run(workdir: Path) -> Classifier:
+def open_weights(source: str | os.PathLike, **options: Any) -> native.Weights:
+  """Reads what `load` takes, without a device: parameters are numpy arrays."""
+  folder = Path(source).expanduser()
+  if not (folder / 'checkpoints').is_dir():
+    if (folder / 'metrics.jsonl').exists():
+      raise ValueError(f'{folder} is a run without a checkpoint yet; train until one is saved')
+    return hub.read(source, **options)
+  weights = _read_run(folder)
+  return hub.resampled(weights, options.get('num_frames'), options.get('image_size'))
+
+
+def _read_run(workdir: Path) -> native.Weights:
   file = workdir / 'config.json'
   if not file.is_file():
     raise ValueError(f'{file} is missing, so {workdir} is not the --workdir of a run of train.py')
+  from xclip_jax import checkpoint, state  # Orbax takes seconds to import
   try:
-    config = config_dict.ConfigDict(json.loads(file.read_text()))
-    model, data = train.make_model(config), config.data
-    preparation = dict(
-      mean=tuple(data.mean), std=tuple(data.std), eval_resize=data.eval_resize,
-      template=data.template,
+    content = native.read_json(file)
+    model, data = content['model'], content['data']
+    config = make_config(
+      model['variant'], num_frames=model['num_frames'], dtype=model['dtype'],
+      residual_dtype=model['residual_dtype'], remat=model['remat'], **model['fields'],
     )
-  except (ValueError, TypeError, AttributeError) as error:
-    raise ValueError(f'{file} is not the configuration of a run: {error}') from error
-  nothing = f'{workdir / "checkpoints"} holds no checkpoint yet; train until one is saved'
-  if not (workdir / 'checkpoints').is_dir():       # opening it would create it
-    raise ValueError(nothing)
-  abstract = jax.eval_shape(lambda: state_lib.init_params(model, jax.random.key(0)))
-  with Checkpoints(workdir) as checkpoints:
+    preprocess = native.Preprocess(
+      tuple(data['mean']), tuple(data['std']), data['eval_resize'], 'opencv'
+    )
+    template = data['template']
+  except (ValueError, TypeError, KeyError) as error:
+    raise ValueError(f'{file} is not the configuration of a run: {error!r}') from error
+  abstract = jax.eval_shape(lambda: state.init_params(XCLIP(config), jax.random.key(0)))
+  with checkpoint.Checkpoints(workdir) as checkpoints:
     step = checkpoints.best_step()
     if step is None:
-      raise ValueError(nothing)
-    return Classifier(model, checkpoints.restore_params(step, abstract), **preparation)
+      raise ValueError(
+        f'{workdir / "checkpoints"} holds no checkpoint yet; train until one is saved'
+      )
+    params = jax.device_get(checkpoints.restore_params(step, abstract))
+  return native.Weights(
+    config, params, preprocess, template, source=str(workdir), dialect='run',
+    licence='yours: trained by you, from what config.json names',
+  )
 
 
 def _is_list(video: Any) -> bool:

@@ -138,3 +138,17 @@ def bucket(token_ids: np.ndarray, lengths: Sequence[int] = (16, 32, 77)) -> np.n
     raise ValueError(f'token_ids[{row}] has no end token ({_EOT}); make rows with Tokenizer()')
   needed = ends.argmax(1).max(initial=0) + 1
   return token_ids[:, :min((length for length in lengths if length >= needed), default=None)]
+
+
+def write_prompts(
+  labels: Sequence[str], template: str = '{}', context_length: int = 77
+) -> np.ndarray:
+  """Writes labels into the prompt template: int32 [K, S], S as short as they allow.
+
+  Raises:
+    ValueError: the template has no place for the label, or a text is too long.
+  """
+  if '{}' not in template:
+    raise ValueError(f'the prompt template {template!r} must hold {{}} for the class name')
+  texts = [template.replace('{}', label) for label in labels]
+  return bucket(Tokenizer(context_length)(texts))

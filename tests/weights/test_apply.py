@@ -10,7 +10,7 @@ import pytest
 from goldens_io import CASES, GOLDENS, Case
 from xclip_jax import paths
 from xclip_jax.models.xclip import make_config
-from xclip_jax.weights import apply, rules
+from xclip_jax.weights import apply, architecture, rules
 
 ARCHITECTURES = json.loads((GOLDENS / 'reference/ref_state_dict_shapes.json').read_text())
 VARIANT = {
@@ -58,7 +58,7 @@ def test_every_published_size_fits_its_variant(arch):
   assert len(state) == (443 if '/14' not in arch else 683)
   assert all(len(rules_for(key, 'official')) == 1 for key in state)
   apply.to_params(state, 'official', config)       # strict: raises at any name or shape
-  assert apply.infer_config(state, 'official') == config
+  assert architecture.infer_config(state, 'official') == config
 
 
 def test_all_differences_are_told_at_once(case):
@@ -103,9 +103,13 @@ def test_position_id_buffers_are_ignored(case):
 
 def test_dialects_are_told_apart(case):
   assert apply.detect_dialect(case.state) == case.dialect
-  plain_clip = [k for k in case.state if 'message' not in k]
-  with pytest.raises(ValueError, match='not the names of an X-CLIP state dict'):
-    apply.detect_dialect(plain_clip)
+  clip = {'official': 'openai', 'huggingface': 'huggingface_clip'}[case.dialect]
+  plain = apply.to_state_dict(case.params, clip)
+  assert apply.detect_dialect(plain) == clip
+  with pytest.raises(ValueError, match='not the names of a CLIP or X-CLIP state dict'):
+    apply.detect_dialect([f'encoder.{key}' for key in case.state])
+  with pytest.raises(ValueError, match='ResNet'):
+    apply.detect_dialect(['visual.conv1.weight', 'visual.layer1.0.conv1.weight'])
 
 
 def test_round_trips_are_bit_identical(case):
@@ -139,7 +143,8 @@ def test_the_architecture_is_read_off_official_weights(name):
   assert (c.vision_heads, c.text_heads) == (D // 64, want['transformer_heads'])
   assert (c.mit_heads, c.prompt_heads) == (E // 64, E // 64)
   assert (c.vision_mlp, c.text_mlp, c.mit_mlp) == (4 * D, 4 * W, 4 * E)
-  assert c.activation == 'quick_gelu'
+  assert {c.vision_activation, c.text_activation, c.mit_activation, c.prompt_activation} == {
+    'quick_gelu'}
 
 
 def test_the_architecture_is_read_off_hugging_face_weights():
@@ -159,4 +164,6 @@ def test_the_architecture_is_read_off_hugging_face_weights():
     vision['mit_intermediate_size'])
   assert (c.prompt_layers, c.prompt_heads) == (
     want['prompt_layers'], want['prompt_num_attention_heads'])
-  assert c.activation == vision['hidden_act']
+  assert (c.vision_activation, c.mit_activation) == (vision['hidden_act'],) * 2
+  assert (c.text_activation, c.prompt_activation) == (
+    text['hidden_act'], want['prompt_hidden_act'])

@@ -8,6 +8,7 @@ import dataclasses
 
 import cv2
 import numpy as np
+from PIL import Image
 
 _RESIZE_RATIO = 256 / 224            # short side before cropping, over image_size
 _CROP_SCALES = (1, 0.875, 0.75, 0.66)
@@ -63,19 +64,30 @@ class TrainTransform:
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-  """Resize the short side to `resize_ratio * image_size` and take the centre S x S."""
+  """Resize the short side to `resize_ratio * image_size` and take the centre S x S.
+
+  Fields:
+    image_size: S.
+    resize_ratio: at least 1.
+    filter: 'opencv' (the reference: bilinear, no antialias) or 'pillow' (Hugging Face's processor:
+      bilinear, antialiased; the long side is rounded down).
+  """
 
   image_size: int
   resize_ratio: float = _RESIZE_RATIO
+  filter: str = 'opencv'
 
   def __post_init__(self):
     if self.resize_ratio < 1:
       raise ValueError(f'resize_ratio must be at least 1, found {self.resize_ratio}')
+    if self.filter not in ('opencv', 'pillow'):
+      raise ValueError(f"filter must be 'opencv' or 'pillow', found {self.filter!r}")
 
   def __call__(self, frames: np.ndarray) -> np.ndarray:
     """Return uint8 [T, S, S, 3]."""
     size = self.image_size
-    frames = _resize_short_side(frames, int(self.resize_ratio * size))
+    resize = _resize_short_side if self.filter == 'opencv' else _resize_antialiased
+    frames = resize(frames, int(self.resize_ratio * size))
     y, x = ((side - size) // 2 for side in frames.shape[1:3])
     return np.ascontiguousarray(frames[:, y:y + size, x:x + size])
 
@@ -102,6 +114,16 @@ def _resize_short_side(frames: np.ndarray, short: int) -> np.ndarray:
   height, width = frames.shape[1:3]
   scale = short / min(height, width)
   return _resize(frames, int(width * scale + 0.5), int(height * scale + 0.5))
+
+
+def _resize_antialiased(frames: np.ndarray, short: int) -> np.ndarray:
+  height, width = frames.shape[1:3]
+  if short == min(height, width):
+    return frames
+  long = short * max(height, width) // min(height, width)
+  size = (long, short) if width > height else (short, long)
+  bilinear = Image.Resampling.BILINEAR
+  return np.stack([np.asarray(Image.fromarray(x).resize(size, bilinear)) for x in frames])
 
 
 def _resize(frames: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -13,6 +13,7 @@ class PromptBlock(nn.Module):
   """Texts attend to the patches of a video; no self-attention, no norm2."""
 
   heads: int
+  activation: str = 'quick_gelu'
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -23,7 +24,7 @@ class PromptBlock(nn.Module):
       self.heads, self.dtype, qkv_bias=False, qkv_init=init.fc, out_init=init.out,
       name='cross_attn',
     )
-    mlp = Mlp(4 * text.shape[-1], init, dtype=self.dtype, name='mlp')
+    mlp = Mlp(4 * text.shape[-1], init, self.activation, self.dtype, name='mlp')
     text += attn(LayerNorm(name='norm1')(text), patches)
     return text + mlp(LayerNorm(name='norm3')(text))
 
@@ -35,6 +36,7 @@ class VideoPrompt(nn.Module):
   heads: int
   embed_dim: int
   alpha: float = 0.1
+  activation: str = 'quick_gelu'
   dtype: Any = jnp.float32
 
   def setup(self):
@@ -43,7 +45,9 @@ class VideoPrompt(nn.Module):
       self.embed_dim, self.dtype, use_bias=False, kernel_init=nn.initializers.normal(1.0)
     )
     self.norm = LayerNorm()
-    self.blocks = [PromptBlock(self.heads, self.dtype) for _ in range(self.layers)]
+    self.blocks = [
+      PromptBlock(self.heads, self.activation, self.dtype) for _ in range(self.layers)
+    ]
     self.scale = self.param(
       'alpha', nn.initializers.constant(self.alpha), (self.embed_dim,), jnp.float32
     )

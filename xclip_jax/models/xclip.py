@@ -46,7 +46,10 @@ class XCLIPConfig:
   prompt_layers: int = 2
   prompt_heads: int = 8
   prompt_alpha: float = 0.1       # initial value; the trained one is a parameter
-  activation: str = 'quick_gelu'  # of the towers: quick_gelu (OpenAI) | gelu (exact)
+  vision_activation: str = 'quick_gelu'  # in each MLP: quick_gelu (OpenAI) | gelu (exact)
+  text_activation: str = 'quick_gelu'
+  mit_activation: str = 'quick_gelu'
+  prompt_activation: str = 'quick_gelu'
   drop_path: float = 0.0          # stochastic depth of the last vision block; linear from 0
   dtype: str = 'float32'          # operands of matrix products: float32 | bfloat16
   residual_dtype: str = 'float32' # what flows between blocks of the towers: float32 | bfloat16
@@ -73,7 +76,8 @@ class XCLIPConfig:
         f'patch_size={self.patch_size}'
       )
     for name, allowed in (
-      ('activation', ACTIVATIONS), ('dtype', DTYPES), ('residual_dtype', DTYPES),
+      *((f'{tower}_activation', ACTIVATIONS) for tower in ('vision', 'text', 'mit', 'prompt')),
+      ('dtype', DTYPES), ('residual_dtype', DTYPES),
       ('attention', ('xla', 'cudnn')), ('remat', (None, *REMAT_POLICIES)),
     ):
       if getattr(self, name) not in allowed:
@@ -147,15 +151,17 @@ class XCLIP(nn.Module):
     dtype, residual = DTYPES[c.dtype], DTYPES[c.residual_dtype]
     self.vision = VisionEncoder(
       c.num_frames, c.patch_size, c.vision_width, c.vision_layers, c.vision_heads, c.vision_mlp,
-      c.embed_dim, c.activation, c.drop_path, dtype, residual, c.attention, c.remat,
+      c.embed_dim, c.vision_activation, c.drop_path, dtype, residual, c.attention, c.remat,
     )
-    self.mit = MultiframeTransformer(c.mit_layers, c.mit_heads, c.mit_mlp, dtype=dtype)
+    self.mit = MultiframeTransformer(
+      c.mit_layers, c.mit_heads, c.mit_mlp, c.mit_activation, dtype
+    )
     self.text = TextEncoder(
       c.vocab_size, c.context_length, c.text_width, c.text_layers, c.text_heads, c.text_mlp,
-      c.embed_dim, c.activation, dtype, residual, c.remat,
+      c.embed_dim, c.text_activation, dtype, residual, c.remat,
     )
     self.prompt = VideoPrompt(
-      c.prompt_layers, c.prompt_heads, c.embed_dim, c.prompt_alpha, dtype
+      c.prompt_layers, c.prompt_heads, c.embed_dim, c.prompt_alpha, c.prompt_activation, dtype
     )
     self.logit_scale = self.param(
       'logit_scale', nn.initializers.constant(np.log(1 / 0.07)), (), jnp.float32

@@ -1,7 +1,7 @@
 """Weights across frameworks by the tables of rules.py: strict, both ways."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -15,57 +15,79 @@ from xclip_jax.weights import rules
 
 def abstract_params(config: XCLIPConfig) -> Any:
   """Gives names, shapes and dtypes of all parameters; allocates nothing."""
+  return jax.eval_shape(lambda: _init(config, jax.random.key(0)))
+
+
+def _init(config: XCLIPConfig, key: jax.Array) -> Any:
   size = config.image_size
-  video = jax.ShapeDtypeStruct((1, config.num_frames, size, size, 3), jnp.float32)
-  token_ids = jax.ShapeDtypeStruct((1, config.context_length), jnp.int32)
-  return jax.eval_shape(XCLIP(config).init, jax.random.key(0), video, token_ids)['params']
+  video = jnp.zeros((1, config.num_frames, size, size, 3))
+  token_ids = jnp.zeros((1, config.context_length), jnp.int32)
+  return XCLIP(config).init(key, video, token_ids)['params']
 
 
-def detect_dialect(names: Any) -> str:
-  """Tells 'official' from 'huggingface' by the keys of a state dict.
+def detect_dialect(names: Iterable[str]) -> str:
+  """Tells by the keys of a state dict which row of rules.DIALECTS they are.
 
   Raises:
-    ValueError: neither.
+    ValueError: none of them.
   """
   names = set(names)
-  for dialect, mark in (
-    ('official', 'visual.conv1.weight'),
-    ('huggingface', 'vision_model.embeddings.patch_embedding.weight'),
-  ):
-    if mark in names and any('message_fc' in name for name in names):
-      return dialect
+  is_xclip = any('message_fc' in name or name.startswith('mit.') for name in names)
+  if 'visual.conv1.weight' in names and 'visual.class_embedding' in names:
+    if is_xclip:
+      return 'official'
+    return 'open_clip' if 'text.token_embedding.weight' in names else 'openai'
+  if 'vision_model.embeddings.patch_embedding.weight' in names:
+    return 'huggingface' if is_xclip else 'huggingface_clip'
+  if any(name.startswith('visual.layer1.') for name in names):
+    raise ValueError('these are weights of a CLIP ResNet; only its vision transformers (ViT-*) fit')
   raise ValueError(
-    f'not the names of an X-CLIP state dict (official or Hugging Face): {sorted(names)[:5]} ...'
+    'not the names of a CLIP or X-CLIP state dict (OpenAI, official X-CLIP, Hugging Face, '
+    f'open_clip); {len(names)} names, such as {sorted(names)[:5]}'
   )
 
 
-def to_params(state: Mapping[str, np.ndarray], dialect: str, config: XCLIPConfig) -> Any:
+def to_params(
+  state: Mapping[str, np.ndarray], dialect: str, config: XCLIPConfig, seed: int = 0
+) -> Any:
   """Turns a foreign state dict into our float32 parameters.
 
+  float32 arrays are not copied, only seen in another layout. Weights of CLIP are completed to an
+  X-CLIP as the reference does it: new modules are drawn from its distributions, from `seed`.
+
   Args:
-    state: their names -> arrays.
+    state: their names -> arrays of any float dtype.
     dialect: a key of rules.DIALECTS.
     config: the architecture the weights must fit.
+    seed: of what CLIP has not.
 
   Raises:
     ValueError: listing every key that is unknown, every leaf not filled, every shape that differs.
   """
-  flat, unknown = {}, []
+  flat, problems = {}, []
   table = [(_pattern(rule.theirs), rule) for rule in rules.DIALECTS[dialect]]
   for key, array in state.items():
     if any(re.fullmatch(pattern, key) for pattern in rules.IGNORED):
       continue
-    for pattern, rule in table:
-      found = pattern.fullmatch(key)
-      if found:
-        parts = rules.inward(rule, np.asarray(array, np.float32))
-        flat |= {_numbered(n, found): x for n, x in zip(rule.ours, parts, strict=True)}
-        break
-    else:
-      unknown.append(key)
+    rule, found = next(
+      ((rule, found) for pattern, rule in table if (found := pattern.fullmatch(key))), (None, None)
+    )
+    if rule is None:
+      problems.append(f'unknown key {key!r}')
+      continue
+    try:
+      parts = rules.inward(rule, np.asarray(array, np.float32))
+    except (ValueError, IndexError, TypeError):
+      shape = list(np.shape(array))
+      problems.append(f'{key!r} is {shape}, which cannot be laid out as {rule.ours}')
+      parts = []
+    flat |= {_numbered(n, found): x for n, x in zip(rule.ours, parts, strict=bool(parts))}
   want = paths.flatten(abstract_params(config))
-  problems = [f'unknown key {key!r}' for key in unknown]
-  problems += [f'missing {key!r}' for key in want.keys() - flat.keys()]
+  is_new = lambda name: paths.matches(rules.NEW_PARAMETERS, name)
+  is_clip = dialect in rules.CLIP_DIALECTS
+  problems += [
+    f'missing {key!r}' for key in want.keys() - flat.keys() if not (is_clip and is_new(key))
+  ]
   problems += [f'no place for {key!r}' for key in flat.keys() - want.keys()]
   problems += [
     f'{key!r} is {list(flat[key].shape)}, the model wants {list(want[key].shape)}'
@@ -76,11 +98,22 @@ def to_params(state: Mapping[str, np.ndarray], dialect: str, config: XCLIPConfig
       f'these weights do not fit the model ({len(problems)} differences):\n  '
       + '\n  '.join(sorted(problems))
     )
-  return paths.unflatten(flat)
+  if is_clip:
+    flat |= _draw(config, is_new, seed)
+  return paths.unflatten({key: flat[key] for key in want})
+
+
+def _draw(config: XCLIPConfig, chosen: Any, seed: int) -> dict[str, np.ndarray]:
+  """Draws the initial values of the chosen parameters; the others are not computed."""
+  draw = lambda key: {k: x for k, x in paths.flatten(_init(config, key)).items() if chosen(k)}
+  return {k: np.asarray(x) for k, x in jax.jit(draw)(jax.random.key(seed)).items()}
 
 
 def to_state_dict(params: Any, dialect: str) -> dict[str, np.ndarray]:
-  """Turns our parameters into a foreign state dict; the inverse of `to_params`."""
+  """Turns our parameters into a foreign state dict; the inverse of `to_params`.
+
+  A dialect of CLIP gets the two towers and the logit scale, which is all that CLIP has.
+  """
   flat = paths.flatten(params)
   state = {}
   for rule in rules.DIALECTS[dialect]:
@@ -93,57 +126,55 @@ def to_state_dict(params: Any, dialect: str) -> dict[str, np.ndarray]:
   return state
 
 
-def infer_config(
-  state: Mapping[str, np.ndarray], dialect: str, hf_config: Mapping[str, Any] | None = None
-) -> XCLIPConfig:
-  """Reads the architecture off a state dict.
+def resample(
+  params: Any, config: XCLIPConfig, num_frames: int | None = None, image_size: int | None = None
+) -> tuple[Any, XCLIPConfig]:
+  """Interpolates position tables, for another number of frames or another picture size.
 
-  Args:
-    state: their names -> arrays.
-    dialect: a key of rules.DIALECTS.
-    hf_config: the content of Hugging Face's config.json, the only place that has head counts;
-      without it heads are width // 64, as the reference has it.
+  Frames: linear. Patches: bicubic as in Hugging Face's `interpolate_pos_encoding` (a = -0.75, no
+  antialias); the class token's position stays. Both count positions from the middle of a frame or
+  patch, and repeat the outermost. The result is a starting point: train it, or check it.
   """
-  shape = {}
-  for rule in rules.DIALECTS[dialect]:
-    for i in ('0', None) if '{i}' in rule.theirs else (None,):
-      key = rule.theirs.format(i=i) if i else rule.theirs
-      if key in state:
-        parts = rules.inward(rule, np.asarray(state[key]))
-        shape |= {n.format(i=i) if i else n: x.shape for n, x in zip(rule.ours, parts, strict=True)}
+  flat = dict(paths.flatten(params))
+  if num_frames and num_frames != config.num_frames:
+    table = np.asarray(flat['mit/pos_embed'], np.float32)
+    flat['mit/pos_embed'] = _weights(config.num_frames, num_frames, _linear) @ table
+    config = _replaced(config, num_frames=num_frames)
+  if image_size and image_size != config.image_size:
+    new = _replaced(config, image_size=image_size)
+    old_side, side = (c.image_size // c.patch_size for c in (config, new))
+    table = np.asarray(flat['vision/pos_embed'], np.float32)
+    grid = table[1:].reshape(old_side, old_side, -1)
+    weights = _weights(old_side, side, _cubic)
+    grid = np.einsum('yY,xX,YXD->yxD', weights, weights, grid, optimize=True)
+    flat['vision/pos_embed'] = np.concatenate([table[:1], grid.reshape(side * side, -1)])
+    config = new
+  return paths.unflatten(flat), config
 
-  def depth(ours: str) -> int:
-    theirs = next(r.theirs for r in rules.DIALECTS[dialect] if r.ours == (f'{ours}/scale',))
-    return sum(_pattern(theirs).fullmatch(key) is not None for key in state)
 
-  patch, _, _, vision_width = shape['vision/patch_embed/kernel']
-  grid = int((shape['vision/pos_embed'][0] - 1) ** 0.5)
-  vocab_size, text_width = shape['text/token_embed/embedding']
-  T, E = shape['mit/pos_embed']
-  hf = hf_config or {}
-  text, vision = hf.get('text_config', {}), hf.get('vision_config', {})
-  return XCLIPConfig(
-    image_size=patch * grid,
-    patch_size=patch,
-    num_frames=T,
-    embed_dim=E,
-    vision_width=vision_width,
-    vision_layers=depth('vision/blocks_{i}/ln_1'),
-    vision_heads=vision.get('num_attention_heads', vision_width // 64),
-    vision_mlp=shape['vision/blocks_0/mlp/c_fc/kernel'][1],
-    text_width=text_width,
-    text_layers=depth('text/blocks_{i}/ln_1'),
-    text_heads=text.get('num_attention_heads', text_width // 64),
-    text_mlp=shape['text/blocks_0/mlp/c_fc/kernel'][1],
-    vocab_size=vocab_size,
-    context_length=shape['text/pos_embed'][0],
-    mit_layers=depth('mit/blocks_{i}/ln_1'),
-    mit_heads=vision.get('mit_num_attention_heads', E // 64),
-    mit_mlp=shape['mit/blocks_0/mlp/c_fc/kernel'][1],
-    prompt_layers=depth('prompt/blocks_{i}/norm1'),
-    prompt_heads=hf.get('prompt_num_attention_heads', E // 64),
-    activation=vision.get('hidden_act', 'quick_gelu'),
-  )
+def _replaced(config: XCLIPConfig, **fields: int) -> XCLIPConfig:
+  return XCLIPConfig(**(vars(config) | fields))
+
+
+def _linear(distance: np.ndarray) -> np.ndarray:
+  return np.maximum(1 - np.abs(distance), 0)
+
+
+def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
+  x = np.abs(distance)
+  near = (a + 2) * x**3 - (a + 3) * x**2 + 1
+  far = a * (x**3 - 5 * x**2 + 8 * x - 4)
+  return np.where(x <= 1, near, np.where(x < 2, far, 0))
+
+
+def _weights(old: int, new: int, kernel: Any) -> np.ndarray:
+  """The matrix [new, old] that interpolates a row of values."""
+  place = (np.arange(new) + 0.5) * old / new - 0.5
+  taps = np.floor(place).astype(int)[:, None] + np.arange(-1, 3)            # [new, 4]
+  values = kernel(place[:, None] - taps)
+  matrix = np.zeros((new, old), np.float32)
+  np.add.at(matrix, (np.arange(new)[:, None], np.clip(taps, 0, old - 1)), values)
+  return matrix
 
 
 def _pattern(name: str) -> re.Pattern:

@@ -97,26 +97,43 @@ def _hf_block(ours: str, theirs: str) -> list[Rule]:
 
 
 _VISUAL = 'visual.transformer.resblocks.{i}'
-# microsoft/VideoX; its CLIP part has the names of openai/CLIP.
+
+
+def _openai_vision() -> list[Rule]:
+  return [
+    *_same('logit_scale', 'logit_scale'),
+    Rule(('vision/patch_embed/kernel',), 'visual.conv1.weight', 'conv'),
+    *_same('vision/class_embed', 'visual.class_embedding'),
+    *_same('vision/pos_embed', 'visual.positional_embedding'),
+    *_norm('vision/ln_pre', 'visual.ln_pre'),
+    *_official_block('vision/blocks_{i}', _VISUAL),
+    *_norm('vision/ln_post', 'visual.ln_post'),
+    *_matrix('vision/proj', 'visual.proj'),
+  ]
+
+
+def _openai_text(prefix: str = '') -> list[Rule]:
+  return [
+    *_same('text/token_embed/embedding', f'{prefix}token_embedding.weight'),
+    *_same('text/pos_embed', f'{prefix}positional_embedding'),
+    *_official_block('text/blocks_{i}', prefix + 'transformer.resblocks.{i}'),
+    *_norm('text/ln_final', f'{prefix}ln_final'),
+    *_matrix('text/proj', f'{prefix}text_projection'),
+  ]
+
+
+# openai/CLIP, and most ViTs of open_clip.
+OPENAI = (*_openai_vision(), *_openai_text())
+# open_clip's models with a text tower of its own.
+OPEN_CLIP = (*_openai_vision(), *_openai_text('text.'))
+# microsoft/VideoX.
 OFFICIAL = (
-  *_same('logit_scale', 'logit_scale'),
-  Rule(('vision/patch_embed/kernel',), 'visual.conv1.weight', 'conv'),
-  *_same('vision/class_embed', 'visual.class_embedding'),
-  *_same('vision/pos_embed', 'visual.positional_embedding'),
-  *_norm('vision/ln_pre', 'visual.ln_pre'),
-  *_official_block('vision/blocks_{i}', _VISUAL),
+  *OPENAI,
   *_linear('vision/blocks_{i}/message_fc', f'{_VISUAL}.message_fc'),
   *_norm('vision/blocks_{i}/message_ln', f'{_VISUAL}.message_ln'),
   *_packed_attention('vision/blocks_{i}/message_attn', f'{_VISUAL}.message_attn'),
-  *_norm('vision/ln_post', 'visual.ln_post'),
-  *_matrix('vision/proj', 'visual.proj'),
   Rule(('mit/pos_embed',), 'mit.positional_embedding', 'batched'),
   *_official_block('mit/blocks_{i}', 'mit.resblocks.{i}'),
-  *_same('text/token_embed/embedding', 'token_embedding.weight'),
-  *_same('text/pos_embed', 'positional_embedding'),
-  *_official_block('text/blocks_{i}', 'transformer.resblocks.{i}'),
-  *_norm('text/ln_final', 'ln_final'),
-  *_matrix('text/proj', 'text_projection'),
   *_norm('prompt/visual_ln', 'prompts_visual_ln'),
   *_matrix('prompt/visual_proj', 'prompts_visual_proj'),
   *_norm('prompt/norm', 'prompts_generator.norm'),
@@ -125,26 +142,36 @@ OFFICIAL = (
 )
 
 _EMBEDDINGS, _LAYERS = 'vision_model.embeddings', 'vision_model.encoder.layers.{i}'
+
+
+def _hf_towers(pre_norm: str) -> list[Rule]:
+  return [
+    *_same('logit_scale', 'logit_scale'),
+    Rule(('vision/patch_embed/kernel',), f'{_EMBEDDINGS}.patch_embedding.weight', 'conv'),
+    *_same('vision/class_embed', f'{_EMBEDDINGS}.class_embedding'),
+    *_same('vision/pos_embed', f'{_EMBEDDINGS}.position_embedding.weight'),
+    *_norm('vision/ln_pre', f'vision_model.{pre_norm}'),
+    *_hf_block('vision/blocks_{i}', _LAYERS),
+    *_norm('vision/ln_post', 'vision_model.post_layernorm'),
+    *_linear('vision/proj', 'visual_projection', bias=False),
+    *_same('text/token_embed/embedding', 'text_model.embeddings.token_embedding.weight'),
+    *_same('text/pos_embed', 'text_model.embeddings.position_embedding.weight'),
+    *_hf_block('text/blocks_{i}', 'text_model.encoder.layers.{i}'),
+    *_norm('text/ln_final', 'text_model.final_layer_norm'),
+    *_linear('text/proj', 'text_projection', bias=False),
+  ]
+
+
+# transformers.CLIPModel, whose name for the first norm is misspelt.
+HUGGING_FACE_CLIP = tuple(_hf_towers('pre_layrnorm'))
 # transformers.XCLIPModel
 HUGGING_FACE = (
-  *_same('logit_scale', 'logit_scale'),
-  Rule(('vision/patch_embed/kernel',), f'{_EMBEDDINGS}.patch_embedding.weight', 'conv'),
-  *_same('vision/class_embed', f'{_EMBEDDINGS}.class_embedding'),
-  *_same('vision/pos_embed', f'{_EMBEDDINGS}.position_embedding.weight'),
-  *_norm('vision/ln_pre', 'vision_model.pre_layernorm'),
-  *_hf_block('vision/blocks_{i}', _LAYERS),
+  *_hf_towers('pre_layernorm'),
   *_linear('vision/blocks_{i}/message_fc', f'{_LAYERS}.message_fc'),
   *_norm('vision/blocks_{i}/message_ln', f'{_LAYERS}.message_ln'),
   *_split_attention('vision/blocks_{i}/message_attn', f'{_LAYERS}.message_attn'),
-  *_norm('vision/ln_post', 'vision_model.post_layernorm'),
-  *_linear('vision/proj', 'visual_projection', bias=False),
   Rule(('mit/pos_embed',), 'mit.position_embedding', 'batched'),
   *_hf_block('mit/blocks_{i}', 'mit.encoder.layers.{i}'),
-  *_same('text/token_embed/embedding', 'text_model.embeddings.token_embedding.weight'),
-  *_same('text/pos_embed', 'text_model.embeddings.position_embedding.weight'),
-  *_hf_block('text/blocks_{i}', 'text_model.encoder.layers.{i}'),
-  *_norm('text/ln_final', 'text_model.final_layer_norm'),
-  *_linear('text/proj', 'text_projection', bias=False),
   *_norm('prompt/visual_ln', 'prompts_visual_layernorm'),
   *_matrix('prompt/visual_proj', 'prompts_visual_projection'),
   *_norm('prompt/norm', 'prompts_generator.layernorm'),
@@ -152,10 +179,20 @@ HUGGING_FACE = (
   *_same('prompt/alpha', 'prompts_generator.alpha'),
 )
 
-DIALECTS = {'official': OFFICIAL, 'huggingface': HUGGING_FACE}
+DIALECTS = {
+  'official': OFFICIAL, 'huggingface': HUGGING_FACE,
+  'openai': OPENAI, 'open_clip': OPEN_CLIP, 'huggingface_clip': HUGGING_FACE_CLIP,
+}
+CLIP_DIALECTS = ('openai', 'open_clip', 'huggingface_clip')
+# What X-CLIP has and CLIP has not.
+NEW_PARAMETERS = r'vision/blocks_\d+/message_.*|mit/.*|prompt/.*'
 
-# Buffers that old files hold beside their parameters; nothing is lost without them.
-IGNORED = (r'(text|vision)_model\.embeddings\.position_ids',)
+# Not parameters: buffers of old files, and the three scalars in OpenAI's archives.
+IGNORED = (
+  r'(text|vision)_model\.embeddings\.position_ids',
+  r'(text\.)?attn_mask',
+  r'input_resolution|context_length|vocab_size',
+)
 
 _INWARD = {
   'same': lambda x: x,

@@ -1,0 +1,188 @@
+"""The architecture of foreign weights: read off their shapes, and off their config where needed."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from xclip_jax.models.xclip import XCLIPConfig
+from xclip_jax.weights import rules
+
+HEAD_WIDTH = 64     # of every tower of CLIP and of the reference
+
+# field of XCLIPConfig -> (section, key, default) in Hugging Face's config.json. The defaults are
+# transformers': files that it saves leave out what equals them.
+_HF_TOWERS = {
+  'vision_heads': ('vision_config', 'num_attention_heads', 12),
+  'text_heads': ('text_config', 'num_attention_heads', 8),
+  'vision_activation': ('vision_config', 'hidden_act', 'quick_gelu'),
+  'text_activation': ('text_config', 'hidden_act', 'quick_gelu'),
+}
+_HF_NEW = {
+  'mit_heads': ('vision_config', 'mit_num_attention_heads', 8),
+  'mit_activation': ('vision_config', 'hidden_act', 'quick_gelu'),
+  'prompt_heads': ('', 'prompt_num_attention_heads', 8),
+  'prompt_activation': ('', 'prompt_hidden_act', 'quick_gelu'),
+}
+# The same for what shapes tell; a file that says otherwise is inconsistent.
+HF_SHAPES = {
+  'embed_dim': ('', 'projection_dim'),
+  'prompt_layers': ('', 'prompt_layers'),
+  'vision_width': ('vision_config', 'hidden_size'),
+  'vision_layers': ('vision_config', 'num_hidden_layers'),
+  'vision_mlp': ('vision_config', 'intermediate_size'),
+  'image_size': ('vision_config', 'image_size'),
+  'patch_size': ('vision_config', 'patch_size'),
+  'num_frames': ('vision_config', 'num_frames'),
+  'mit_layers': ('vision_config', 'mit_num_hidden_layers'),
+  'mit_mlp': ('vision_config', 'mit_intermediate_size'),
+  'text_width': ('text_config', 'hidden_size'),
+  'text_layers': ('text_config', 'num_hidden_layers'),
+  'text_mlp': ('text_config', 'intermediate_size'),
+  'vocab_size': ('text_config', 'vocab_size'),
+  'context_length': ('text_config', 'max_position_embeddings'),
+}
+_EPSILON = 1e-5     # of every LayerNorm
+
+
+def infer_config(
+  state: Mapping[str, np.ndarray], dialect: str, file_config: Mapping[str, Any] | None = None,
+  num_frames: int = 8,
+) -> XCLIPConfig:
+  """Reads the architecture off a state dict.
+
+  Args:
+    state: their names -> arrays.
+    dialect: a key of rules.DIALECTS.
+    file_config: what lies beside the weights: Hugging Face's config.json, or open_clip_config.json.
+      Only such files know head counts and activations; without one, heads are width // 64 and
+      activations QuickGELU, as OpenAI and the reference have it.
+    num_frames: T of the model to be made of CLIP weights, which have none.
+
+  Raises:
+    ValueError: a key that every such file has is missing, or the config contradicts the shapes.
+  """
+  shape = _shapes(state, dialect)
+  is_clip = dialect in rules.CLIP_DIALECTS
+  try:
+    patch, patch_width, channels, vision_width = shape['vision/patch_embed/kernel']
+    tokens = shape['vision/pos_embed'][0]
+    vocab_size, text_width = shape['text/token_embed/embedding']
+    E = shape['text/proj/kernel'][1]
+    T = num_frames if is_clip else shape['mit/pos_embed'][0]
+    fields = dict(
+      patch_size=patch, num_frames=T, embed_dim=E, vision_width=vision_width,
+      vision_layers=_depth(state, dialect, 'vision/blocks_{i}/ln_1'),
+      vision_mlp=shape['vision/blocks_0/mlp/c_fc/kernel'][1],
+      text_width=text_width, text_layers=_depth(state, dialect, 'text/blocks_{i}/ln_1'),
+      text_mlp=shape['text/blocks_0/mlp/c_fc/kernel'][1],
+      vocab_size=vocab_size, context_length=shape['text/pos_embed'][0],
+      mit_mlp=4 * E if is_clip else shape['mit/blocks_0/mlp/c_fc/kernel'][1],
+    )
+    if not is_clip:
+      fields['mit_layers'] = _depth(state, dialect, 'mit/blocks_{i}/ln_1')
+      fields['prompt_layers'] = _depth(state, dialect, 'prompt/blocks_{i}/norm1')
+  except (KeyError, ValueError, IndexError) as error:
+    raise ValueError(
+      f'weights with {dialect} names have no {error}, or its shape is none that it can have; the '
+      'file is incomplete or of another kind of model'
+    ) from error
+  grid = round((tokens - 1) ** 0.5)
+  if grid * grid != tokens - 1 or (patch, channels) != (patch_width, 3):
+    raise ValueError(
+      f'only square frames, square patches and 3 channels are supported; the patch kernel is '
+      f'{patch} x {patch_width} of {channels} channels, and there are {tokens - 1} patches'
+    )
+  fields['image_size'] = patch * grid
+  fields |= reference_heads(fields)
+  if file_config is not None:
+    fields |= _read_config(file_config, dialect, fields)
+  return XCLIPConfig(**fields)
+
+
+def reference_heads(fields: Mapping[str, int]) -> dict[str, int]:
+  """Head counts by the reference's rule, width // 64 in every tower.
+
+  Raises:
+    ValueError: a tower is narrower than one head.
+  """
+  widths = {'vision': 'vision_width', 'text': 'text_width', 'mit': 'embed_dim',
+            'prompt': 'embed_dim'}
+  heads = {f'{tower}_heads': fields[width] // HEAD_WIDTH for tower, width in widths.items()}
+  for (tower, width), count in zip(widths.items(), heads.values(), strict=True):
+    if not count:
+      raise ValueError(
+        f'{width}={fields[width]} is less than one head of {HEAD_WIDTH}, so the number of heads of '
+        f'the {tower} tower cannot be told from the weights; it takes a config.json beside them'
+      )
+  return heads
+
+
+def _shapes(state: Mapping[str, np.ndarray], dialect: str) -> dict[str, tuple[int, ...]]:
+  """Our names -> shapes, of what is not in a block or in block 0."""
+  shape = {}
+  for rule in rules.DIALECTS[dialect]:
+    key = rule.theirs.replace('{i}', '0')
+    if key in state:
+      try:
+        parts = rules.inward(rule, np.broadcast_to(np.float32(0), np.shape(state[key])))
+      except (ValueError, IndexError) as error:
+        raise ValueError(
+          f'{key!r} is {list(np.shape(state[key]))}, which does not suit its place: {error}'
+        ) from error
+      shape |= {n.replace('{i}', '0'): x.shape for n, x in zip(rule.ours, parts, strict=True)}
+  return shape
+
+
+def _depth(state: Mapping[str, np.ndarray], dialect: str, ours: str) -> int:
+  theirs = next(r.theirs for r in rules.DIALECTS[dialect] if r.ours == (f'{ours}/scale',))
+  pattern = re.compile(re.escape(theirs).replace(r'\{i\}', r'\d+'))
+  return sum(pattern.fullmatch(key) is not None for key in state)
+
+
+def _read_config(
+  content: Mapping[str, Any], dialect: str, fields: Mapping[str, Any]
+) -> dict[str, Any]:
+  """What a config beside the weights says of heads and activations."""
+  if 'model_cfg' in content:
+    return _read_open_clip_config(content['model_cfg'], fields)
+  sections = {'': content}
+  for name in ('text_config', 'vision_config'):     # *_dict is older, and wins
+    sections[name] = (content.get(name) or {}) | (content.get(f'{name}_dict') or {})
+  found = {
+    ours: sections[section][key]
+    for ours, (section, key) in HF_SHAPES.items() if key in sections[section]
+  }
+  if dialect in rules.CLIP_DIALECTS:
+    found = {k: v for k, v in found.items() if k.split('_')[0] not in ('mit', 'prompt', 'num')}
+  wrong = [
+    f'{k}: {v} in config.json, {fields[k]} in the weights'
+    for k, v in found.items() if v != fields[k]
+  ]
+  wrong += [
+    f'{section}.layer_norm_eps: {sections[section]["layer_norm_eps"]}, only {_EPSILON} is supported'
+    for section in ('text_config', 'vision_config')
+    if sections[section].get('layer_norm_eps', _EPSILON) != _EPSILON
+  ]
+  if wrong:
+    raise ValueError('config.json does not fit the weights:\n  ' + '\n  '.join(wrong))
+  table = _HF_TOWERS if dialect in rules.CLIP_DIALECTS else _HF_TOWERS | _HF_NEW
+  return {ours: sections[section].get(key, default)
+          for ours, (section, key, default) in table.items()}
+
+
+def _read_open_clip_config(
+  model: Mapping[str, Any], fields: Mapping[str, Any]
+) -> dict[str, Any]:
+  vision, text = model.get('vision_cfg', {}), model.get('text_cfg', {})
+  unsupported = [name for name in ('timm_model_name', 'hf_model_name') if name in vision | text]
+  if unsupported or isinstance(vision.get('layers'), list):
+    raise ValueError(
+      f'open_clip_config.json describes a tower that is not a CLIP ViT ({unsupported or "ResNet"})'
+    )
+  activation = 'quick_gelu' if model.get('quick_gelu') else 'gelu'
+  return dict(
+    vision_heads=fields['vision_width'] // vision.get('head_width', HEAD_WIDTH),
+    text_heads=text.get('heads', 8), vision_activation=activation, text_activation=activation,
+  )

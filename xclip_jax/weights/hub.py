@@ -1,0 +1,311 @@
+"""Names to files, and any file to weights: what `xclip_jax.load` opens."""
+
+import dataclasses
+import hashlib
+import os
+import re
+import urllib.error
+import urllib.request
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from xclip_jax.weights import apply, architecture, archive, native, rules
+from xclip_jax.weights.native import Weights
+
+
+class Known(NamedTuple):
+  """One published checkpoint. Accuracies are the authors', none was measured here."""
+
+  variant: str                   # a name in xclip_jax.VARIANTS
+  num_frames: int                # T; of CLIP: what it is completed to unless asked otherwise
+  image_size: int
+  preprocess: native.Preprocess
+  licence: str
+  published: str                 # accuracy in percent, and on what
+  sha256: str = ''               # OpenAI's files; it is part of their address
+
+
+def _xclip(variant: str, frames: int, published: str, image_size: int = 224) -> Known:
+  return Known(variant, frames, image_size, native.HUGGING_FACE, 'MIT', published)
+
+
+def _openai(variant: str, sha256: str, published: str, image_size: int = 224) -> Known:
+  return Known(variant, 8, image_size, native.REFERENCE, 'MIT', published, sha256)
+
+
+def _open_clip(variant: str, published: str) -> Known:
+  return Known(variant, 8, 224, native.REFERENCE, 'MIT', published)
+
+
+_FEW = 'top-1, one view of split 1'
+KNOWN: Mapping[str, Known] = {
+  'microsoft/xclip-base-patch32': _xclip('B/32', 8, 'K400 80.4 top-1, 4 x 3 views'),
+  'microsoft/xclip-base-patch32-16-frames': _xclip('B/32', 16, 'K400 81.1 top-1, 4 x 3 views'),
+  'microsoft/xclip-base-patch16': _xclip('B/16', 8, 'K400 83.8 top-1, 4 x 3 views'),
+  'microsoft/xclip-base-patch16-16-frames': _xclip('B/16', 16, 'K400 84.7 top-1, 4 x 3 views'),
+  'microsoft/xclip-large-patch14': _xclip('L/14', 8, 'K400 87.1 top-1, 4 x 3 views'),
+  'microsoft/xclip-large-patch14-16-frames': _xclip(
+    'L/14@336', 16, 'K400 87.7 top-1, 4 x 3 views', 336),
+  'microsoft/xclip-base-patch16-kinetics-600': _xclip('B/16', 8, 'K600 85.3 top-1, 4 x 3 views'),
+  'microsoft/xclip-base-patch16-kinetics-600-16-frames': _xclip(
+    'B/16', 16, 'K600 85.8 top-1, 4 x 3 views'),
+  'microsoft/xclip-large-patch14-kinetics-600': _xclip('L/14', 8, 'K600 88.3 top-1, 4 x 3 views'),
+  **{
+    f'microsoft/xclip-base-patch16-{short}-{shots}-shot': _xclip(
+      'B/16', 32, f'{name} {top1} {_FEW}, {shots} clips a class')
+    for short, name, row in (
+      ('hmdb', 'HMDB51', (53.0, 57.3, 62.8, 64.0)), ('ucf', 'UCF101', (76.4, 83.4, 88.3, 91.4)))
+    for shots, top1 in zip((2, 4, 8, 16), row, strict=True)
+  },
+  'microsoft/xclip-base-patch16-zero-shot': _xclip(
+    'B/16', 32, 'zero-shot top-1: HMDB51 44.6, UCF101 72.0, K600-new 65.2'),
+  'ViT-B/32': _openai(
+    'B/32', '40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af',
+    'ImageNet zero-shot 63.2 top-1 (CLIP)'),
+  'ViT-B/16': _openai(
+    'B/16', '5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f',
+    'ImageNet zero-shot 68.3 top-1 (CLIP)'),
+  'ViT-L/14': _openai(
+    'L/14', 'b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836',
+    'ImageNet zero-shot 75.5 top-1 (CLIP)'),
+  'ViT-L/14@336px': _openai(
+    'L/14@336', '3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02',
+    'ImageNet zero-shot 76.6 top-1 (CLIP)', 336),
+  'openai/clip-vit-base-patch32': _open_clip('B/32', 'as ViT-B/32'),
+  'openai/clip-vit-base-patch16': _open_clip('B/16', 'as ViT-B/16'),
+  'openai/clip-vit-large-patch14': _open_clip('L/14', 'as ViT-L/14'),
+  'laion/CLIP-ViT-B-32-laion2B-s34B-b79K': _open_clip('B/32', 'ImageNet zero-shot 66.6 top-1'),
+  'laion/CLIP-ViT-B-16-laion2B-s34B-b88K': _open_clip('B/16', 'ImageNet zero-shot 70.2 top-1'),
+  'laion/CLIP-ViT-L-14-laion2B-s32B-b82K': _open_clip('L/14', 'ImageNet zero-shot 75.3 top-1'),
+  'laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K': _open_clip('B/32', 'ImageNet zero-shot 69.2 top-1'),
+  'laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K': _open_clip('B/16', 'ImageNet zero-shot 73.5 top-1'),
+  'laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K': _open_clip('L/14', 'ImageNet zero-shot 79.2 top-1'),
+}
+
+# Files with weights in a folder, the first that is there; with what describes them.
+_WEIGHT_FILES = (
+  ('model.safetensors', 'config.json'), ('model.safetensors.index.json', 'config.json'),
+  ('pytorch_model.bin', 'config.json'), ('pytorch_model.bin.index.json', 'config.json'),
+  ('open_clip_model.safetensors', 'open_clip_config.json'),
+  ('open_clip_pytorch_model.bin', 'open_clip_config.json'),
+)
+_OPENAI_ADDRESS = 'https://openaipublic.azureedge.net/clip/models/{sha256}/{file}'
+
+
+def read(
+  source: str | os.PathLike, *, heads: str = 'file', num_frames: int | None = None,
+  image_size: int | None = None, seed: int = 0,
+) -> Weights:
+  """Reads weights of any kind.
+
+  Args:
+    source: a name in KNOWN, another name on the Hugging Face hub (`owner/name`), a file
+      (TorchScript archive, torch.save, safetensors, index of shards), or a folder (ours, or as
+      Hugging Face or open_clip write them).
+    heads: where a config beside the weights disagrees with the reference's rule of width // 64:
+      'file' follows the config, 'reference' the rule.
+    num_frames: T; another one than the weights were trained with interpolates MIT positions. For
+      weights of CLIP, which have none: the T of the model that is made of them, default 8.
+    image_size: interpolates patch positions.
+    seed: of the modules that weights of CLIP lack.
+
+  Raises:
+    ValueError: there is nothing of that name, or it cannot be read or does not fit; the message
+      says what to do.
+  """
+  if heads not in ('file', 'reference'):
+    raise ValueError(f"heads must be 'file' or 'reference', got {heads!r}")
+  name, known = os.fspath(source), KNOWN.get(os.fspath(source))
+  path = locate(source)
+  if path.is_dir() and native.is_native(path):
+    weights = native.read(path)
+  else:
+    weights = _read_foreign(path, known, heads, num_frames, seed)
+    if weights.source != name and not Path(name).exists():
+      weights = dataclasses.replace(weights, source=name)
+  return resampled(weights, num_frames, image_size)
+
+
+def resampled(weights: Weights, num_frames: int | None, image_size: int | None) -> Weights:
+  """Weights for other inputs, with interpolated positions and a note; or the same ones."""
+  config = weights.config
+  params, new = apply.resample(weights.params, config, num_frames, image_size)
+  changed = tuple(
+    f'{what} positions interpolated from {old} to {now}; train the model further, or check it'
+    for what, old, now in (
+      ('frame', config.num_frames, new.num_frames), ('patch', config.image_size, new.image_size))
+    if old != now
+  )
+  return dataclasses.replace(weights, config=new, params=params, notes=weights.notes + changed)
+
+
+def _read_foreign(
+  path: Path, known: Known | None, heads: str, num_frames: int | None, seed: int
+) -> Weights:
+  """Reads weights of others."""
+  path, config_file = _files(path)
+  contents = archive.read(path)
+  state, rest = archive.state_dict(contents)
+  try:
+    dialect = apply.detect_dialect(state)
+    is_clip = dialect in rules.CLIP_DIALECTS
+    file_config = native.read_json(config_file) if config_file else None
+    frames = num_frames or (known.num_frames if known else 8)
+    config = architecture.infer_config(state, dialect, file_config, frames)
+    reference = architecture.reference_heads(vars(config))
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  notes = []
+  differ = {k: (getattr(config, k), n) for k, n in reference.items() if getattr(config, k) != n}
+  if differ:
+    told = ', '.join(f'{k} {found} (reference: {n})' for k, (found, n) in differ.items())
+    if heads == 'reference':
+      config = dataclasses.replace(config, **reference)
+    notes.append(
+      f'{config_file.name} has other head counts than the reference: {told}; '
+      + ("following the file, as its authors ran it; heads='reference' does otherwise"
+         if heads == 'file' else 'following the reference')
+    )
+  if is_clip:
+    notes.append(
+      f'weights of CLIP: message, integration and prompt modules are new, drawn from seed {seed}; '
+      'train before use'
+    )
+    if file_config is None and contents.kind != 'torchscript':
+      notes.append(
+        'no config beside the weights: QuickGELU is assumed, as in OpenAI\'s; most models trained '
+        'with open_clip use exact GELU, and then open_clip_config.json must lie beside them'
+      )
+  if rest:
+    notes.append(f'not used: {", ".join(sorted(map(str, rest)))}')
+  ignored = sorted(k for k in state if any(re.fullmatch(p, k) for p in rules.IGNORED))
+  if ignored:
+    notes.append(f'not parameters, not used: {", ".join(ignored)}')
+  try:
+    params = apply.to_params(state, dialect, config, seed)
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  preprocess = known.preprocess if known else native.REFERENCE
+  if dialect == 'huggingface':
+    preprocess = _hf_preprocess(path.parent / 'preprocessor_config.json', config.image_size)
+  return Weights(
+    config, params, preprocess, source=str(path), dialect=dialect,
+    licence=known.licence if known else 'unknown', notes=tuple(notes),
+  )
+
+
+def _hf_preprocess(path: Path, image_size: int) -> native.Preprocess:
+  """Reads how Hugging Face's processor resizes and normalises."""
+  if not path.is_file():
+    return native.HUGGING_FACE
+  content = native.read_json(path)
+  size = content.get('size', image_size)
+  short = size if isinstance(size, int) else size.get('shortest_edge', image_size)
+  if content.get('resample', 2) != 2:
+    raise ValueError(f'{path}: resample is {content["resample"]}, only 2 (bilinear) is supported')
+  scale = 255 if content.get('do_rescale', True) else 1
+  as_255 = lambda key, default: tuple(float(x) * scale for x in content.get(key, default))
+  return native.Preprocess(
+    mean=as_255('image_mean', (0.485, 0.456, 0.406)),
+    std=as_255('image_std', (0.229, 0.224, 0.225)),
+    resize_ratio=short / image_size, filter='pillow',
+  )
+
+
+def _files(path: Path) -> tuple[Path, Path | None]:
+  """The file with weights and the config beside it, for a file or a folder."""
+  if path.is_file():
+    config = dict(_WEIGHT_FILES).get(path.name)
+    beside = path.with_name(config) if config else None
+    return path, beside if beside and beside.is_file() else None
+  for name, config in _WEIGHT_FILES:
+    if (path / name).is_file():
+      beside = path / config
+      return path / name, beside if beside.is_file() else None
+  held = sorted(x.name for x in path.iterdir())[:8]
+  raise ValueError(
+    f'{path} holds no weights: none of {", ".join(name for name, _ in _WEIGHT_FILES)}; '
+    f'it holds {", ".join(held) or "nothing"}. Name the file itself if it is called otherwise.'
+  )
+
+
+def locate(source: str | os.PathLike) -> Path:
+  """Finds the file or folder of a path or name, downloading it if need be and possible."""
+  name = os.fspath(source)
+  path = Path(name).expanduser()
+  if path.exists():
+    return path
+  if name in KNOWN and KNOWN[name].sha256:
+    return _openai_file(name)
+  if isinstance(source, str) and re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', name) and (
+      path.suffix not in ('.pt', '.pth', '.bin', '.safetensors', '.json')):
+    return _hub_folder(name)
+  raise ValueError(
+    f'{name!r} is not there: neither a file or folder, nor a name like '
+    f'microsoft/xclip-base-patch32 or {", ".join(k for k in KNOWN if KNOWN[k].sha256)}'
+  )
+
+
+def _openai_file(name: str) -> Path:
+  """OpenAI's archive, from the cache that their code uses too, verified."""
+  sha256 = KNOWN[name].sha256
+  file = name.replace('/', '-') + '.pt'
+  folder = Path(os.environ.get('CLIP_CACHE', '~/.cache/clip')).expanduser()
+  path, address = folder / file, _OPENAI_ADDRESS.format(sha256=sha256, file=file)
+  if not path.is_file():
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f'{file}.{os.getpid()}.tmp')
+    try:
+      with urllib.request.urlopen(address, timeout=30) as response, open(temporary, 'wb') as out:
+        while chunk := response.read(1 << 20):
+          out.write(chunk)
+      os.replace(temporary, path)
+    except (urllib.error.URLError, OSError) as error:
+      temporary.unlink(missing_ok=True)
+      raise ValueError(
+        f'{name} is not in {folder} and cannot be downloaded ({error}). Without a network: '
+        f'download {address} elsewhere and put it there as {path}'
+      ) from error
+  with open(path, 'rb') as opened:
+    found = hashlib.file_digest(opened, 'sha256').hexdigest()
+  if found != sha256:
+    raise ValueError(
+      f'{path} is damaged or another file: its sha256 is {found}, OpenAI\'s {name} has {sha256}; '
+      'delete it, it is then downloaded again'
+    )
+  return path
+
+
+def _hub_folder(name: str) -> Path:
+  """A repository of the Hugging Face hub: from the network, else from its cache."""
+  import huggingface_hub  # here: it takes a while, and files on disk do not need it
+  from huggingface_hub import errors
+
+  wanted = sorted({x for row in _WEIGHT_FILES for x in row} | {'preprocessor_config.json'})
+  choose = lambda files: next(
+    ([w, c, 'preprocessor_config.json'] for w, c in _WEIGHT_FILES if w in files and c in files),
+    wanted,
+  )
+  try:
+    files = {f.rfilename for f in huggingface_hub.HfApi().model_info(name).siblings}
+    patterns = [*choose(files), *(f for f in files if '-of-' in f)]
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+  except errors.RepositoryNotFoundError as error:
+    raise ValueError(
+      f'{name!r} is neither a file or folder here nor a repository on the Hugging Face hub '
+      '(or one that asks you to log in: huggingface-cli login)'
+    ) from error
+  except (OSError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
+    reason = error
+  except Exception as error:      # the client's own transport raises types that change by version
+    reason = error
+  try:
+    return Path(huggingface_hub.snapshot_download(name, local_files_only=True))
+  except (OSError, ValueError, errors.LocalEntryNotFoundError) as error:
+    raise ValueError(
+      f'{name} is not in the cache of the Hugging Face hub and cannot be downloaded ({reason}). '
+      f'Without a network: download https://huggingface.co/{name} elsewhere (config.json, '
+      'preprocessor_config.json, and model.safetensors or pytorch_model.bin) into one folder and '
+      'give that folder'
+    ) from error

@@ -1,0 +1,192 @@
+"""Our own format: a folder that numpy alone can read, with all it takes to use the weights.
+
+  config.json         architecture, tokenizer, prompt template, where the weights come from
+  params.safetensors  float32, under readable names: vision/blocks_0/attn/query/kernel
+  preprocess.json     how frames become input
+  LICENSE             whose weights these are, and under which licence
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from xclip_jax import paths
+from xclip_jax.models.xclip import XCLIPConfig
+from xclip_jax.weights import apply, archive
+
+FORMAT, VERSION = 'xclip-jax', 1
+TOKENIZER = 'clip-bpe-49408'          # CLIP's, the only one there is
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocess:
+  """How a frame becomes input: resize the short side, cut the centre square, normalise."""
+
+  mean: tuple[float, float, float] = (123.675, 116.28, 103.53)     # RGB, 0..255
+  std: tuple[float, float, float] = (58.395, 57.12, 57.375)
+  resize_ratio: float = 256 / 224      # short side before the crop, over image_size
+  filter: str = 'opencv'               # opencv (the reference) | pillow (Hugging Face's processor)
+
+
+# What CLIP itself was trained on; X-CLIP is not, even where it starts from CLIP.
+REFERENCE = Preprocess()
+HUGGING_FACE = Preprocess(resize_ratio=1.0, filter='pillow')
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Weights:
+  """Parameters, and all that must be known to use them."""
+
+  config: XCLIPConfig
+  params: Any = dataclasses.field(repr=False)     # nested dicts of float32 arrays
+  preprocess: Preprocess = REFERENCE
+  template: str = '{}'                 # written around every label
+  source: str = ''                     # file, folder or name that they were read from
+  dialect: str = 'native'              # native, or a key of rules.DIALECTS
+  licence: str = 'unknown'
+  notes: tuple[str, ...] = ()          # what whoever loads them should know, a line each
+
+
+def save(folder: str | os.PathLike, weights: Weights, overwrite: bool = False) -> Path:
+  """Writes a folder, whole or not at all.
+
+  Raises:
+    FileExistsError: there is something of that name, and `overwrite` is False.
+  """
+  folder = Path(folder).resolve()
+  with replacing(folder, overwrite) as temporary:
+    config = {
+      'format': FORMAT, 'version': VERSION, 'model': dataclasses.asdict(weights.config),
+      'tokenizer': TOKENIZER, 'template': weights.template, 'source': weights.source,
+      'dialect': weights.dialect, 'licence': weights.licence,
+    }
+    _write_json(temporary / 'config.json', config)
+    _write_json(temporary / 'preprocess.json', dataclasses.asdict(weights.preprocess))
+    (temporary / 'LICENSE').write_text(
+      f'Weights converted by xclip-jax from: {weights.source or "unknown"}\n'
+      f'Licence of these weights: {weights.licence}\n'
+    )
+    archive.write_safetensors(
+      temporary / 'params.safetensors', paths.flatten(weights.params), {'format': FORMAT}
+    )
+  return folder
+
+
+class replacing:
+  """Gives a new folder to write into, which becomes `target` when all went well."""
+
+  def __init__(self, target: Path, overwrite: bool):
+    self._target, self._overwrite = target, overwrite
+    self._temporary = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.tmp')
+
+  def __enter__(self) -> Path:
+    check_free(self._target, self._overwrite)
+    self._temporary.mkdir(parents=True)
+    return self._temporary
+
+  def __exit__(self, kind: Any, *_: Any) -> None:
+    if kind is not None:
+      shutil.rmtree(self._temporary, ignore_errors=True)
+      return
+    old = self._target.with_name(self._temporary.name + '.old')
+    if self._target.exists():
+      os.replace(self._target, old)
+    os.replace(self._temporary, self._target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_free(target: Path, overwrite: bool) -> None:
+  """Raises FileExistsError if `target` is there and may not be replaced.
+
+  Even then a folder is only replaced if it holds weights, not anything that has its name.
+  """
+  if not target.exists():
+    return
+  if not overwrite:
+    raise FileExistsError(f'{target} exists; choose another name, or ask for it to be overwritten')
+  if target.is_dir() and any(target.iterdir()) and not (target / 'config.json').is_file():
+    raise FileExistsError(
+      f'{target} holds something that is not weights, so it is not overwritten; remove it yourself'
+    )
+
+
+def is_native(folder: Path) -> bool:
+  """Tells whether a folder is in this format."""
+  try:
+    return json.loads((folder / 'config.json').read_bytes()).get('format') == FORMAT
+  except (OSError, ValueError, AttributeError):
+    return False
+
+
+def read(folder: str | os.PathLike) -> Weights:
+  """Reads a folder; arrays are views of the file, not yet in memory.
+
+  Raises:
+    ValueError: a file is missing, or something in it is not as it must be.
+  """
+  folder = Path(folder)
+  content = read_json(folder / 'config.json')
+  if content.get('version') != VERSION:
+    raise ValueError(
+      f'{folder / "config.json"}: version is {content.get("version")!r}, this program reads '
+      f'{VERSION}; convert the weights again, or update the program'
+    )
+  if content.get('tokenizer') != TOKENIZER:
+    raise ValueError(
+      f'{folder / "config.json"}: tokenizer is {content.get("tokenizer")!r}, there is only '
+      f'{TOKENIZER!r}'
+    )
+  config = _record(XCLIPConfig, content.get('model'), folder / 'config.json', 'model')
+  preprocess = read_json(folder / 'preprocess.json')
+  preprocess |= {k: tuple(preprocess[k]) for k in ('mean', 'std') if k in preprocess}
+  preprocess = _record(Preprocess, preprocess, folder / 'preprocess.json', 'its top level')
+  flat, _ = archive.state_dict(archive.read(folder / 'params.safetensors'))
+  _check_params(flat, config, folder / 'params.safetensors')
+  return Weights(
+    config, paths.unflatten(flat), preprocess, content.get('template', '{}'),
+    content.get('source', ''), content.get('dialect', 'native'), content.get('licence', 'unknown'),
+  )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+  """Reads an object from a JSON file; ValueError names the file."""
+  try:
+    content = json.loads(path.read_bytes())
+  except FileNotFoundError as error:
+    raise ValueError(f'{path} is missing; the folder is incomplete') from error
+  except (OSError, ValueError, RecursionError) as error:
+    raise ValueError(f'{path} cannot be read as JSON: {error}') from error
+  if not isinstance(content, dict):
+    raise ValueError(f'{path} must hold a JSON object, found {type(content).__name__}')
+  return content
+
+
+def _record(cls: type, content: Any, path: Path, field: str) -> Any:
+  try:
+    return cls(**content)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f'{path}, {field}: {error}') from error
+
+
+def _check_params(flat: Mapping[str, np.ndarray], config: XCLIPConfig, path: Path) -> None:
+  want = {k: x.shape for k, x in paths.flatten(apply.abstract_params(config)).items()}
+  found = {k: x.shape for k, x in flat.items()}
+  differ = [
+    f'{k}: {list(found[k]) if k in found else "missing"}, wanted '
+    f'{list(want[k]) if k in want else "nothing of that name"}'
+    for k in sorted(want.keys() | found.keys()) if want.get(k) != found.get(k)
+  ]
+  differ += [f'{k}: {x.dtype}, wanted float32' for k, x in flat.items() if x.dtype != np.float32]
+  if differ:
+    raise ValueError(f'{path} does not fit its config.json:\n  ' + '\n  '.join(differ[:20]))
+
+
+def _write_json(path: Path, content: Any) -> None:
+  path.write_text(json.dumps(content, indent=1) + '\n')
