@@ -21,7 +21,7 @@ def get_config():
     label_smoothing=0.0,
   )
   c.train.batch_size, c.train.steps, c.train.freeze_text = 32, 1200, False
-  c.train.init_scale = (                 # tables as large as what they are added to: see docs/demo
+  c.train.init_scale = (                 # larger, so that order is learnt: see docs/demo.md
     ('mit/pos_embed', 50.0), ('vision/pos_embed', 5.0), ('text/token_embed/.*', 10.0), ('.*', 1.0),
   )
   c.optim.lr, c.optim.warmup_steps, c.optim.lag_steps = 5e-4, 100, -1

@@ -30,7 +30,7 @@ MAY_IMPORT = {
   'xclip_jax.report': ({'matplotlib', 'numpy'}, {'xclip_jax.metrics'}),
   'xclip_jax.optim': ({'jax', 'optax'}, {'xclip_jax.paths'}),
   'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models', 'xclip_jax.paths'}),
-  'xclip_jax.checkpoint': ({'jax', 'orbax'}, {'xclip_jax.paths', 'xclip_jax.state'}),
+  'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {'xclip_jax.paths', 'xclip_jax.state'}),
   'xclip_jax.evaluate': ({'jax', 'numpy', 'tqdm'}, {
     f'xclip_jax.{x}' for x in (
       'data', 'losses', 'metrics', 'models', 'report', 'sharding', 'tokenizer', 'weights')

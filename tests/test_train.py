@@ -11,7 +11,7 @@ import pytest
 import tiny
 
 from xclip_jax import losses as losses_lib
-from xclip_jax import metrics, paths, sharding, train
+from xclip_jax import checkpoint, metrics, paths, sharding, train
 from xclip_jax import state as state_lib
 from xclip_jax.checkpoint import CheckpointError, Checkpoints
 from xclip_jax.data import source, synthetic
@@ -182,12 +182,18 @@ def test_a_full_disk_loses_nothing(root, tmp_path):
   )
   assert done.returncode == 1, done.stdout
   assert 'error: could not write a checkpoint' in done.stdout
-  # Orbax's own threads complain as they die; none of that comes through the loop.
-  assert 'train.py", line' not in done.stdout
+  assert 'Traceback' not in done.stdout
   assert 'step 3 is complete and safe' in done.stdout
   again = tiny.finish(tmp_path / 'run', root, train__steps=6)
   assert again.returncode == 0, again.stdout
   assert 'steps 4 to 6' in again.stdout
+
+
+def test_too_little_room_is_told_before_anything_is_written(root, tmp_path, monkeypatch):
+  usage = checkpoint.shutil.disk_usage(tmp_path)
+  monkeypatch.setattr(checkpoint.shutil, 'disk_usage', lambda _: usage._replace(free=10**5))
+  with pytest.raises(CheckpointError, match=r'(?s)it takes .* GB, and 0.00 GB are free'):
+    train.run(tiny.config(root, train__steps=6, report=False), tmp_path / 'other')
 
 
 def test_a_broken_video_is_replaced_named_and_counted(root, tmp_path):

@@ -1,15 +1,46 @@
 """Saving and restoring runs with Orbax: asynchronous, whole or not at all."""
 
+import logging
+import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 from xclip_jax import paths
 from xclip_jax.state import TrainState
 
 _managers = ocp.checkpoint_managers
+
+
+def _is_said_elsewhere(record: logging.LogRecord) -> bool:
+  """Tells whether a log record is a failed write, which `Checkpoints` raises as CheckpointError.
+
+  Each thread and task of Orbax that takes part in a write logs a stack trace of its own.
+  """
+  by_orbax = 'orbax' in record.pathname
+  by_its_tasks = record.name == 'asyncio' and 'orbax' in record.getMessage()
+  return record.levelno >= logging.ERROR and (by_orbax or by_its_tasks)
+
+
+def _silence_failed_writes() -> None:
+  """Leaves it to CheckpointError to say that a write failed: once, and what is safe."""
+  for name in ('absl', 'asyncio'):
+    logging.getLogger(name).addFilter(lambda record: not _is_said_elsewhere(record))
+  before = sys.unraisablehook
+
+  def hook(unraisable):
+    # TensorStore's threads report to an event loop that Orbax has closed after the first failure.
+    if 'Event loop is closed' not in str(unraisable.exc_value):
+      before(unraisable)
+
+  sys.unraisablehook = hook
+
+
+_silence_failed_writes()
 
 
 class CheckpointError(RuntimeError):
@@ -58,6 +89,7 @@ class Checkpoints:
     """
     if step in self._manager.all_steps():
       return
+    self._check_space(state)
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
     )
@@ -109,13 +141,23 @@ class Checkpoints:
     try:
       write()
     except Exception as error:     # Orbax hands on whatever its storage layer raised
-      safe = [step for step in self._manager.all_steps() if (self.folder / str(step)).is_dir()]
-      kept = f'step {max(safe)} is complete and safe' if safe else 'there is none yet'
-      raise CheckpointError(
-        f'could not write a checkpoint to {self.folder}: {_reason(error)}\n'
-        f'Of the earlier ones: {kept}. Make room (or fix the cause) and run the same command '
-        'again; it goes on from there.'
-      ) from error
+      raise self._write_error(_reason(error)) from error
+
+  def _check_space(self, state: TrainState) -> None:
+    """Finds a disk that is too full before the write does."""
+    need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
+    free = shutil.disk_usage(self.folder).free
+    if free < need:
+      raise self._write_error(f'it takes {need / 1e9:.2f} GB, and {free / 1e9:.2f} GB are free')
+
+  def _write_error(self, reason: str) -> CheckpointError:
+    safe = [step for step in self._manager.all_steps() if (self.folder / str(step)).is_dir()]
+    kept = f'step {max(safe)} is complete and safe' if safe else 'there is none yet'
+    return CheckpointError(
+      f'could not write a checkpoint to {self.folder}: {reason}\n'
+      f'Of the earlier ones: {kept}. Make room (or fix the cause) and run the same command '
+      'again; it goes on from there.'
+    )
 
   def _read(self, step: int, args: Any) -> Any:
     try:
@@ -128,9 +170,8 @@ class Checkpoints:
 
   def _check_shapes(self, step: int, abstract: Any) -> None:
     """Compares shapes before Orbax does, to say what differs in our names."""
-    metadata = ocp.StandardCheckpointer().metadata(self.folder / str(step) / 'state')
-    tree = getattr(metadata, 'item_metadata', metadata)
-    saved = {k: tuple(v.shape) for k, v in paths.flatten(tree['params']).items()}
+    metadata = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.folder / str(step) / 'state'))
+    saved = {k: tuple(v.shape) for k, v in paths.flatten(metadata.tree['params']).items()}
     want = {k: tuple(v.shape) for k, v in paths.flatten(abstract).items()}
     show = lambda shapes, k: list(shapes[k]) if k in shapes else 'nothing'
     differ = [
