@@ -25,7 +25,7 @@ MAY_IMPORT = {
     {'huggingface_hub', 'jax', 'numpy'},
     {'xclip_jax.weights', 'xclip_jax.models', 'xclip_jax.paths'},
   ),
-  'xclip_jax.losses': ({'jax', 'optax'}, set()),
+  'xclip_jax.losses': ({'jax'}, set()),
   'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
   'xclip_jax.report': ({'matplotlib', 'numpy'}, {'xclip_jax.metrics'}),
   'xclip_jax.optim': ({'jax', 'optax'}, {'xclip_jax.paths'}),
@@ -37,7 +37,8 @@ MAY_IMPORT = {
   }),
   'xclip_jax.train': ({'jax', 'numpy', 'optax', 'tqdm'}, EVERYTHING),
   'xclip_jax.inference': ({'cv2', 'jax', 'numpy'}, EVERYTHING),
-  'xclip_jax.cli': ({'jax', 'numpy'}, EVERYTHING),
+  'xclip_jax.answers': (set(), set()),
+  'xclip_jax.cli': ({'jax', 'numpy', 'tqdm'}, EVERYTHING),
 }
 
 

@@ -1,6 +1,7 @@
 """What `xclip_jax.load` and its Classifier promise to somebody with videos and labels."""
 
 import collections
+import itertools
 import json
 
 import cv2
@@ -128,6 +129,53 @@ def test_a_mixed_list_is_answered_as_one_by_one(classifier, mixed, tmp_path):
   )
 
 
+def test_one_broken_video_of_many_loses_no_other(classifier, mixed):
+  broken = np.zeros((4, 8, 8), np.uint8)
+  several = [broken, *mixed[:3], broken, *mixed[3:], broken]
+  results = list(classifier.classify_each(several, LABELS))
+  rows = list(classifier.embed_each(several))
+  whole = classifier.classify(mixed, LABELS)
+  for found in (results, rows):
+    assert [isinstance(x, decode.VideoError) for x in found] == [v is broken for v in several]
+  good = [x.probabilities for x in results if isinstance(x, inference.Answer)]
+  np.testing.assert_allclose(good, [x.probabilities for x in whole], rtol=0, atol=1e-5)
+  np.testing.assert_allclose(
+    [x for x in rows if isinstance(x, np.ndarray)], classifier.embed_video(mixed), rtol=0, atol=1e-5
+  )
+  with pytest.raises(decode.VideoError, match='must be uint8'):
+    classifier.classify(several, LABELS)
+
+
+def test_videos_without_end_are_answered_as_they_come(classifier):
+  asked = itertools.count()
+  endless = (some_frames(next(asked)) for _ in itertools.repeat(None))
+  results = list(itertools.islice(classifier.classify_each(endless, LABELS), 3))
+  assert len(results) == 3 and next(asked) <= 8 + 2 * 8 + 1
+
+
+def test_wrong_labels_are_refused_before_any_video_is_touched(classifier):
+  def never():
+    raise AssertionError('a video was asked for')
+    yield
+
+  with pytest.raises(ValueError, match='has 4[0-9] tokens'):
+    classifier.classify_each(never(), ['word ' * 40])
+
+
+@pytest.mark.parametrize('count', [1, 8, 9, 40])
+def test_any_number_of_labels_is_answered_as_by_the_model(classifier, run, count):
+  _, model, drawn = run
+  labels = [f'number {i}' for i in range(count)]
+  data = tiny_config().data
+  clip = augment.EvalTransform(32)(some_frames(0)[sampling.test_indices(9, 4)])
+  video = losses.normalize(clip[None], data.mean, data.std)
+  ids = Tokenizer(16)([f'a video of {label}' for label in labels])
+  want = jax.jit(model.apply)({'params': drawn[1]}, video, ids)
+  got = classifier.classify(some_frames(0), labels).probabilities
+  np.testing.assert_allclose(got, jax.nn.softmax(want.logits)[0], rtol=0, atol=1e-5)
+  assert classifier.embed_text(labels).shape == (count, 32)
+
+
 def test_a_list_gives_a_list(classifier):
   assert len(classifier.classify([some_frames(4)], LABELS)) == 1
   assert classifier.classify([], LABELS) == []
@@ -149,26 +197,28 @@ def test_mixed_calls_compile_the_video_tower_twice(run, mixed, monkeypatch):
 
   count('encode_video')
   count('classify')
+  count('encode_text')
   classifier = xclip_jax.load(run[0])
   traced.clear()                                    # loading traces an abstract initialisation
   for several in (mixed[0], mixed, mixed[:3], mixed[:8], mixed[5], mixed[2:7]):
     classifier.classify(several, LABELS)
     classifier.classify(several, LABELS[::-1])
     classifier.embed_video(several)
-  assert traced == {'encode_video': 2, 'classify': 2}
-  classifier.classify(mixed[:3], LABELS[:2])        # another number of labels
-  assert traced == {'encode_video': 2, 'classify': 3}
+    classifier.classify(several, [*LABELS, *'abcde'])
+  assert traced == {'encode_video': 2, 'classify': 2, 'encode_text': 1}
+  classifier.classify(mixed[:3], [*LABELS, *'abcdef'])       # more than eight labels
+  assert traced == {'encode_video': 2, 'classify': 3, 'encode_text': 1}
 
 
 def test_texts_are_encoded_once(run, monkeypatch):
   classifier = xclip_jax.load(run[0])
-  tokenize, seen = inference.evaluate.tokenize, []
+  write_prompts, seen = inference.tokenizer.write_prompts, []
 
-  def counted(model, names, template):
-    seen.append(names)
-    return tokenize(model, names, template)
+  def counted(labels, *rest):
+    seen.append(labels)
+    return write_prompts(labels, *rest)
 
-  monkeypatch.setattr(inference.evaluate, 'tokenize', counted)
+  monkeypatch.setattr(inference.tokenizer, 'write_prompts', counted)
   for labels in (LABELS, tuple(LABELS), list(LABELS)):
     classifier.classify(some_frames(5), labels)
   classifier.embed_text(LABELS)
@@ -235,15 +285,18 @@ def test_frames_too_odd_to_resize_are_named(classifier, monkeypatch):
 
 
 def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path):
-  with pytest.raises(ValueError, match='nowhere is not a folder'):
+  with pytest.raises(ValueError, match='nowhere. is not there: neither a file or folder'):
     xclip_jax.load(tmp_path / 'nowhere')
+  with pytest.raises(ValueError, match='holds no weights'):
+    xclip_jax.load(tmp_path)
+  (tmp_path / 'metrics.jsonl').touch()
+  with pytest.raises(ValueError, match='is a run without a checkpoint yet'):
+    xclip_jax.load(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ['metrics.jsonl']
+  (tmp_path / 'checkpoints').mkdir()
   with pytest.raises(ValueError, match=r'config\.json is missing'):
     xclip_jax.load(tmp_path)
   (tmp_path / 'config.json').write_text(tiny_config().to_json_best_effort())
-  with pytest.raises(ValueError, match='checkpoints holds no checkpoint'):
-    xclip_jax.load(tmp_path)
-  assert [path.name for path in tmp_path.iterdir()] == ['config.json']
-  (tmp_path / 'checkpoints').mkdir()
   with pytest.raises(ValueError, match='checkpoints holds no checkpoint'):
     xclip_jax.load(tmp_path)
 
@@ -253,5 +306,6 @@ def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path):
 ])
 def test_a_config_of_something_else_is_named(tmp_path, text):
   (tmp_path / 'config.json').write_text(text)
+  (tmp_path / 'checkpoints').mkdir()
   with pytest.raises(ValueError, match=r'config\.json is not the configuration of a run: .'):
     xclip_jax.load(tmp_path)

@@ -23,7 +23,7 @@ def test_initial_values_are_scaled_by_the_first_rule_that_matches():
   plain, scaled = drawn(), drawn(('mit/pos_embed', 50.0), ('text/token_embed/.*', 10.0), ('.*', 1.0))
   for name, x in plain.items():
     factor = {'mit/pos_embed': 50, 'text/token_embed/embedding': 10}.get(name, 1)
-    np.testing.assert_array_equal(scaled[name], np.float32(factor) * x, err_msg=name)
+    np.testing.assert_allclose(scaled[name], factor * x, rtol=1e-6, err_msg=name)
 
 
 def test_a_scale_for_no_parameter_is_an_error():

@@ -2,28 +2,37 @@
 
   classifier = xclip_jax.load('runs/demo')
   print(classifier.classify('clip.mp4', ['a dog running', 'a cat asleep']))
+
+On the command line: `xclip classify`, see cli.py.
 """
 
+import collections
+import concurrent.futures
+import contextlib
 import dataclasses
 import functools
+import itertools
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import cv2
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from xclip_jax import losses, tokenizer
 from xclip_jax.data import augment, decode, sampling
+from xclip_jax.data.decode import VideoError
 from xclip_jax.models.xclip import XCLIP, VideoFeatures, XCLIPConfig, make_config
 from xclip_jax.weights import hub, native
 
 Video = str | os.PathLike | np.ndarray     # a file, or uint8 [N, H, W, 3] of any N, H and W
 
 _BATCH = 8            # videos at once; one alone has a program of its own, so there are two
+_TEXTS = 8            # texts at once; their number is padded to this times a power of two
 _LABEL_SETS = 8       # whose text features are kept
 
 
@@ -48,8 +57,9 @@ class Classifier:
   """A trained model with all it takes to go from files and labels to numbers.
 
   Clips are cut as in evaluation: the middle frame of each of T equal parts, short side resized,
-  centre square. Everything runs on the device where the parameters are. The video tower is compiled
-  at most twice, for one video and for eight; fewer than eight are padded.
+  centre square. Everything runs on the device where the parameters are. Videos are decoded in
+  threads while the device computes. The video tower is compiled at most twice, for one video and
+  for eight: eights go together, a rest of up to four one by one, a rest of more is padded.
   """
 
   model: XCLIP
@@ -77,87 +87,193 @@ class Classifier:
       compare them with each other and cannot say 'none of them'.
 
     Raises:
-      ValueError: labels or frames are not what they must be; VideoError names a file that cannot be
-        read.
+      ValueError: labels are not what they must be.
+      VideoError: a video is not; it is named. One of a list ends the call, so where some may be
+        broken use `classify_each`.
+    """
+    answers = _all(self.classify_each(_listed(video), labels))
+    return answers if _is_list(video) else answers[0]
+
+  def classify_each(
+    self, videos: Iterable[Video], labels: Sequence[str]
+  ) -> Iterator[Answer | VideoError]:
+    """Does as `classify`, but gives for each video in turn its Answer or what is wrong with it.
+
+    Videos may be without end: only the next few are held.
+
+    Raises:
+      ValueError: labels are not what they must be; before any video is looked at.
     """
     labels = _check_labels(labels)
     repeated = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
     if repeated is not None:
       raise ValueError(f'labels holds {repeated!r} more than once; leave the repeats out')
-    text = self._text_features(labels)
-    answers = [
-      Answer(labels, row)
-      for features, count in self._encode(video)
-      for row in np.asarray(self._score(self.params, features, text))[:count]
-    ]
-    return answers if _is_list(video) else answers[0]
+    self._token_ids(labels)
+    return self._answers(videos, labels)
 
   def embed_video(self, video: Video | Sequence[Video]) -> np.ndarray:
     """Encodes one or more videos to float32 [B, E], as `XCLIP.encode_video` does: not normalised.
 
     Videos compare with each other by the cosine of their rows. Labels are better compared by
     `classify`, where the model adapts each text to the video before it takes the cosine.
+
+    Raises:
+      VideoError: as `classify`.
     """
-    rows = [np.asarray(features.video_features)[:n] for features, n in self._encode(video)]
-    return np.concatenate([np.zeros((0, self.config.embed_dim), np.float32), *rows])
+    rows = _all(self.embed_each(_listed(video)))
+    return np.stack(rows) if rows else np.zeros((0, self.config.embed_dim), np.float32)
+
+  def embed_each(self, videos: Iterable[Video]) -> Iterator[np.ndarray | VideoError]:
+    """Does as `embed_video`, but gives for each video its row [E] or what is wrong with it."""
+    with self._clips(videos) as clips:
+      for found in self._encode(clips):
+        if isinstance(found, VideoError):
+          yield found
+        else:
+          features, row = found
+          yield np.array(features.video_features[row])
 
   def embed_text(self, labels: Sequence[str]) -> np.ndarray:
     """Encodes K labels, each in the template, to float32 [K, E]; not normalised."""
-    return np.array(self._text_features(_check_labels(labels)))
+    labels = _check_labels(labels)
+    return np.array(self._text_features(labels)[:len(labels)])
 
-  def _encode(self, video: Video | Sequence[Video]) -> Iterator[tuple[VideoFeatures, int]]:
-    """Yields features of up to _BATCH videos, and how many of the rows are not padding."""
-    videos = video if _is_list(video) else [video]
-    for start in range(0, len(videos), _BATCH):
-      clips = [self._clip(videos[i]) for i in range(start, min(start + _BATCH, len(videos)))]
-      rows = 1 if len(clips) == 1 else _BATCH
-      batch = np.stack(clips + [np.zeros_like(clips[0])] * (rows - len(clips)))
-      yield self._encode_video(self.params, batch), len(clips)
+  def _answers(
+    self, videos: Iterable[Video], labels: tuple[str, ...]
+  ) -> Iterator[Answer | VideoError]:
+    scored, probabilities = None, None
+    with self._clips(videos) as clips:      # the first are decoded while texts are encoded
+      text, count = self._text_features(labels), np.int32(len(labels))
+      for found in self._encode(clips):
+        if isinstance(found, VideoError):
+          yield found
+          continue
+        features, row = found
+        if features is not scored:
+          scored = features
+          probabilities = np.asarray(self._score(self.params, features, text, count))
+        yield Answer(labels, probabilities[row, :len(labels)])
 
-  def _clip(self, video: Video) -> np.ndarray:
-    """Cuts uint8 [T, S, S, 3] out of a video."""
+  def _encode(
+    self, clips: Iterable[np.ndarray | VideoError]
+  ) -> Iterator[tuple[VideoFeatures, int] | VideoError]:
+    """Yields for each clip the features of those it was encoded with and its row among them."""
+    waiting, good = [], 0
+    for clip in clips:
+      good += not isinstance(clip, VideoError)
+      if not good:
+        yield clip                # an error with nothing before it need not wait
+        continue
+      waiting.append(clip)
+      if good == _BATCH:
+        yield from self._encode_some(waiting)
+        waiting, good = [], 0
+    yield from self._encode_some(waiting)
+
+  def _encode_some(
+    self, clips: list[np.ndarray | VideoError]
+  ) -> Iterator[tuple[VideoFeatures, int] | VideoError]:
+    good = [clip for clip in clips if not isinstance(clip, VideoError)]
+    together = len(good) > _BATCH // 2
+    if together:
+      batch = np.stack(good + [np.zeros_like(good[0])] * (_BATCH - len(good)))
+      features = self._encode_video(self.params, batch)
+    rows = itertools.count()
+    for clip in clips:
+      if isinstance(clip, VideoError):
+        yield clip
+      elif together:
+        yield features, next(rows)
+      else:
+        yield self._encode_video(self.params, clip[None]), 0
+
+  @contextlib.contextmanager
+  def _clips(self, videos: Iterable[Video]) -> Iterator[Iterator[np.ndarray | VideoError]]:
+    """Cuts clips in threads, in order and at most two batches ahead, starting at once."""
+    threads = min(_BATCH, os.cpu_count() or 1)
+    pool = concurrent.futures.ThreadPoolExecutor(threads, 'decode')
+    try:
+      videos = iter(videos)
+      ahead = collections.deque(
+        pool.submit(self._clip, video) for video in itertools.islice(videos, 2 * _BATCH)
+      )
+
+      def finished():
+        while ahead:
+          clip = ahead.popleft().result()
+          ahead.extend(pool.submit(self._clip, video) for video in itertools.islice(videos, 1))
+          yield clip
+
+      yield finished()
+    finally:
+      pool.shutdown(cancel_futures=True)
+
+  def _clip(self, video: Video) -> np.ndarray | VideoError:
+    """Cuts uint8 [T, S, S, 3] out of a video, or says why not."""
     choose = lambda count: sampling.test_indices(count, self.config.num_frames)
     transform = augment.EvalTransform(
       self.config.image_size, self.preprocess.resize_ratio, self.preprocess.filter
     )
-    if isinstance(video, str | os.PathLike):
-      name, frames = os.fspath(video), decode.read_video(video, choose)
-    else:
-      name, frames = 'a video given as frames', np.asarray(video)
-      if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:
-        raise ValueError(
-          f'{name} must be uint8 [N, H, W, 3] with values 0..255 (a list holds several videos), '
-          f'got {frames.dtype} {list(frames.shape)}'
-        )
-      frames = frames[choose(len(frames))]
     try:
-      return transform(frames)
-    except (cv2.error, MemoryError) as error:        # absurd picture sizes
-      height, width = frames.shape[1:3]
-      raise ValueError(f'{name}: cannot resize frames of {width} x {height} pixels') from error
+      if isinstance(video, str | os.PathLike):
+        name, frames = os.fspath(video), decode.read_video(video, choose)
+      else:
+        name, frames = 'a video given as frames', np.asarray(video)
+        if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:
+          raise VideoError(
+            f'{name} must be uint8 [N, H, W, 3] with values 0..255 (a list holds several videos), '
+            f'got {frames.dtype} {list(frames.shape)}'
+          )
+        frames = frames[choose(len(frames))]
+      try:
+        return transform(frames)
+      except (cv2.error, MemoryError) as error:        # absurd picture sizes
+        height, width = frames.shape[1:3]
+        raise VideoError(f'{name}: cannot resize frames of {width} x {height} pixels') from error
+    except VideoError as error:
+      return error
 
   @functools.cached_property
   def _encode_video(self) -> Callable[[Any, np.ndarray], VideoFeatures]:
-    return jax.jit(lambda params, video: self.model.apply(
-      {'params': params}, losses.normalize(video, self.preprocess.mean, self.preprocess.std),
-      method='encode_video'
-    ))
+    def encode_video(params, video):
+      video = losses.normalize(video, self.preprocess.mean, self.preprocess.std)
+      return self.model.apply({'params': params}, video, method='encode_video')
+
+    return jax.jit(encode_video)
 
   @functools.cached_property
-  def _score(self) -> Callable[[Any, VideoFeatures, jax.Array], jax.Array]:
-    return jax.jit(lambda params, video, text: jax.nn.softmax(
-      self.model.apply({'params': params}, video, text, method='classify').logits
+  def _score(self) -> Callable[[Any, VideoFeatures, jax.Array, np.ndarray], jax.Array]:
+    def score(params, video, text, count):
+      logits = self.model.apply({'params': params}, video, text, method='classify').logits
+      return jax.nn.softmax(logits, where=jnp.arange(len(text)) < count)
+
+    return jax.jit(score)
+
+  @functools.cached_property
+  def _token_ids(self) -> Callable[[tuple[str, ...]], np.ndarray]:
+    return functools.lru_cache(_LABEL_SETS)(lambda labels: tokenizer.write_prompts(
+      labels, self.template, self.config.context_length
     ))
 
   @functools.cached_property
   def _text_features(self) -> Callable[[tuple[str, ...]], jax.Array]:
-    encode = jax.jit(
+    """Labels to float32 [_TEXTS * 2**n, E], of which the first are theirs."""
+    encode_text = jax.jit(
       lambda params, ids: self.model.apply({'params': params}, ids, method='encode_text')
     )
-    prompts = lambda labels: tokenizer.write_prompts(
-      labels, self.template, self.config.context_length
-    )
-    return functools.lru_cache(_LABEL_SETS)(lambda labels: encode(self.params, prompts(labels)))
+
+    @functools.lru_cache(_LABEL_SETS)
+    def encode(labels):
+      ids = self._token_ids(labels)
+      rows = _TEXTS
+      while rows < len(ids):
+        rows *= 2
+      # Repeats of the last text, as one program for any number of them is worth a little work.
+      ids = np.pad(ids, ((0, rows - len(ids)), (0, 0)), 'edge')
+      parts = [encode_text(self.params, part) for part in ids.reshape(-1, _TEXTS, ids.shape[1])]
+      return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    return encode
 
 
 def load(source: str | os.PathLike, **options: Any) -> Classifier:
@@ -226,6 +342,21 @@ def _read_run(workdir: Path) -> native.Weights:
 
 def _is_list(video: Any) -> bool:
   return isinstance(video, list | tuple)
+
+
+def _listed(video: Any) -> Sequence[Any]:
+  return video if _is_list(video) else [video]
+
+
+def _all(results: Iterator[Any]) -> list[Any]:
+  """Collects results; the first VideoError among them is raised."""
+  found = []
+  with contextlib.closing(results):
+    for result in results:
+      if isinstance(result, VideoError):
+        raise result
+      found.append(result)
+  return found
 
 
 def _check_labels(labels: Sequence[str]) -> tuple[str, ...]:

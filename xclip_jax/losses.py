@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 
 
 class Blending(NamedTuple):
@@ -22,7 +21,7 @@ def normalize(video: jax.Array, mean: tuple[float, ...], std: tuple[float, ...])
 
 def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
   """One-hot [B, K] with `smoothing` spread evenly over all classes."""
-  return optax.smooth_labels(jax.nn.one_hot(labels, num_classes), smoothing)
+  return (1 - smoothing) * jax.nn.one_hot(labels, num_classes) + smoothing / num_classes
 
 
 def add_reversed(batch: dict[str, jax.Array], reverse: tuple[int, ...]) -> dict[str, jax.Array]:
@@ -107,5 +106,5 @@ def blend(
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
   """Mean over the rows of mask [B] of -sum_k targets * log softmax(logits), both [B, K]."""
-  losses = optax.softmax_cross_entropy(logits.astype(jnp.float32), targets)
+  losses = -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
   return jnp.sum(jnp.where(mask, losses, 0)) / jnp.maximum(mask.sum(), 1)

@@ -3,13 +3,14 @@
 import json
 import re
 
+import cv2
 import jax
 import numpy as np
 import pytest
 
 from goldens_io import CASES, GOLDENS, Case
 from xclip_jax import paths
-from xclip_jax.models.xclip import make_config
+from xclip_jax.models.xclip import XCLIP, make_config
 from xclip_jax.weights import apply, architecture, rules
 
 ARCHITECTURES = json.loads((GOLDENS / 'reference/ref_state_dict_shapes.json').read_text())
@@ -167,3 +168,83 @@ def test_the_architecture_is_read_off_hugging_face_weights():
   assert (c.vision_activation, c.mit_activation) == (vision['hidden_act'],) * 2
   assert (c.text_activation, c.prompt_activation) == (
     text['hidden_act'], want['prompt_hidden_act'])
+
+
+# --- CLIP to X-CLIP, and other inputs -------------------------------------------------------------
+
+
+def test_clip_s_towers_arrive_whole_and_the_rest_is_drawn_from_the_seed():
+  case = Case('B_T8')
+  clip = apply.to_state_dict(case.params, 'openai')
+  config = architecture.infer_config(clip, 'openai')
+  one, again, other = (paths.flatten(apply.to_params(clip, 'openai', config, s)) for s in (0, 0, 1))
+  given = paths.flatten(case.params)
+  for name, array in one.items():
+    new = paths.matches(rules.NEW_PARAMETERS, name)
+    if not new:
+      np.testing.assert_array_equal(array, given[name], err_msg=name)
+    np.testing.assert_array_equal(array, again[name], err_msg=name)
+    if new and np.ptp(array):
+      assert np.abs(array - other[name]).max() > 0, name
+
+
+def test_new_modules_have_the_references_distributions():
+  case = Case('B_T8')
+  clip = apply.to_state_dict(case.params, 'openai')
+  config = architecture.infer_config(clip, 'openai', num_frames=8)
+  flat = paths.flatten(apply.to_params(clip, 'openai', config))
+  D, E = config.vision_width, config.embed_dim
+  uniform = lambda bound: bound / 3**0.5
+  block = 'vision/blocks_0/message_'
+  for name, deviation in {
+    f'{block}fc/kernel': uniform(D**-0.5), f'{block}attn/query/kernel': uniform((6 / (4 * D))**0.5),
+    f'{block}attn/out/kernel': uniform(D**-0.5), 'mit/pos_embed': 0.02,
+    'mit/blocks_0/attn/key/kernel': uniform((6 / (4 * E)) ** 0.5),
+    'mit/blocks_0/mlp/c_fc/kernel': 0.02, 'prompt/blocks_1/cross_attn/value/kernel': 0.02,
+    'prompt/blocks_0/mlp/c_proj/kernel': 0.02, 'prompt/visual_proj/kernel': 1.0,
+  }.items():
+    assert flat[name].std() == pytest.approx(deviation, rel=0.1), name
+    assert abs(flat[name].mean()) < 0.1 * deviation, name
+  assert np.abs(flat[f'{block}fc/bias']).max() <= D**-0.5 and flat[f'{block}fc/bias'].std() > 0
+  for name in (f'{block}attn/query/bias', f'{block}attn/out/bias', 'mit/blocks_0/mlp/c_fc/bias',
+               'prompt/blocks_0/cross_attn/out/bias', f'{block}ln/bias'):
+    np.testing.assert_array_equal(flat[name], 0, err_msg=name)
+  np.testing.assert_array_equal(flat[f'{block}ln/scale'], 1)
+  np.testing.assert_allclose(flat['prompt/alpha'], 0.1)
+
+
+def test_an_open_clip_file_with_a_text_tower_of_its_own_is_the_same_clip():
+  case = Case('A_T4')
+  a, b = (apply.to_state_dict(case.params, dialect) for dialect in ('openai', 'open_clip'))
+  assert apply.detect_dialect(b) == 'open_clip' and 'text.ln_final.weight' in b
+  config = architecture.infer_config(b, 'open_clip')
+  assert config == architecture.infer_config(a, 'openai')
+  jax.tree.map(np.testing.assert_array_equal, apply.to_params(b, 'open_clip', config),
+               apply.to_params(a, 'openai', config))
+
+
+def test_other_frame_counts_interpolate_linearly_between_frames():
+  case = Case('A_T4')
+  params, config = apply.resample(case.params, case.config, num_frames=8)
+  old, new = case.params['mit']['pos_embed'], params['mit']['pos_embed']
+  assert config.num_frames == 8 and new.shape == (8, config.embed_dim)
+  np.testing.assert_allclose(new[0], old[0], atol=1e-6)             # the outermost is repeated
+  np.testing.assert_allclose(new[1], 0.75 * old[0] + 0.25 * old[1], atol=1e-6)
+  np.testing.assert_allclose(new[2], 0.25 * old[0] + 0.75 * old[1], atol=1e-6)
+  same, _ = apply.resample(case.params, case.config, num_frames=4)
+  np.testing.assert_array_equal(same['mit']['pos_embed'], old)
+
+
+def test_other_picture_sizes_interpolate_bicubically_and_leave_the_class_token():
+  case = Case('B_T8')
+  params, config = apply.resample(case.params, case.config, image_size=80)
+  old, new = case.params['vision']['pos_embed'], params['vision']['pos_embed']
+  np.testing.assert_array_equal(new[0], old[0])
+  grid = np.ascontiguousarray(old[1:].reshape(3, 3, -1)[..., :4], np.float32)
+  want = cv2.resize(grid, (5, 5), interpolation=cv2.INTER_CUBIC)    # a = -0.75, as PyTorch's
+  np.testing.assert_allclose(new[1:].reshape(5, 5, -1)[..., :4], want, atol=1e-5)
+  video = np.zeros((1, config.num_frames, 80, 80, 3), np.float32)
+  out = XCLIP(config).apply({'params': params}, video, case.token_ids)
+  assert np.isfinite(out.logits).all()
+  with pytest.raises(ValueError, match='image_size=81 is not a multiple'):
+    apply.resample(case.params, case.config, image_size=81)

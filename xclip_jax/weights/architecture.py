@@ -10,6 +10,7 @@ from xclip_jax.models.xclip import XCLIPConfig
 from xclip_jax.weights import rules
 
 HEAD_WIDTH = 64     # of every tower of CLIP and of the reference
+WIDTHS = {'vision': 'vision_width', 'text': 'text_width', 'mit': 'embed_dim', 'prompt': 'embed_dim'}
 
 # field of XCLIPConfig -> (section, key, default) in Hugging Face's config.json. The defaults are
 # transformers': files that it saves leave out what equals them.
@@ -96,27 +97,22 @@ def infer_config(
     )
   fields['image_size'] = patch * grid
   fields |= reference_heads(fields)
+  if is_clip:          # modules that are to be made: no file has them, so any number would do
+    fields |= {k: max(fields[k], 1) for k in ('mit_heads', 'prompt_heads')}
   if file_config is not None:
     fields |= _read_config(file_config, dialect, fields)
-  return XCLIPConfig(**fields)
-
-
-def reference_heads(fields: Mapping[str, int]) -> dict[str, int]:
-  """Head counts by the reference's rule, width // 64 in every tower.
-
-  Raises:
-    ValueError: a tower is narrower than one head.
-  """
-  widths = {'vision': 'vision_width', 'text': 'text_width', 'mit': 'embed_dim',
-            'prompt': 'embed_dim'}
-  heads = {f'{tower}_heads': fields[width] // HEAD_WIDTH for tower, width in widths.items()}
-  for (tower, width), count in zip(widths.items(), heads.values(), strict=True):
-    if not count:
+  for tower, width in WIDTHS.items():
+    if not fields[f'{tower}_heads']:
       raise ValueError(
         f'{width}={fields[width]} is less than one head of {HEAD_WIDTH}, so the number of heads of '
         f'the {tower} tower cannot be told from the weights; it takes a config.json beside them'
       )
-  return heads
+  return XCLIPConfig(**fields)
+
+
+def reference_heads(fields: Mapping[str, int]) -> dict[str, int]:
+  """Head counts by the reference's rule, width // 64 in every tower; 0 where one is narrower."""
+  return {f'{tower}_heads': fields[width] // HEAD_WIDTH for tower, width in WIDTHS.items()}
 
 
 def _shapes(state: Mapping[str, np.ndarray], dialect: str) -> dict[str, tuple[int, ...]]:

@@ -15,7 +15,7 @@ from xclip_jax.weights.native import Weights
 
 
 class Known(NamedTuple):
-  """One published checkpoint. Accuracies are the authors', none was measured here."""
+  """One published checkpoint. Accuracies are the authors'; none was measured with this code."""
 
   variant: str                   # a name in xclip_jax.VARIANTS
   num_frames: int                # T; of CLIP: what it is completed to unless asked otherwise
@@ -38,6 +38,7 @@ def _open_clip(variant: str, published: str) -> Known:
   return Known(variant, 8, 224, native.REFERENCE, 'MIT', published)
 
 
+# Accuracies: X-CLIP's paper and README; CLIP's paper; LAION's model cards; DataComp's paper.
 _FEW = 'top-1, one view of split 1'
 KNOWN: Mapping[str, Known] = {
   'microsoft/xclip-base-patch32': _xclip('B/32', 8, 'K400 80.4 top-1, 4 x 3 views'),
@@ -62,25 +63,29 @@ KNOWN: Mapping[str, Known] = {
     'B/16', 32, 'zero-shot top-1: HMDB51 44.6, UCF101 72.0, K600-new 65.2'),
   'ViT-B/32': _openai(
     'B/32', '40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af',
-    'ImageNet zero-shot 63.2 top-1 (CLIP)'),
+    'of CLIP, ImageNet zero-shot 63.2 top-1'),
   'ViT-B/16': _openai(
     'B/16', '5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f',
-    'ImageNet zero-shot 68.3 top-1 (CLIP)'),
+    'of CLIP, ImageNet zero-shot 68.6 top-1'),
   'ViT-L/14': _openai(
     'L/14', 'b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836',
-    'ImageNet zero-shot 75.5 top-1 (CLIP)'),
+    'of CLIP, ImageNet zero-shot 75.3 top-1'),
   'ViT-L/14@336px': _openai(
     'L/14@336', '3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02',
-    'ImageNet zero-shot 76.6 top-1 (CLIP)', 336),
-  'openai/clip-vit-base-patch32': _open_clip('B/32', 'as ViT-B/32'),
-  'openai/clip-vit-base-patch16': _open_clip('B/16', 'as ViT-B/16'),
-  'openai/clip-vit-large-patch14': _open_clip('L/14', 'as ViT-L/14'),
-  'laion/CLIP-ViT-B-32-laion2B-s34B-b79K': _open_clip('B/32', 'ImageNet zero-shot 66.6 top-1'),
-  'laion/CLIP-ViT-B-16-laion2B-s34B-b88K': _open_clip('B/16', 'ImageNet zero-shot 70.2 top-1'),
-  'laion/CLIP-ViT-L-14-laion2B-s32B-b82K': _open_clip('L/14', 'ImageNet zero-shot 75.3 top-1'),
-  'laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K': _open_clip('B/32', 'ImageNet zero-shot 69.2 top-1'),
-  'laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K': _open_clip('B/16', 'ImageNet zero-shot 73.5 top-1'),
-  'laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K': _open_clip('L/14', 'ImageNet zero-shot 79.2 top-1'),
+    'of CLIP, ImageNet zero-shot 76.2 top-1', 336),
+  'openai/clip-vit-base-patch32': _open_clip('B/32', 'the same weights as ViT-B/32'),
+  'openai/clip-vit-base-patch16': _open_clip('B/16', 'the same weights as ViT-B/16'),
+  'openai/clip-vit-large-patch14': _open_clip('L/14', 'the same weights as ViT-L/14'),
+  'laion/CLIP-ViT-B-32-laion2B-s34B-b79K': _open_clip(
+    'B/32', 'of CLIP, ImageNet zero-shot 66.6 top-1'),
+  'laion/CLIP-ViT-B-16-laion2B-s34B-b88K': _open_clip(
+    'B/16', 'of CLIP, ImageNet zero-shot 70.2 top-1'),
+  'laion/CLIP-ViT-L-14-laion2B-s32B-b82K': _open_clip(
+    'L/14', 'of CLIP, ImageNet zero-shot 75.3 top-1'),
+  'laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K': _open_clip('B/32', ''),
+  'laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K': _open_clip('B/16', ''),
+  'laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K': _open_clip(
+    'L/14', 'of CLIP, ImageNet zero-shot 79.2 top-1'),
 }
 
 # Files with weights in a folder, the first that is there; with what describes them.
@@ -157,7 +162,9 @@ def _read_foreign(
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
   notes = []
-  differ = {k: (getattr(config, k), n) for k, n in reference.items() if getattr(config, k) != n}
+  differ = {
+    k: (getattr(config, k), n) for k, n in reference.items() if n and getattr(config, k) != n
+  }
   if differ:
     told = ', '.join(f'{k} {found} (reference: {n})' for k, (found, n) in differ.items())
     if heads == 'reference':
@@ -177,8 +184,9 @@ def _read_foreign(
         'no config beside the weights: QuickGELU is assumed, as in OpenAI\'s; most models trained '
         'with open_clip use exact GELU, and then open_clip_config.json must lie beside them'
       )
-  if rest:
-    notes.append(f'not used: {", ".join(sorted(map(str, rest)))}')
+  unused = sorted(str(key) for key in rest if key != '__metadata__')
+  if unused:
+    notes.append(f'not used: {", ".join(unused)}')
   ignored = sorted(k for k in state if any(re.fullmatch(p, k) for p in rules.IGNORED))
   if ignored:
     notes.append(f'not parameters, not used: {", ".join(ignored)}')

@@ -60,17 +60,19 @@ def save(folder: str | os.PathLike, weights: Weights, overwrite: bool = False) -
   Raises:
     FileExistsError: there is something of that name, and `overwrite` is False.
   """
-  folder = Path(folder).resolve()
+  folder, source = Path(folder).resolve(), weights.source
+  if Path(source).exists():            # a place on this machine means nothing on another
+    source = Path(source).name
   with replacing(folder, overwrite) as temporary:
     config = {
       'format': FORMAT, 'version': VERSION, 'model': dataclasses.asdict(weights.config),
-      'tokenizer': TOKENIZER, 'template': weights.template, 'source': weights.source,
+      'tokenizer': TOKENIZER, 'template': weights.template, 'source': source,
       'dialect': weights.dialect, 'licence': weights.licence,
     }
     _write_json(temporary / 'config.json', config)
     _write_json(temporary / 'preprocess.json', dataclasses.asdict(weights.preprocess))
     (temporary / 'LICENSE').write_text(
-      f'Weights converted by xclip-jax from: {weights.source or "unknown"}\n'
+      f'Weights converted by xclip-jax from: {source or "unknown"}\n'
       f'Licence of these weights: {weights.licence}\n'
     )
     archive.write_safetensors(
@@ -105,15 +107,17 @@ class replacing:
 def check_free(target: Path, overwrite: bool) -> None:
   """Raises FileExistsError if `target` is there and may not be replaced.
 
-  Even then a folder is only replaced if it holds weights, not anything that has its name.
+  Even then only a folder with weights is replaced: no file, and no run of train.py, which has a
+  config.json too.
   """
   if not target.exists():
     return
   if not overwrite:
     raise FileExistsError(f'{target} exists; choose another name, or ask for it to be overwritten')
-  if target.is_dir() and any(target.iterdir()) and not (target / 'config.json').is_file():
+  held = {x.name for x in target.iterdir()} if target.is_dir() else {'a file'}
+  if held and ('config.json' not in held or held & {'checkpoints', 'metrics.jsonl'}):
     raise FileExistsError(
-      f'{target} holds something that is not weights, so it is not overwritten; remove it yourself'
+      f'{target} is not a folder with weights, so it is not overwritten; remove it yourself'
     )
 
 

@@ -1,0 +1,274 @@
+"""A live comparison with transformers.XCLIPModel, its PyTorch peer: what differs, where first."""
+
+import dataclasses
+import functools
+import math
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from convert import export
+from xclip_jax import paths, tokenizer
+from xclip_jax.models.xclip import XCLIP, XCLIPConfig
+from xclip_jax.weights import apply, hub, native
+
+GRADIENT_TOLERANCE = 1e-3       # of the largest number in the same parameter's gradient
+_SMALL, _SMALL_FOR_GRADS = 10_000_000, 30_000_000       # parameters
+_TEXTS = (
+  'dog', 'a person playing the guitar on a stage', 'riding a bike', 'a video of somebody who is '
+  'cutting vegetables into very small pieces in a kitchen', 'swimming backstroke',
+)
+# Full optimization even where the surroundings ask for less, as tests do.
+_jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 3})
+# Zero in exact arithmetic, so both sides have only rounding there: softmax does not see a shift of
+# its row (key biases), and in block 0 the messages of all frames are equal.
+_ZERO_GRADIENTS = r'.*/key/bias|vision/blocks_0/message_attn/(query|key)/.*'
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One compared tensor: the largest difference, and the largest magnitude on the other side."""
+
+  name: str
+  difference: float
+  magnitude: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """What `compare` found."""
+
+  peer: str                        # library and version
+  parameters: int
+  round_trip: Row                  # our parameters -> Hugging Face's files -> our parameters
+  layers: tuple[Row, ...]          # in the order of computation, the logits last
+  gradients: tuple[Row, ...]       # worst first; empty if they were not asked for
+
+  def tolerance(self, asked: float | None = None) -> float:
+    """The largest difference of a logit that passes."""
+    return asked or (1e-5 if self.parameters < _SMALL else 1e-4)
+
+  def failures(self, tolerance: float | None = None) -> list[str]:
+    """Lists what differs by too much, a line each."""
+    found, tolerance = [], self.tolerance(tolerance)
+    if self.round_trip.difference != 0:
+      found.append(f'{self.round_trip.name} came back changed by {self.round_trip.difference:.1e}')
+    logits = self.layers[-1]
+    if not logits.difference <= tolerance:        # a NaN fails too
+      found.append(f'logits by {logits.difference:.1e}, more than {tolerance:g}')
+    return found + [
+      f'gradient of {row.name} by {row.difference:.1e}, its largest number is {row.magnitude:.1e}'
+      for row in self.gradients if not row.difference <= GRADIENT_TOLERANCE * row.magnitude
+    ]
+
+
+def require_peer() -> str:
+  """Returns the peer's name and version; ValueError says how to install it."""
+  try:
+    import torch
+    import transformers
+    from transformers import XCLIPModel  # noqa: F401, needs torch
+  except ImportError as error:
+    raise ValueError(
+      f"verify compares with PyTorch, which is not installed: pip install 'xclip-jax[parity]' "
+      f'({error})'
+    ) from error
+  transformers.logging.set_verbosity_error()
+  transformers.logging.disable_progress_bar()
+  return f'transformers {transformers.__version__}, torch {torch.__version__}'
+
+
+def compare(weights: native.Weights, seed: int = 0, grads: bool | None = None) -> Comparison:
+  """Runs both models on the same random video and texts, in float32.
+
+  The peer reads what `export.save` writes, from disk, as anybody would.
+
+  Args:
+    weights: of any origin.
+    seed: of the inputs.
+    grads: compare the gradient of every parameter too; default: of small models.
+
+  Raises:
+    ValueError: the peer is not installed, or cannot be this architecture.
+  """
+  peer = require_peer()
+  config = dataclasses.replace(
+    weights.config, dtype='float32', residual_dtype='float32', attention='xla', remat=None
+  )
+  flat = paths.flatten(weights.params)
+  count = sum(x.size for x in flat.values())
+  grads = count < _SMALL_FOR_GRADS if grads is None else grads
+  video, token_ids, target = make_inputs(weights, seed)
+  with tempfile.TemporaryDirectory() as folder:
+    folder = export.save(weights, 'hf', Path(folder) / 'hf')
+    again = paths.flatten(hub.read(folder).params)
+    theirs, their_grads = _run_peer(folder, video, token_ids, target if grads else None)
+  name = max(flat, key=lambda k: _difference(again[k], flat[k]))
+  round_trip = Row(name, _difference(again[name], flat[name]), _largest(flat[name]))
+  ours = _run(config, weights.params, video, token_ids)
+  layers = tuple(
+    Row(name, _difference(ours[name].reshape(x.shape), x), _largest(x))
+    for name, x in theirs.items()
+  )
+  gradients = ()
+  if grads:
+    got = _gradients(config, weights.params, video, token_ids, target)
+    gradients = _compare_gradients(got, paths.flatten(
+      apply.to_params(their_grads, 'huggingface', config)))
+  return Comparison(peer, count, round_trip, layers, gradients)
+
+
+def make_inputs(
+  weights: native.Weights, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  """Draws what both models see.
+
+  Returns:
+    float32 [B, T, H, W, 3], random pixels normalised as these weights want it; int32 [K, S], texts
+    that end at different places; float32 [B, K], a target distribution.
+  """
+  c, rng = weights.config, np.random.default_rng(seed)
+  pixels = rng.integers(0, 256, (2, c.num_frames, c.image_size, c.image_size, 3))
+  mean, std = (np.array(x, np.float32) for x in (weights.preprocess.mean, weights.preprocess.std))
+  if c.vocab_size == tokenizer.Tokenizer.vocab_size:
+    token_ids = tokenizer.Tokenizer(c.context_length)(_TEXTS, truncate=True)
+  else:
+    token_ids = rng.integers(1, c.vocab_size - 1, (5, c.context_length), np.int32)
+    ends = np.linspace(1, c.context_length - 1, len(token_ids)).astype(int)
+    for row, end in zip(token_ids, ends, strict=True):
+      row[end:] = 0
+      row[end] = c.vocab_size - 1
+  target = rng.dirichlet(np.ones(len(token_ids)), 2).astype(np.float32)
+  return ((pixels - mean) / std).astype(np.float32), token_ids, target
+
+
+def _run(
+  config: XCLIPConfig, params: Any, video: np.ndarray, token_ids: np.ndarray
+) -> dict[str, np.ndarray]:
+  """Our output of every layer, by name."""
+  out, captured = _jit(lambda p, v, t: XCLIP(config).apply(
+    {'params': p}, v, t, capture_intermediates=True, mutable='intermediates'
+  ))(params, video, token_ids)
+  layers = {
+    key.replace('/__call__/0', ''): np.asarray(x)
+    for key, x in paths.flatten(captured['intermediates']).items()
+  }
+  unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True)
+  return layers | {
+    'frame features': np.asarray(out.frame_features),
+    'video features': np.asarray(out.video_features),
+    'text features': np.asarray(out.text_features),
+    'text features that saw the video': unit(out.conditioned_text_features),
+    'logits': np.asarray(out.logits),
+  }
+
+
+def _run_peer(
+  folder: Path, video: np.ndarray, token_ids: np.ndarray, target: np.ndarray | None
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+  """The peer's output of every layer under our names, and its gradients under its own."""
+  import torch
+  import transformers
+
+  model = transformers.XCLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
+  layers, modules = {}, {
+    'vision/patch_embed': model.vision_model.embeddings.patch_embedding,
+    'vision/ln_pre': model.vision_model.pre_layernorm,
+    **_numbered('vision/blocks', model.vision_model.encoder.layers),
+    'vision/ln_post': model.vision_model.post_layernorm,
+    'frame features': model.visual_projection,
+    **_numbered('mit/blocks', model.mit.encoder.layers),
+    'video features': model.mit,
+    'prompt/visual_ln': model.prompts_visual_layernorm,
+    **_numbered('text/blocks', model.text_model.encoder.layers),
+    'text/ln_final': model.text_model.final_layer_norm,
+    'text features': model.text_projection,
+    **_numbered('prompt/blocks', model.prompts_generator.decoder),
+    'prompt': model.prompts_generator,
+  }
+  for name, module in modules.items():
+    module.register_forward_hook(functools.partial(_record, layers, name))
+  with torch.set_grad_enabled(target is not None):
+    out = model(
+      input_ids=torch.from_numpy(token_ids.astype(np.int64)),
+      pixel_values=torch.from_numpy(np.ascontiguousarray(video.transpose(0, 1, 4, 2, 3))),
+    )
+    layers['text features that saw the video'] = out.text_embeds.detach().numpy()
+    layers['logits'] = out.logits_per_video.detach().numpy()
+    if target is None:
+      return layers, {}
+    torch.nn.functional.cross_entropy(out.logits_per_video, torch.from_numpy(target)).backward()
+  return layers, {name: p.grad.numpy() for name, p in model.named_parameters()}
+
+
+def _numbered(name: str, modules: Any) -> dict[str, Any]:
+  return {f'{name}_{i}': module for i, module in enumerate(modules)}
+
+
+def _record(layers: dict[str, np.ndarray], name: str, _: Any, inputs: Any, output: Any) -> None:
+  if name == 'video features':
+    output = output.pooler_output
+  output = output[0] if isinstance(output, tuple) else output
+  if name == 'vision/patch_embed':
+    output = output.flatten(2).transpose(1, 2)      # [B*T, D, rows, columns] -> [B*T, M, D]
+  layers[name] = output.detach().numpy()
+
+
+def _gradients(
+  config: XCLIPConfig, params: Any, video: np.ndarray, token_ids: np.ndarray, target: np.ndarray
+) -> dict[str, np.ndarray]:
+  def loss(params: Any) -> jax.Array:
+    logits = XCLIP(config).apply({'params': params}, video, token_ids).logits
+    return optax.softmax_cross_entropy(logits, target).mean()
+
+  return {k: np.asarray(x) for k, x in paths.flatten(_jit(jax.grad(loss))(params)).items()}
+
+
+def _compare_gradients(
+  ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
+) -> tuple[Row, ...]:
+  """Compares every parameter's gradient; where it is zero in truth, with the largest of all."""
+  largest = max(map(_largest, theirs.values()))
+  rows = [
+    Row(name, _difference(ours[name], x),
+        largest if paths.matches(_ZERO_GRADIENTS, name) else _largest(x))
+    for name, x in theirs.items()
+  ]
+  return tuple(sorted(rows, key=_badness, reverse=True))
+
+
+def _badness(row: Row) -> float:
+  relative = row.difference / max(row.magnitude, 1e-30)
+  return math.inf if math.isnan(relative) else relative
+
+
+def _difference(a: np.ndarray, b: np.ndarray) -> float:
+  return float(np.abs(a - b).max())
+
+
+def _largest(x: np.ndarray) -> float:
+  return float(np.abs(x).max())
+
+
+def show(result: Comparison) -> str:
+  """Writes a comparison as a table, and names the worst gradient."""
+  width = max(len(row.name) for row in result.layers)
+  lines = [f'{result.peer}; {result.parameters:,} parameters, float32', '',
+           f'{"output of":<{width}}  largest difference  largest value']
+  lines += [f'{row.name:<{width}}  {row.difference:>18.1e}  {row.magnitude:>13.4g}'
+            for row in result.layers]
+  lines += ['', 'parameters written and read again: ' + (
+    'equal bit for bit' if result.round_trip.difference == 0 else
+    f'{result.round_trip.name} differs by {result.round_trip.difference:.1e}')]
+  if result.gradients:
+    row = result.gradients[0]
+    lines.append(
+      f'worst of {len(result.gradients)} gradients: {row.name}, {row.difference:.1e} of '
+      f'{row.magnitude:.1e} ({row.difference / max(row.magnitude, 1e-30):.1e})'
+    )
+  return '\n'.join(lines)

@@ -1,0 +1,337 @@
+"""Weights leave for other frameworks and come back, and the commands say what they do."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import convert
+from configs import base
+from convert import __main__ as cli
+from convert import export, golden_preprocess
+from goldens_io import GOLDENS, load_npz
+from xclip_jax import inference, losses, paths, state, train
+from xclip_jax.checkpoint import Checkpoints
+from xclip_jax.data import augment
+from xclip_jax.models.xclip import XCLIPConfig
+from xclip_jax.tokenizer import Tokenizer
+from xclip_jax.weights import apply, archive, hub, native, rules
+
+TINY = XCLIPConfig(
+  image_size=32, patch_size=16, num_frames=4, embed_dim=64, vision_width=128, vision_layers=2,
+  vision_heads=2, vision_mlp=512, text_width=64, text_layers=1, text_heads=1, text_mlp=256,
+  vocab_size=80, context_length=12, mit_layers=1, mit_heads=1, mit_mlp=256, prompt_layers=2,
+  prompt_heads=1,
+)
+# What no rule of a width could guess.
+ODD = dataclasses.replace(
+  TINY, vision_heads=8, text_heads=4, mit_heads=2, prompt_heads=16, text_mlp=96, mit_layers=2,
+  mit_mlp=80, text_activation='gelu', prompt_activation='gelu',
+)
+
+
+def make_weights(config, seed=0, **fields):
+  rng = np.random.default_rng(seed)
+  draw = lambda x: rng.standard_normal(x.shape).astype(np.float32)
+  params = jax.tree.map(draw, apply.abstract_params(config))
+  return native.Weights(config, params, licence='MIT', **fields)
+
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+  """A place with `tiny` and `odd`, in our own format."""
+  folder = tmp_path_factory.mktemp('weights')
+  native.save(folder / 'tiny', make_weights(TINY))
+  native.save(folder / 'odd', make_weights(ODD, template='a video of {}'))
+  return folder
+
+
+@pytest.fixture
+def run(capsys):
+  """Runs a command in this process: (exit code, stdout, stderr)."""
+  def command(*arguments):
+    code = cli.main([str(x) for x in arguments])
+    return code, *capsys.readouterr()
+  return command
+
+
+def same_params(got, want):
+  got, want = paths.flatten(got), paths.flatten(want)
+  assert got.keys() == want.keys()
+  for key, x in want.items():
+    np.testing.assert_array_equal(got[key], x, err_msg=key)
+
+
+def left_in(folder):
+  return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize('name', ['tiny', 'odd'])
+def test_hugging_face_and_back_is_bit_identical(folder, run, tmp_path, name):
+  code, out, _ = run(folder / name, tmp_path / 'hf', '--to', 'hf')
+  assert code == 0
+  count = sum(x.size for x in jax.tree.leaves(make_weights(TINY if name == 'tiny' else ODD).params))
+  assert f'(hf): {count:,} parameters' in out
+  assert 'antialiased' in out and 'no tokenizer files' in out
+  assert ('a video of {}' in out) == (name == 'odd')
+  assert left_in(tmp_path / 'hf') == [
+    'LICENSE', 'config.json', 'model.safetensors', 'preprocessor_config.json']
+  want, got = hub.read(folder / name), hub.read(tmp_path / 'hf')
+  assert got.config == want.config and got.dialect == 'huggingface'
+  same_params(got.params, want.params)
+  assert archive.read(tmp_path / 'hf/model.safetensors').tree['__metadata__'] == {'format': 'pt'}
+  assert run(tmp_path / 'hf', tmp_path / 'again')[0] == 0
+  again = hub.read(tmp_path / 'again')
+  assert again.config == want.config
+  same_params(again.params, want.params)
+
+
+def test_official_and_back_is_bit_identical(folder, run, tmp_path):
+  code, out, _ = run(folder / 'tiny', tmp_path / 'x.pth', '--to', 'official')
+  assert code == 0 and 'tensors only' in out and 'short side 36 (opencv)' in out
+  assert list(archive.read(tmp_path / 'x.pth').tree) == ['model']
+  want, got = hub.read(folder / 'tiny'), hub.read(tmp_path / 'x.pth')
+  assert (got.config, got.preprocess) == (want.config, want.preprocess)
+  assert got.dialect == 'official'
+  same_params(got.params, want.params)
+
+
+def test_openai_keeps_the_towers_and_says_what_it_drops(folder, run, tmp_path):
+  code, out, _ = run(folder / 'tiny', tmp_path / 'clip.pt', '--to', 'openai')
+  assert code == 0 and 'message, integration and prompt modules are dropped' in out
+  assert 'logit_scale' in archive.read(tmp_path / 'clip.pt').tree      # at the top, nothing around
+  source = paths.flatten(hub.read(folder / 'tiny').params)
+  kept = {k: x for k, x in source.items() if not paths.matches(rules.NEW_PARAMETERS, k)}
+  assert f'{sum(x.size for x in kept.values()):,} parameters' in out
+  for name, seed in (('a', 3), ('b', 3), ('c', 4)):
+    arguments = ('--frames', 4, '--seed', seed)
+    code, out, _ = run(tmp_path / 'clip.pt', tmp_path / name, *arguments)
+    assert code == 0 and f'drawn from seed {seed}' in out
+  a, b, c = (paths.flatten(hub.read(tmp_path / name).params) for name in 'abc')
+  assert hub.read(tmp_path / 'a').config == TINY
+  for key, x in a.items():
+    np.testing.assert_array_equal(x, b[key], err_msg=key)
+    if key in kept:
+      np.testing.assert_array_equal(x, kept[key], err_msg=key)
+  assert (a['mit/pos_embed'] != c['mit/pos_embed']).all()
+
+
+def test_a_run_becomes_weights_of_both_kinds(run, tmp_path):
+  c = base.get_config()
+  c.model.num_frames, c.data.template = 4, 'a video of {}'
+  c.model.fields = {
+    k: getattr(TINY, k) for k in (
+      'image_size', 'patch_size', 'embed_dim', 'vision_width', 'vision_layers', 'vision_heads',
+      'vision_mlp', 'text_width', 'text_layers', 'text_heads', 'text_mlp', 'vocab_size',
+      'context_length', 'mit_heads', 'mit_mlp', 'prompt_heads')
+  }
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run/config.json').write_text(c.to_json_best_effort())
+  params = make_weights(train.make_model(c).config).params
+  with Checkpoints(tmp_path / 'run') as checkpoints:
+    checkpoints.save(1, state.create(params, optax.identity()), {}, 0.5)
+  code, out, _ = run('inspect', tmp_path / 'run')
+  assert code == 0 and 'run, native names' in out and "'a video of {}'" in out
+  assert run(tmp_path / 'run', tmp_path / 'native')[0] == 0
+  assert run(tmp_path / 'native', tmp_path / 'hf', '--to', 'hf')[0] == 0
+  ours, theirs = hub.read(tmp_path / 'native'), hub.read(tmp_path / 'hf')
+  same_params(ours.params, params)
+  same_params(theirs.params, params)
+  assert ours.template == 'a video of {}'
+  # A run is never replaced by weights, though it holds a config.json as they do.
+  code, _, err = run(tmp_path / 'native', tmp_path / 'run', '--overwrite')
+  assert code == 2 and 'not a folder with weights' in err
+  same_params(inference.open_weights(tmp_path / 'run').params, params)
+
+
+def test_what_a_format_cannot_say_is_refused(folder, run, tmp_path):
+  code, _, err = run(folder / 'odd', tmp_path / 'x.pth', '--to', 'official')
+  assert code == 2 and left_in(tmp_path) == []
+  for text in ('vision_heads=8: it always takes vision_width // 64 = 2', 'text_heads=4',
+               'mit_heads=2', 'prompt_heads=16', "text_activation='gelu'",
+               "prompt_activation='gelu'", 'use --to hf or native'):
+    assert text in err
+  assert 'mit_mlp' not in err and 'vision_activation' not in err
+  code, _, err = run(folder / 'odd', tmp_path / 'x.pt', '--to', 'openai')
+  assert code == 2 and 'text_heads=4' in err and 'mit_heads' not in err
+  mixed = dataclasses.replace(TINY, mit_activation='gelu')
+  with pytest.raises(ValueError, match='vision_config.hidden_act, holds both'):
+    export.check_target(mixed, 'hf')
+  export.check_target(mixed, 'native')
+
+
+@pytest.mark.parametrize('target', export.TARGETS)
+def test_nothing_is_overwritten_unasked(folder, run, tmp_path, target):
+  code, _, err = run(folder / 'tiny', tmp_path / 'x', '--to', target)
+  assert code == 0
+  before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+  code, _, err = run(folder / 'odd', tmp_path / 'x', '--to', target)
+  assert code == 2 and 'exists' in err and err.count('\n') == 1
+  assert before == {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+  other = make_weights(TINY, seed=1)
+  native.save(tmp_path / 'other', other)
+  assert run(tmp_path / 'other', tmp_path / 'x', '--to', target, '--overwrite')[0] == 0
+  got = paths.flatten(hub.read(tmp_path / 'x', num_frames=4).params)
+  np.testing.assert_array_equal(got['text/pos_embed'], other.params['text']['pos_embed'])
+  assert left_in(tmp_path) == ['other', 'x']
+
+
+def test_other_things_are_never_overwritten(folder, run, tmp_path):
+  (tmp_path / 'photos').mkdir()
+  (tmp_path / 'photos/a.jpg').write_text('')
+  (tmp_path / 'letter.txt').write_text('dear')
+  for name, target in (('photos', 'hf'), ('photos', 'official'), ('letter.txt', 'native')):
+    code, _, err = run(folder / 'tiny', tmp_path / name, '--to', target, '--overwrite')
+    assert code == 2 and name in err
+  for source, destination in ((folder / 'tiny', folder / 'tiny'),
+                              (folder / 'tiny/params.safetensors', folder / 'tiny')):
+    code, _, err = run(source, destination, '--overwrite')
+    assert code == 2 and 'is or holds SRC' in err
+  assert (tmp_path / 'letter.txt').read_text() == 'dear'
+  assert left_in(tmp_path) == ['letter.txt', 'photos'] and left_in(tmp_path / 'photos') == ['a.jpg']
+
+
+@pytest.mark.parametrize('target', export.TARGETS)
+@pytest.mark.parametrize('overwrite', [False, True])
+def test_a_death_in_the_middle_leaves_what_was_there(
+  folder, tmp_path, monkeypatch, target, overwrite
+):
+  weights = hub.read(folder / 'tiny')
+  if overwrite:
+    export.save(weights, target, tmp_path / 'x')
+  before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+  chunks, seen = archive._chunks, []
+
+  def dying(array):
+    seen.append(array)
+    if len(seen) == 10:
+      raise KeyboardInterrupt
+    return chunks(array)
+
+  monkeypatch.setattr(archive, '_chunks', dying)
+  with pytest.raises(KeyboardInterrupt):
+    export.save(weights, target, tmp_path / 'x', overwrite)
+  assert len(seen) == 10
+  assert before == {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
+  assert left_in(tmp_path) == (['x'] if overwrite else [])
+
+
+def test_mistakes_are_one_message(folder, run, tmp_path):
+  (tmp_path / 'empty').mkdir()
+  (tmp_path / 'page.pth').write_text('<!doctype html>')
+  for source, words in (
+    (tmp_path / 'nothing.pth', 'is not there'), (tmp_path / 'empty', 'holds no weights'),
+    (tmp_path / 'page.pth', 'web page'),
+  ):
+    for arguments in ((source, tmp_path / 'x'), ('inspect', source)):
+      code, out, err = run(*arguments)
+      assert code == 2 and not out and words in err and err.startswith('error: ')
+  code, _, err = run(folder / 'odd', tmp_path / 'x', '--heads', 'reference')
+  assert code == 2 and 'our own format' in err
+  assert left_in(tmp_path) == ['empty', 'page.pth']
+
+
+def test_head_counts_that_disagree_are_told_and_can_be_changed(folder, run, tmp_path):
+  run(folder / 'odd', tmp_path / 'hf', '--to', 'hf')
+  code, out, _ = run(tmp_path / 'hf', tmp_path / 'file')
+  assert code == 0 and 'prompt_heads 16 (reference: 1)' in out
+  assert hub.read(tmp_path / 'file').config.prompt_heads == 16
+  code, out, _ = run(tmp_path / 'hf', tmp_path / 'reference', '--heads', 'reference')
+  assert code == 0 and 'following the reference' in out
+  assert hub.read(tmp_path / 'reference').config.prompt_heads == 1
+  code, out, _ = run('inspect', tmp_path / 'hf')
+  assert 'prompt has 16 heads by config.json; the reference would have 1' in out
+
+
+def test_frames_and_picture_size_can_be_changed(folder, run, tmp_path):
+  code, out, _ = run(folder / 'tiny', tmp_path / 'x', '--frames', 6, '--image-size', 64)
+  assert code == 0 and out.count('interpolated') == 2
+  got = hub.read(tmp_path / 'x').config
+  assert (got.num_frames, got.image_size) == (6, 64)
+
+
+def test_inspect_tells_every_dialect(folder, run, tmp_path):
+  weights, parts = hub.read(folder / 'tiny'), {}
+  for target in export.TARGETS:
+    export.save(weights, target, tmp_path / target)
+    code, out, _ = run('inspect', tmp_path / target, '--json')
+    assert code == 0
+    told = json.loads(out)
+    assert told['dialect'] == export.DIALECTS.get(target, 'native')
+    assert XCLIPConfig(**told['config']) == dataclasses.replace(
+      TINY, num_frames=8 if target == 'openai' else 4)
+    assert not told['problems'] and told['dtypes'] == {'float32': told['tensors']}
+    assert all(tower['agrees'] for tower in told['heads'].values())
+    parts[target] = told['parameters']
+    code, out, _ = run('inspect', tmp_path / target)
+    assert f'{export.DIALECTS.get(target, "native")} names' in out
+  assert parts['native'] == parts['hf'] == parts['official']
+  towers = ('vision', 'text', 'logit_scale')
+  assert {k: parts['native'][k] for k in towers} == {k: parts['openai'][k] for k in towers}
+  assert parts['openai']['total'] == sum(parts['openai'][k] for k in towers)
+
+
+def test_inspect_tells_what_else_is_there_and_what_does_not_fit(folder, run, tmp_path):
+  tensors = apply.to_state_dict(hub.read(folder / 'tiny').params, 'official')
+  del tensors['visual.ln_pre.bias']
+  tensors |= {'extra': np.zeros((2, 3), np.float32), 'input_resolution': np.array(32)}
+  tensors['visual.proj'] = tensors['visual.proj'].astype(np.float16)
+  archive.write_torch(tmp_path / 'x.pth', tensors, wrap='model')
+  code, out, _ = run('inspect', tmp_path / 'x.pth', '--json')
+  told = json.loads(out)
+  assert code == 0 and told['dialect'] == 'official'
+  assert told['dtypes'] == {'float32': len(tensors) - 2, 'float16': 1, 'int64': 1}
+  assert told['parameters']['unknown names'] == 6 and told['parameters']['not parameters'] == 1
+  assert told['problems'] == ["missing 'vision/ln_pre/bias'", "unknown key 'extra'"]
+  code, _, err = run(tmp_path / 'x.pth', tmp_path / 'y')
+  assert code == 2 and "unknown key 'extra'" in err
+
+
+def test_inspect_converts_no_array(folder, run, tmp_path, monkeypatch):
+  export.save(hub.read(folder / 'tiny'), 'official', tmp_path / 'x.pth')
+  asked = []
+  inward = rules.inward
+  monkeypatch.setattr(
+    rules, 'inward', lambda rule, x: asked.append(x.strides) or inward(rule, x))
+  assert run('inspect', tmp_path / 'x.pth')[0] == 0
+  assert asked and all(not any(strides) for strides in asked)      # one number, seen many times
+
+
+def test_clips_files_are_made_of_our_merges(tmp_path):
+  export._write_tokenizer(tmp_path, 77)
+  vocabulary = json.loads((tmp_path / 'vocab.json').read_text(encoding='utf-8'))
+  assert sorted(vocabulary.values()) == list(range(Tokenizer.vocab_size))
+  assert vocabulary['<|endoftext|>'] == Tokenizer.eot_token
+  merges = (tmp_path / 'merges.txt').read_text(encoding='utf-8').splitlines()
+  assert len(merges) == 1 + 48894 and merges[1] == 'i n'
+  assert all(''.join(pair.split()) in vocabulary for pair in merges[1:])
+
+
+def test_preprocessing_of_hugging_face_weights_is_theirs():
+  golden = load_npz('hf_preprocess.npz')
+  preprocess = native.HUGGING_FACE
+  size = golden_preprocess.IMAGE_SIZE
+  for height, width in golden_preprocess.SHAPES:
+    frames = golden_preprocess.make_frames(height, width)
+    crops = augment.EvalTransform(size, preprocess.resize_ratio, preprocess.filter)(frames)
+    np.testing.assert_array_equal(crops, golden[f'crops_{height}x{width}'])
+    np.testing.assert_allclose(
+      losses.normalize(crops, preprocess.mean, preprocess.std), golden[f'pixels_{height}x{width}'],
+      rtol=0, atol=1e-6)
+
+
+def test_the_command_works_as_documented(tmp_path):
+  source = GOLDENS / 'hf_tiny_a'
+  root = GOLDENS.parents[1]
+  command = lambda *arguments: subprocess.run(
+    [sys.executable, '-m', 'convert', *map(str, arguments)], cwd=root, capture_output=True,
+    text=True, check=False)
+  done = command(source, tmp_path / 'x')
+  assert done.returncode == 0 and done.stdout.splitlines()[-1].startswith(f'wrote {tmp_path / "x"}')
+  same_params(hub.read(tmp_path / 'x').params, hub.read(source).params)
+  assert '__main__' not in vars(convert)['__doc__']

@@ -1,0 +1,347 @@
+"""The `xclip` command: which label fits a video, and what videos and texts look like as vectors."""
+
+import argparse
+import contextlib
+import dataclasses
+import glob
+import io
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import xclip_jax
+from xclip_jax import answers
+
+# Nothing else at the top: whoever asks for --help, or mistypes a name, should not wait for JAX.
+
+_SUFFIXES = (
+  '.3gp', '.asf', '.avi', '.flv', '.m2ts', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.mts',
+  '.mxf', '.ogv', '.ts', '.vob', '.webm', '.wmv',
+)
+_EXAMPLES = """examples:
+  xclip classify clip.mp4 --weights runs/demo --labels "a dog running, a cat asleep"
+  xclip classify videos/ 'more/*.avi' --weights microsoft/xclip-base-patch32 \\
+      --labels-file labels.txt --template 'a video of {}' --csv answers.csv
+  xclip embed videos/ --weights microsoft/xclip-base-patch32 -o videos.npz
+  xclip weights
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str) -> None:
+    raise answers.Refused(f'{message} (see {self.prog} --help)')
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+  """Runs the command.
+
+  Returns:
+    0 if all went well, 1 if some video could not be used, 2 if what was asked for cannot be done.
+  """
+  for stream in (sys.stdout, sys.stderr):
+    if isinstance(stream, io.TextIOWrapper):      # a label must not fail where the locale is ASCII
+      stream.reconfigure(errors='backslashreplace')
+  try:
+    arguments = _parser().parse_args(argv)
+    return arguments.run(arguments)
+  except answers.Refused as error:
+    _say(error)
+    return 2
+  except KeyboardInterrupt:
+    _say('stopped; nothing was written')
+    return 130
+  except BrokenPipeError:                         # `| head`, and it has seen enough
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+def classify(arguments: argparse.Namespace) -> int:
+  """Prints the best labels of every video."""
+  started = time.perf_counter()
+  if arguments.top < 1:
+    raise answers.Refused(f'--top must be at least 1, got {arguments.top}')
+  labels = _labels(arguments)
+  files = _files(arguments.videos)
+  with contextlib.ExitStack() as stack:
+    csv_output, json_output = (
+      stack.enter_context(answers.Output(path, arguments.overwrite))
+      for path in (arguments.csv, arguments.json)
+    )
+    if arguments.csv and arguments.json and csv_output.target == json_output.target:
+      raise answers.Refused(f'--csv and --json both write to {arguments.csv}')
+    table = answers.Table(files) if '-' not in (arguments.csv, arguments.json) else None
+    classifier, times = _load(arguments)
+    with _refusing():
+      results = zip(files, classifier.classify_each(files, labels), strict=True)
+    found, failed, begun = [], [], time.perf_counter()
+    for file, answer in _progress(results, len(files), arguments.quiet):
+      if not isinstance(answer, ValueError):
+        top = answer.top(arguments.top)
+        if not math.isnan(top[0][1]):
+          found.append((file, top))
+          times.setdefault('first answer', time.perf_counter() - begun)
+          if table:
+            table.show(file, top)
+          continue
+        answer = ValueError(f'{file}: the model answers with NaN; its weights are damaged')
+      failed.append(_failure(file, answer))
+    csv_output.write(answers.to_csv(found))
+    json_output.write(answers.to_json({
+      'weights': arguments.weights, 'template': classifier.template, 'labels': labels,
+      'videos': [
+        {'path': file, 'top': [{'label': x, 'probability': round(p, 6)} for x, p in top]}
+        for file, top in found
+      ],
+      'failed': [{'path': file, 'reason': reason} for file, reason in failed],
+    }))
+  if arguments.timings:
+    times['total'] = time.perf_counter() - started
+    _say('timings ' + json.dumps({name: round(x, 3) for name, x in times.items()}))
+  return _conclude(failed, len(files))
+
+
+def embed(arguments: argparse.Namespace) -> int:
+  """Writes features of videos, of texts, or of both."""
+  has_labels = arguments.labels is not None or arguments.labels_file is not None
+  labels = _labels(arguments) if has_labels else []
+  if not arguments.videos and not labels:
+    raise answers.Refused('no videos and no labels; give a file, a folder, a glob, or --labels')
+  files = _files(arguments.videos) if arguments.videos else []
+  if arguments.output == '-':
+    raise answers.Refused('-o must be a file; features are not written to standard output')
+  with answers.Output(arguments.output, arguments.overwrite) as output:
+    classifier, _ = _load(arguments)
+    import numpy as np
+
+    arrays, failed, paths, rows = {}, [], [], []
+    if labels:
+      with _refusing():
+        arrays |= {'text_features': classifier.embed_text(labels), 'labels': np.array(labels, str)}
+    features = zip(files, classifier.embed_each(files), strict=True)
+    for file, row in _progress(features, len(files), arguments.quiet):
+      if isinstance(row, ValueError):
+        failed.append(_failure(file, row))
+      else:
+        paths.append(file)
+        rows.append(row)
+    if files:
+      arrays |= {
+        'video_features': np.array(rows, np.float32).reshape(-1, classifier.config.embed_dim),
+        'paths': np.array(paths, str), 'failed': np.array([file for file, _ in failed], str),
+      }
+    about = {
+      'weights': arguments.weights, 'template': classifier.template,
+      'model': dataclasses.asdict(classifier.config),
+      'preprocess': dataclasses.asdict(classifier.preprocess), 'version': xclip_jax.__version__,
+    }
+    content = io.BytesIO()
+    np.savez(content, **arrays, config=np.array(json.dumps(about)))
+    output.write(content.getvalue())
+  if not arguments.quiet:
+    shapes = ', '.join(f'{k} {list(arrays[k].shape)}' for k in arrays if k.endswith('_features'))
+    print(f'{arguments.output}: {shapes}')
+  return _conclude(failed, len(files))
+
+
+def list_weights(arguments: argparse.Namespace) -> int:
+  """Prints the weights that have a name here."""
+  from xclip_jax.weights import hub
+
+  rows = [('NAME', 'MODEL', 'FRAMES', 'SIZE', 'LICENCE', 'PUBLISHED BY THE AUTHORS')]
+  for name, known in hub.KNOWN.items():
+    size = str(known.image_size)
+    rows.append((name, known.variant, str(known.num_frames), size, known.licence, known.published))
+  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+  for row in rows:
+    print('  '.join(x.ljust(n) for x, n in zip(row, widths, strict=True)).rstrip())
+  print('\nAccuracies are percent as published by the authors of the weights; none was measured '
+        'with this program.\nSIZE is the side of a frame in pixels. Folders and files are taken '
+        'too, as are other repositories of the Hugging Face hub (owner/name).')
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _Parser(
+    prog='xclip', description='X-CLIP: say what a video shows, in your own words.',
+    epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
+  )
+  parser.add_argument('--version', action='version', version=f'xclip {xclip_jax.__version__}')
+  commands = parser.add_subparsers(metavar='COMMAND', required=True)
+
+  model = _Parser(add_help=False)
+  model.add_argument('--weights', required=True, metavar='W',
+                     help='workdir of a run, a folder or file with weights, or a name')
+  model.add_argument('--frames', type=int, metavar='T',
+                     help='frames of a clip, if not as the weights were trained')
+  model.add_argument('--heads', choices=('file', 'reference'), help='head counts to follow where '
+                     'a config beside the weights disagrees with the reference (default: file)')
+  model.add_argument('--labels', metavar='"A, B"', help='labels, separated by commas')
+  model.add_argument('--labels-file', metavar='F',
+                     help='labels, one a line (# starts a comment); or a CSV with id,name')
+  model.add_argument('--template', help='text around every label, {} stands for it '
+                     '(default: as the weights were trained)')
+  model.add_argument('--overwrite', action='store_true', help='replace files that are there')
+  model.add_argument('--quiet', action='store_true', help='no progress bar')
+  videos_help = 'files, folders (searched for videos at any depth) and globs'
+
+  command = commands.add_parser('classify', parents=[model], help='say which labels fit videos',
+                                description=classify.__doc__)
+  command.add_argument('videos', nargs='+', metavar='VIDEO', help=videos_help)
+  command.add_argument('--top', type=int, default=5, metavar='N', help='labels shown (default: 5)')
+  command.add_argument('--csv', metavar='FILE', help="also write a CSV; '-' is standard output")
+  command.add_argument('--json', metavar='FILE', help="also write JSON; '-' is standard output")
+  command.add_argument('--timings', action='store_true', help='say on stderr what took how long')
+  command.set_defaults(run=classify)
+
+  command = commands.add_parser('embed', parents=[model], help='turn videos or texts into vectors',
+                                description=embed.__doc__)
+  command.add_argument('videos', nargs='*', metavar='VIDEO', help=videos_help)
+  command.add_argument('-o', '--output', required=True, metavar='FILE', help='.npz to write')
+  command.set_defaults(run=embed)
+
+  command = commands.add_parser('weights', help='list weights that have a name',
+                                description=list_weights.__doc__)
+  command.set_defaults(run=list_weights)
+  return parser
+
+
+def _load(arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
+  """Opens the weights; also seconds it took, by what was done."""
+  start = time.perf_counter()
+  if arguments.template is not None and '{}' not in arguments.template:
+    raise answers.Refused(f'--template {arguments.template!r} must hold {{}} for the label')
+  _keep_compilations()
+  from xclip_jax import inference
+
+  imported = time.perf_counter()
+  options = {'heads': arguments.heads, 'num_frames': arguments.frames}
+  with _refusing():
+    classifier = inference.load(
+      arguments.weights, **{k: x for k, x in options.items() if x is not None}
+    )
+  if arguments.template is not None:
+    classifier = dataclasses.replace(classifier, template=arguments.template)
+  return classifier, {'import': imported - start, 'load': time.perf_counter() - imported}
+
+
+def _keep_compilations() -> None:
+  """Lets JAX keep what it compiles for the next call, where there is a place for it."""
+  import jax
+
+  if jax.config.jax_compilation_cache_dir is not None:      # chosen by the environment
+    return
+  root = os.environ.get('XCLIP_CACHE') or '~/.cache/xclip_jax'
+  folder = Path(root).expanduser() / 'compiled'
+  with contextlib.suppress(OSError, RuntimeError):          # RuntimeError: there is no home
+    folder.mkdir(parents=True, exist_ok=True)
+    if os.access(folder, os.W_OK):
+      jax.config.update('jax_compilation_cache_dir', str(folder))
+      jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+      jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+
+
+def _labels(arguments: argparse.Namespace) -> list[str]:
+  """Reads --labels or --labels-file."""
+  if (arguments.labels is None) == (arguments.labels_file is None):
+    raise answers.Refused('give either --labels or --labels-file')
+  if arguments.labels is not None:
+    where, labels = '--labels', [label.strip() for label in arguments.labels.split(',')]
+  else:
+    where = arguments.labels_file
+    try:
+      lines = Path(where).read_text(encoding='utf-8-sig').splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+      raise answers.Refused(f'{where} cannot be read as UTF-8 text: {error}') from error
+    header = [name.strip() for name in lines[0].split(',')] if lines else []
+    if {'id', 'name'} <= set(header):
+      from xclip_jax.data import source
+      with _refusing():
+        labels = source.read_classes(where).names
+    else:
+      labels = [line.strip() for line in lines if not line.lstrip().startswith('#')]
+  labels = [label for label in labels if label]
+  if not labels:
+    raise answers.Refused(f'{where} holds no labels')
+  repeated = sorted({label for label in labels if labels.count(label) > 1})
+  if repeated:
+    raise answers.Refused(f'{where} holds {repeated[0]!r} more than once')
+  return labels
+
+
+def _files(places: Sequence[str]) -> list[str]:
+  """Finds the videos of files, folders and globs, each once, in the order they were named."""
+  found = []
+  for place in places:
+    if not os.path.lexists(place) and glob.has_magic(place):
+      matches = sorted(glob.glob(place, recursive=True))
+      if not matches:
+        raise answers.Refused(f'no videos found: nothing matches {place}')
+    else:
+      matches = [place]
+    for match in matches:
+      inside = _videos_in(match) if os.path.isdir(match) else [match]
+      if not inside and len(matches) == 1:
+        raise answers.Refused(
+          f'no videos found in {match}: no file in it ends in {" ".join(_SUFFIXES)}'
+        )
+      found += inside
+  once = {os.path.abspath(file): file for file in reversed(found)}
+  if not once:
+    raise answers.Refused(f'no videos found in {", ".join(places)}')
+  return list(once.values())[::-1]
+
+
+def _videos_in(folder: str) -> list[str]:
+  found = []
+  for place, folders, names in os.walk(folder):
+    folders[:] = [name for name in folders if not name.startswith('.')]
+    found += [
+      os.path.join(place, name) for name in names
+      if name.lower().endswith(_SUFFIXES) and not name.startswith('.')
+    ]
+  return sorted(found)
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+  """Turns what the library says to its caller into one line for the user."""
+  try:
+    yield
+  except Exception as error:
+    expected = (ValueError, OSError)
+    if 'xclip_jax.checkpoint' in sys.modules:     # who has not loaded it has not met its errors
+      expected += (sys.modules['xclip_jax.checkpoint'].CheckpointError,)
+    if not isinstance(error, expected):
+      raise
+    raise answers.Refused(' '.join(str(error).split())) from error
+
+
+def _progress(results: Iterable[Any], total: int, quiet: bool) -> Iterable[Any]:
+  if quiet or total < 2 or not sys.stderr.isatty():
+    return results
+  import tqdm
+  return tqdm.tqdm(results, total=total, unit='video', dynamic_ncols=True, leave=False)
+
+
+def _say(text: Any) -> None:
+  answers.print_past_bar(f'xclip: {text}', sys.stderr)
+
+
+def _failure(file: str, error: Exception) -> tuple[str, str]:
+  _say(answers.printable(str(error)))
+  return file, str(error).removeprefix(f'{file}: ')
+
+
+def _conclude(failed: Sequence[Any], total: int) -> int:
+  if failed:
+    _say(f'{len(failed)} of {total} videos could not be used')
+  return 1 if failed else 0
+
+
+if __name__ == '__main__':
+  sys.exit(main())
