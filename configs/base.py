@@ -55,7 +55,9 @@ def get_config() -> config_dict.ConfigDict:
   c.train.epochs = 30.0                   # length of the run; `steps` overrides it
   c.train.steps = 0                       # updates; 0: from epochs
   c.train.freeze_text = True              # text tower and logit scale fixed, as published
-  c.train.init_from = ''                  # weights to start from: a run's workdir ('': random)
+  c.train.init_from = ''                  # weights to start from: a run's workdir, or any file,
+                                          # folder or name that xclip_jax.load takes ('': random)
+  c.train.init_resample = False           # interpolate their positions to num_frames, image_size
   c.train.init_scale = (                  # (regex over parameters, multiple of the random values
     (r'.*', 1.0),                         # that they start from), first match
   )

@@ -145,11 +145,11 @@ def _read(args: argparse.Namespace) -> native.Weights:
   config = weights.config
   if args.heads == 'reference':
     rule = architecture.reference_heads(vars(config))
-    stored = {name: getattr(config, name) for name in rule}
-    if stored != rule:
+    other = {k: vars(config)[k] for k, n in rule.items() if n not in (0, vars(config)[k])}
+    if other:
       raise ValueError(
-        f'--heads reference asks for {rule}, but {args.source} is in our own format with '
-        f'{stored}; convert it anew from the file that it came from'
+        f'--heads reference has no effect on {args.source}: it is in our own format, which says '
+        f'{other}; convert it anew from the file that it came from'
       )
   return weights
 

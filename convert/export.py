@@ -285,7 +285,7 @@ def _fill_hf(folder: Path, weights: native.Weights) -> None:
 
 def _write_tokenizer(folder: Path, context_length: int) -> None:
   """Writes what transformers.CLIPTokenizer reads."""
-  ranks, _, ids = tokenizer._vocabulary()
+  ranks, _, ids = tokenizer.vocabulary()
   merges = ['#version: 0.2', *(' '.join(pair) for pair in ranks)]
   (folder / 'merges.txt').write_text('\n'.join(merges) + '\n', encoding='utf-8')
   (folder / 'vocab.json').write_text(json.dumps(ids, ensure_ascii=False), encoding='utf-8')

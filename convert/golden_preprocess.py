@@ -9,7 +9,7 @@ import numpy as np
 
 IMAGE_SIZE = 32
 SHAPES = ((40, 56), (57, 41), (32, 32), (20, 31))       # H, W; the last one is enlarged
-_FILE = Path(__file__).parents[1] / 'tests/goldens/hf_preprocess.npz'
+FILE = Path(__file__).parents[1] / 'tests/goldens/hf_preprocess.npz'
 
 
 def make_frames(height: int, width: int, count: int = 2) -> np.ndarray:
@@ -42,8 +42,8 @@ def main() -> None:
     assert crops.dtype == np.uint8, crops.dtype
     golden[f'crops_{height}x{width}'] = crops
     golden[f'pixels_{height}x{width}'] = process(frames, IMAGE_SIZE).astype(np.float32)
-  np.savez_compressed(_FILE, **golden)
-  print(f'wrote {_FILE}, {_FILE.stat().st_size} bytes')
+  np.savez_compressed(FILE, **golden)
+  print(f'wrote {FILE}, {FILE.stat().st_size} bytes')
 
 
 if __name__ == '__main__':

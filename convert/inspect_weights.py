@@ -83,7 +83,7 @@ def _describe_ours(source: str, path: Path, weights: native.Weights, kind: str) 
 
 
 def _describe_foreign(source: str, path: Path) -> Description:
-  path, config_file = hub._files(path)
+  path, config_file = hub.find_files(path)
   contents = archive.read(path)
   state, rest = archive.state_dict(contents)
   problems, notes = [], []
@@ -107,7 +107,7 @@ def _describe_foreign(source: str, path: Path) -> Description:
   if config:
     problems += _misfits(state, dialect, config)
     if dialect == 'huggingface':
-      preprocess = hub._hf_preprocess(path.parent / 'preprocessor_config.json', config.image_size)
+      preprocess = hub.read_preprocess(path.parent / 'preprocessor_config.json', config.image_size)
   if is_clip:
     notes.append('weights of CLIP: message, integration and prompt modules will be drawn when read')
     if not config_file and contents.kind != 'torchscript':

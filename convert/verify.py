@@ -51,7 +51,7 @@ class Comparison:
 
   def tolerance(self, asked: float | None = None) -> float:
     """The largest difference of a logit that passes."""
-    return asked or (1e-5 if self.parameters < _SMALL else 1e-4)
+    return asked if asked is not None else 1e-5 if self.parameters < _SMALL else 1e-4
 
   def failures(self, tolerance: float | None = None) -> list[str]:
     """Lists what differs by too much, a line each."""

@@ -35,6 +35,8 @@ MAY_IMPORT = {
     f'xclip_jax.{x}' for x in (
       'data', 'losses', 'metrics', 'models', 'report', 'sharding', 'tokenizer', 'weights')
   }),
+  'xclip_jax.workdir': (
+    {'jax'}, {'xclip_jax.data', 'xclip_jax.metrics', 'xclip_jax.paths'}),
   'xclip_jax.train': ({'jax', 'numpy', 'optax', 'tqdm'}, EVERYTHING),
   'xclip_jax.inference': ({'cv2', 'jax', 'numpy'}, EVERYTHING),
   'xclip_jax.answers': (set(), set()),

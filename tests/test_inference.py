@@ -153,12 +153,19 @@ def test_videos_without_end_are_answered_as_they_come(classifier):
   assert len(results) == 3 and next(asked) <= 8 + 2 * 8 + 1
 
 
+@pytest.mark.parametrize('video', ['clip.mp4', some_frames(0)])
+def test_one_video_is_not_taken_for_several(classifier, video):
+  for ask in (classifier.embed_each, lambda video: classifier.classify_each(video, LABELS)):
+    with pytest.raises(ValueError, match='videos must be several'):
+      ask(video)
+
+
 def test_wrong_labels_are_refused_before_any_video_is_touched(classifier):
   def never():
     raise AssertionError('a video was asked for')
     yield
 
-  with pytest.raises(ValueError, match='has 4[0-9] tokens'):
+  with pytest.raises(ValueError, match=r'has 4[0-9] tokens'):
     classifier.classify_each(never(), ['word ' * 40])
 
 
@@ -285,7 +292,7 @@ def test_frames_too_odd_to_resize_are_named(classifier, monkeypatch):
 
 
 def test_a_folder_that_is_no_run_is_refused_and_left_as_it_is(tmp_path):
-  with pytest.raises(ValueError, match='nowhere. is not there: neither a file or folder'):
+  with pytest.raises(ValueError, match=r'nowhere. is not there: neither a file or folder'):
     xclip_jax.load(tmp_path / 'nowhere')
   with pytest.raises(ValueError, match='holds no weights'):
     xclip_jax.load(tmp_path)

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import gc
 import glob
 import io
 import json
@@ -46,8 +47,16 @@ def main(argv: Sequence[str] | None = None) -> int:
   for stream in (sys.stdout, sys.stderr):
     if isinstance(stream, io.TextIOWrapper):      # a label must not fail where the locale is ASCII
       stream.reconfigure(errors='backslashreplace')
+  # Importing and tracing make objects that stay. Looking through them for garbage is a seventh of
+  # the time to the first answer; from then on it is done as ever.
+  gc.disable()
   try:
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments, rest = parser.parse_known_args(argv)
+    if any(x.startswith('-') for x in rest) or (rest and not hasattr(arguments, 'videos')):
+      parser.error(f'unrecognized arguments: {" ".join(rest)}')
+    if rest:                                      # videos after options, which argparse leaves
+      arguments.videos += rest
     return arguments.run(arguments)
   except answers.Refused as error:
     _say(error)
@@ -58,6 +67,8 @@ def main(argv: Sequence[str] | None = None) -> int:
   except BrokenPipeError:                         # `| head`, and it has seen enough
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 1
+  finally:
+    gc.enable()
 
 
 def classify(arguments: argparse.Namespace) -> int:
@@ -215,6 +226,8 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
   start = time.perf_counter()
   if arguments.template is not None and '{}' not in arguments.template:
     raise answers.Refused(f'--template {arguments.template!r} must hold {{}} for the label')
+  if arguments.frames is not None and arguments.frames < 1:
+    raise answers.Refused(f'--frames must be at least 1, got {arguments.frames}')
   _keep_compilations()
   from xclip_jax import inference
 
@@ -258,7 +271,7 @@ def _labels(arguments: argparse.Namespace) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
       raise answers.Refused(f'{where} cannot be read as UTF-8 text: {error}') from error
     header = [name.strip() for name in lines[0].split(',')] if lines else []
-    if {'id', 'name'} <= set(header):
+    if where.lower().endswith('.csv') or {'id', 'name'} <= set(header):
       from xclip_jax.data import source
       with _refusing():
         labels = source.read_classes(where).names
@@ -276,7 +289,7 @@ def _labels(arguments: argparse.Namespace) -> list[str]:
 def _files(places: Sequence[str]) -> list[str]:
   """Finds the videos of files, folders and globs, each once, in the order they were named."""
   found = []
-  for place in places:
+  for place in map(os.path.expanduser, places):
     if not os.path.lexists(place) and glob.has_magic(place):
       matches = sorted(glob.glob(place, recursive=True))
       if not matches:
@@ -290,10 +303,12 @@ def _files(places: Sequence[str]) -> list[str]:
           f'no videos found in {match}: no file in it ends in {" ".join(_SUFFIXES)}'
         )
       found += inside
-  once = {os.path.abspath(file): file for file in reversed(found)}
+  once = {}
+  for file in found:
+    once.setdefault(os.path.abspath(file), file)
   if not once:
     raise answers.Refused(f'no videos found in {", ".join(places)}')
-  return list(once.values())[::-1]
+  return list(once.values())
 
 
 def _videos_in(folder: str) -> list[str]:
@@ -321,11 +336,13 @@ def _refusing() -> Iterator[None]:
     raise answers.Refused(' '.join(str(error).split())) from error
 
 
-def _progress(results: Iterable[Any], total: int, quiet: bool) -> Iterable[Any]:
-  if quiet or total < 2 or not sys.stderr.isatty():
-    return results
-  import tqdm
-  return tqdm.tqdm(results, total=total, unit='video', dynamic_ncols=True, leave=False)
+def _progress(results: Iterable[Any], total: int, quiet: bool) -> Iterator[Any]:
+  if not quiet and total > 1 and sys.stderr.isatty():
+    import tqdm
+    results = tqdm.tqdm(results, total=total, unit='video', dynamic_ncols=True, leave=False)
+  for result in results:
+    gc.enable()
+    yield result
 
 
 def _say(text: Any) -> None:

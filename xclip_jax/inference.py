@@ -104,6 +104,7 @@ class Classifier:
     Raises:
       ValueError: labels are not what they must be; before any video is looked at.
     """
+    _check_several(videos)
     labels = _check_labels(labels)
     repeated = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
     if repeated is not None:
@@ -125,18 +126,22 @@ class Classifier:
 
   def embed_each(self, videos: Iterable[Video]) -> Iterator[np.ndarray | VideoError]:
     """Does as `embed_video`, but gives for each video its row [E] or what is wrong with it."""
+    _check_several(videos)
+    return self._rows(videos)
+
+  def embed_text(self, labels: Sequence[str]) -> np.ndarray:
+    """Encodes K labels, each in the template, to float32 [K, E]; not normalised."""
+    labels = _check_labels(labels)
+    return np.asarray(self._text_features(labels))[:len(labels)].copy()
+
+  def _rows(self, videos: Iterable[Video]) -> Iterator[np.ndarray | VideoError]:
     with self._clips(videos) as clips:
       for found in self._encode(clips):
         if isinstance(found, VideoError):
           yield found
         else:
           features, row = found
-          yield np.array(features.video_features[row])
-
-  def embed_text(self, labels: Sequence[str]) -> np.ndarray:
-    """Encodes K labels, each in the template, to float32 [K, E]; not normalised."""
-    labels = _check_labels(labels)
-    return np.array(self._text_features(labels)[:len(labels)])
+          yield np.asarray(features.video_features)[row].copy()
 
   def _answers(
     self, videos: Iterable[Video], labels: tuple[str, ...]
@@ -346,6 +351,12 @@ def _is_list(video: Any) -> bool:
 
 def _listed(video: Any) -> Sequence[Any]:
   return video if _is_list(video) else [video]
+
+
+def _check_several(videos: Any) -> None:
+  # Both can be gone through, letter by letter or frame by frame, which nobody means.
+  if isinstance(videos, str | os.PathLike | np.ndarray):
+    raise ValueError('videos must be several, as [video]; for one there is classify or embed_video')
 
 
 def _all(results: Iterator[Any]) -> list[Any]:

@@ -32,7 +32,7 @@ def _alphabet() -> dict[int, str]:
 
 
 @functools.cache
-def _vocabulary() -> tuple[dict[tuple[str, str], int], tuple[str, ...], dict[str, int]]:
+def vocabulary() -> tuple[dict[tuple[str, str], int], tuple[str, ...], dict[str, int]]:
   """Read the merges: rank of each pair, token of each id, id of each token."""
   file = importlib.resources.files('xclip_jax') / 'assets' / 'bpe_merges.txt.gz'
   lines = gzip.decompress(file.read_bytes()).decode().splitlines()[1:]    # the first is a header
@@ -46,7 +46,7 @@ def _vocabulary() -> tuple[dict[tuple[str, str], int], tuple[str, ...], dict[str
 @functools.lru_cache(maxsize=1 << 16)
 def _encode_word(word: str) -> tuple[int, ...]:
   """Merge the letters of one word, the pair that was learnt first before others."""
-  ranks, _, ids = _vocabulary()
+  ranks, _, ids = vocabulary()
   if word in _SPECIAL:
     return (ids[word],)
   *parts, last = (_alphabet()[byte] for byte in word.encode())
@@ -116,7 +116,7 @@ class Tokenizer:
     A start token in front, and all from the first end token on, is left out. Encoding the text
     gives the ids again. Raises ValueError for an id that is not in the vocabulary.
     """
-    _, tokens, _ = _vocabulary()
+    _, tokens, _ = vocabulary()
     ids = list(itertools.takewhile(lambda i: i != _EOT, map(int, ids)))
     if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
       raise ValueError(f'ids must be from 0 to {self.vocab_size - 1}, got {min(ids)} to {max(ids)}')

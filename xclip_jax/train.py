@@ -1,13 +1,11 @@
 """What a run is: from a config and a folder to trained weights, numbers and a report."""
 
 import contextlib
-import functools
-import json
 import math
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +15,15 @@ import numpy as np
 import optax
 import tqdm
 
-from xclip_jax import evaluate, losses, optim, paths, sharding
+from xclip_jax import evaluate, losses, optim, sharding
 from xclip_jax import metrics as metrics_lib
 from xclip_jax import state as state_lib
+from xclip_jax import workdir as workdir_lib
 from xclip_jax.checkpoint import Checkpoints
 from xclip_jax.data import Split, augment, open_splits, pipeline
 from xclip_jax.data.source import ClassList
 from xclip_jax.models.xclip import XCLIP, make_config
-
-# Fields that may change between restarts of one run: they move no weight.
-FREE_FIELDS = (
-  r'data\.(root|workers|threads|max_bad_share)|mesh\..*|sharding|checkpoint\..*|log_steps|eval\..*'
-  r'|report'
-)
+from xclip_jax.weights import hub, rules
 
 
 class NonFiniteLossError(RuntimeError):
@@ -158,14 +152,14 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
       params = ckpt.restore_params(step, abstract.params, sharding.replicated(mesh))
       return evaluator.finish(params, workdir, step)
 
-    claim_workdir(config, workdir, splits, fresh=start is None)
+    workdir_lib.claim(config, workdir, splits, fresh=start is None)
     host = {'bad_files': {}, 'window': []}
     if start is not None:                                   # 1 continue this run
       state, host = ckpt.restore(start, abstract, shardings)
     else:                                                   # 2 from scratch
       state = state_lib.init(model, tx, config.seed, shardings, config.train.init_scale)
-      if config.train.init_from:                            # 3 from the weights of another run
-        state = state.replace(params=load_params(config.train.init_from, abstract, shardings))
+      if config.train.init_from:                            # 3 from weights
+        state = state.replace(params=load_params(config, model, abstract, shardings))
     start = start or 0
     announce(model, splits, mesh, total, start)
 
@@ -239,7 +233,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
           bar.write(f'stopped at step {step}, which is saved; the same command goes on from there')
           return {}
     ckpt.wait()
-    write_bad_files(workdir, bad)
+    workdir_lib.write_bad_files(workdir, bad)
     params = jax.device_put(state.params, sharding.replicated(mesh))
     return evaluator.finish(params, workdir, total, clock.seconds)
 
@@ -350,41 +344,51 @@ def train_transform(config: Any, model: XCLIP) -> augment.TrainTransform:
   )
 
 
-def claim_workdir(config: Any, workdir: Path, splits: dict[str, Split], fresh: bool) -> None:
-  """Writes config.json, or checks that the one there is of the same run.
+# Fields of XCLIPConfig that may differ from those of the weights that a run starts from.
+COMPUTE_FIELDS = ('dtype', 'residual_dtype', 'attention', 'remat', 'drop_path', 'prompt_alpha')
+
+
+def load_params(
+  config: Any, model: XCLIP, abstract: state_lib.TrainState, shardings: Any
+) -> Any:
+  """Reads the parameters that `config.train.init_from` names, onto this run's mesh.
 
   Raises:
-    ValueError: a field that matters differs; the message is the diff.
+    ValueError, CheckpointError: there are none, or they are of another model; lists what differs.
   """
-  resolved = json.loads(config.to_json_best_effort())
-  resolved['data_fingerprint'] = {k: split.videos.fingerprint for k, split in splits.items()}
-  path = workdir / 'config.json'
-  if path.exists() and not fresh:
-    old, new = _flat(json.loads(path.read_text())), _flat(resolved)
-    differ = [
-      f'{k}: {old.get(k, "not there")} -> {new.get(k, "not there")}'
-      for k in sorted(old.keys() | new.keys())
-      if old.get(k) != new.get(k) and not paths.matches(FREE_FIELDS, k)
-    ]
+  source = config.train.init_from
+  if (Path(source) / 'checkpoints').is_dir():
+    with Checkpoints(Path(source)) as ckpt:
+      step = ckpt.best_step()
+      if step is None:
+        raise ValueError(f'config.train.init_from={source!r} holds no checkpoint')
+      params = ckpt.restore_params(step, abstract.params)
+  else:
+    want = model.config
+    size = dict(num_frames=want.num_frames, image_size=want.image_size)
+    try:
+      weights = hub.read(
+        source, seed=config.seed, new_modules=want, **(size if config.train.init_resample else {})
+      )
+    except ValueError as error:
+      raise ValueError(f'config.train.init_from: {error}') from error
+    if weights.dialect in rules.CLIP_DIALECTS:         # their frame count is free
+      weights = hub.resampled(weights, want.num_frames, None)
+    found, wanted = (
+      {k: v for k, v in vars(c).items() if k not in COMPUTE_FIELDS} for c in (weights.config, want)
+    )
+    differ = [f'{k}: {v} there, {wanted[k]} here' for k, v in found.items() if v != wanted[k]]
     if differ:
       raise ValueError(
-        f'{workdir} holds a run with another config (there -> now):\n  ' + '\n  '.join(differ)
-        + '\nUse the same values to continue it, or another workdir to start anew.'
+        f'config.train.init_from={source!r} is another model:\n  ' + '\n  '.join(differ)
+        + '\nSet config.model to fit it; other values of num_frames and image_size are possible '
+        'with config.train.init_resample=True, which interpolates positions.'
       )
-  workdir.mkdir(parents=True, exist_ok=True)
-  if jax.process_index() == 0:
-    metrics_lib.write_text(path, json.dumps(resolved, indent=1) + '\n')
-
-
-def load_params(source: str, abstract: state_lib.TrainState, shardings: Any) -> Any:
-  """Reads the best parameters of another run's workdir, onto this run's mesh."""
-  if not (Path(source) / 'checkpoints').is_dir():
-    raise ValueError(f'config.train.init_from={source!r} is not the workdir of a run')
-  with Checkpoints(Path(source)) as ckpt:
-    step = ckpt.best_step()
-    if step is None:
-      raise ValueError(f'config.train.init_from={source!r} holds no checkpoint')
-    return jax.device_put(ckpt.restore_params(step, abstract.params), shardings.params)
+    if jax.process_index() == 0:
+      for note in weights.notes:
+        print(f'{source}: {note}')
+    params = weights.params
+  return jax.device_put(params, shardings.params)
 
 
 def announce(
@@ -397,17 +401,3 @@ def announce(
       f'{videos} videos, {len(splits["train"].classes)} classes; {mesh.size} '
       f'{jax.devices()[0].platform} device(s); steps {start + 1} to {total}', flush=True
     )
-
-
-def write_bad_files(workdir: Path, bad: pipeline.BadFiles) -> None:
-  """Leaves the list of files that could not be read, and says so."""
-  if bad.count and jax.process_index() == 0:
-    metrics_lib.write_text(workdir / 'unreadable_files.txt', '\n'.join(bad.items.values()) + '\n')
-    print(f'{bad.count} unreadable videos were replaced: {workdir / "unreadable_files.txt"}')
-
-
-def _flat(tree: Any, prefix: str = '') -> dict[str, Any]:
-  if not isinstance(tree, Mapping) or (prefix and not tree):
-    return {prefix: tree}
-  parts = (_flat(v, f'{prefix}.{k}' if prefix else k) for k, v in tree.items())
-  return functools.reduce(lambda a, b: a | b, parts, {})

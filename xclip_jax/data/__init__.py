@@ -7,7 +7,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from xclip_jax.data import source, synthetic
+from xclip_jax.data import source
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +28,7 @@ def open_splits(data: Any) -> dict[str, Split]:
     ValueError: unknown name, or a file that is missing or wrong; see data/source.py.
   """
   if data.name == 'synthetic':
+    from xclip_jax.data import synthetic  # who only wants to read a video has no use for it
     root = synthetic.prepare(data.root or None, **data.synthetic)
   elif data.name == 'files':
     root = Path(data.root)

@@ -87,7 +87,7 @@ class EvalTransform:
     """Return uint8 [T, S, S, 3]."""
     size = self.image_size
     resize = _resize_short_side if self.filter == 'opencv' else _resize_antialiased
-    frames = resize(frames, int(self.resize_ratio * size))
+    frames = resize(frames, int(self.resize_ratio * size + 1e-6))     # 230 / 224 * 224 < 230
     y, x = ((side - size) // 2 for side in frames.shape[1:3])
     return np.ascontiguousarray(frames[:, y:y + size, x:x + size])
 

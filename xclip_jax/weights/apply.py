@@ -1,5 +1,6 @@
 """Weights across frameworks by the tables of rules.py: strict, both ways."""
 
+import functools
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,8 +14,9 @@ from xclip_jax.models.xclip import XCLIP, XCLIPConfig
 from xclip_jax.weights import rules
 
 
+@functools.cache
 def abstract_params(config: XCLIPConfig) -> Any:
-  """Gives names, shapes and dtypes of all parameters; allocates nothing."""
+  """Gives names, shapes and dtypes of all parameters; allocates nothing. Not to be changed."""
   return jax.eval_shape(lambda: _init(config, jax.random.key(0)))
 
 

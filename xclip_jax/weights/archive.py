@@ -112,7 +112,8 @@ def state_dict(contents: Contents) -> tuple[dict[str, np.ndarray], dict[str, Any
     found = {k: v for k, v in source.items() if isinstance(k, str) and isinstance(v, np.ndarray)}
     rest = {k: v for k, v in source.items() if k not in found}
     if key is not None:
-      rest = {k: v for k, v in tree.items() if k != key} | {f'{key}.{k}': v for k, v in rest.items()}
+      inner = {f'{key}.{k}': v for k, v in rest.items()}
+      rest = {k: v for k, v in tree.items() if k != key} | inner
   if not found:
     kinds = ', '.join(f'{k!r:.60} ({_describe(v)})' for k, v in [*tree.items()][:12]) or 'nothing'
     raise ArchiveError(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from xclip_jax.models.xclip import XCLIPConfig
 from xclip_jax.weights import apply, architecture, archive, native, rules
 from xclip_jax.weights.native import Weights
 
@@ -100,7 +101,7 @@ _OPENAI_ADDRESS = 'https://openaipublic.azureedge.net/clip/models/{sha256}/{file
 
 def read(
   source: str | os.PathLike, *, heads: str = 'file', num_frames: int | None = None,
-  image_size: int | None = None, seed: int = 0,
+  image_size: int | None = None, seed: int = 0, new_modules: XCLIPConfig | None = None,
 ) -> Weights:
   """Reads weights of any kind.
 
@@ -114,6 +115,7 @@ def read(
       weights of CLIP, which have none: the T of the model that is made of them, default 8.
     image_size: interpolates patch positions.
     seed: of the modules that weights of CLIP lack.
+    new_modules: their sizes; default: the reference's.
 
   Raises:
     ValueError: there is nothing of that name, or it cannot be read or does not fit; the message
@@ -125,8 +127,12 @@ def read(
   path = locate(source)
   if path.is_dir() and native.is_native(path):
     weights = native.read(path)
+    if heads == 'reference':
+      config, told = _judge_heads(weights.config, heads)
+      notes = (f'config.json {told}',) if told else ()
+      weights = dataclasses.replace(weights, config=config, notes=notes)
   else:
-    weights = _read_foreign(path, known, heads, num_frames, seed)
+    weights = _read_foreign(path, known, heads, num_frames, seed, new_modules)
     if weights.source != name and not Path(name).exists():
       weights = dataclasses.replace(weights, source=name)
   return resampled(weights, num_frames, image_size)
@@ -146,10 +152,11 @@ def resampled(weights: Weights, num_frames: int | None, image_size: int | None) 
 
 
 def _read_foreign(
-  path: Path, known: Known | None, heads: str, num_frames: int | None, seed: int
+  path: Path, known: Known | None, heads: str, num_frames: int | None, seed: int,
+  new_modules: XCLIPConfig | None,
 ) -> Weights:
   """Reads weights of others."""
-  path, config_file = _files(path)
+  path, config_file = find_files(path)
   contents = archive.read(path)
   state, rest = archive.state_dict(contents)
   try:
@@ -158,22 +165,15 @@ def _read_foreign(
     file_config = native.read_json(config_file) if config_file else None
     frames = num_frames or (known.num_frames if known else 8)
     config = architecture.infer_config(state, dialect, file_config, frames)
-    reference = architecture.reference_heads(vars(config))
   except ValueError as error:
     raise ValueError(f'{path}: {error}') from error
   notes = []
-  differ = {
-    k: (getattr(config, k), n) for k, n in reference.items() if n and getattr(config, k) != n
-  }
-  if differ:
-    told = ', '.join(f'{k} {found} (reference: {n})' for k, (found, n) in differ.items())
-    if heads == 'reference':
-      config = dataclasses.replace(config, **reference)
-    notes.append(
-      f'{config_file.name} has other head counts than the reference: {told}; '
-      + ("following the file, as its authors ran it; heads='reference' does otherwise"
-         if heads == 'file' else 'following the reference')
-    )
+  if file_config is not None:
+    config, told = _judge_heads(config, heads)
+    notes += [f'{config_file.name} {told}'] if told else []
+  if is_clip and new_modules:
+    like = {k: v for k, v in vars(new_modules).items() if k.split('_')[0] in ('mit', 'prompt')}
+    config = dataclasses.replace(config, **like)
   if is_clip:
     notes.append(
       f'weights of CLIP: message, integration and prompt modules are new, drawn from seed {seed}; '
@@ -196,14 +196,30 @@ def _read_foreign(
     raise ValueError(f'{path}: {error}') from error
   preprocess = known.preprocess if known else native.REFERENCE
   if dialect == 'huggingface':
-    preprocess = _hf_preprocess(path.parent / 'preprocessor_config.json', config.image_size)
+    preprocess = read_preprocess(path.parent / 'preprocessor_config.json', config.image_size)
   return Weights(
     config, params, preprocess, source=str(path), dialect=dialect,
     licence=known.licence if known else 'unknown', notes=tuple(notes),
   )
 
 
-def _hf_preprocess(path: Path, image_size: int) -> native.Preprocess:
+def _judge_heads(config: XCLIPConfig, heads: str) -> tuple[XCLIPConfig, str]:
+  """Compares a file's head counts with the reference's; returns what to use, and what to say."""
+  differ = {
+    k: n for k, n in architecture.reference_heads(vars(config)).items()
+    if n not in (0, vars(config)[k])
+  }
+  if not differ:
+    return config, ''
+  told = ', '.join(f'{k} {vars(config)[k]} (reference: {n})' for k, n in differ.items())
+  told = f'has other head counts than the reference: {told}; '
+  if heads == 'reference':
+    return dataclasses.replace(config, **differ), told + 'following the reference'
+  return config, told + (
+    "following the file, as its authors ran it; heads='reference' does otherwise")
+
+
+def read_preprocess(path: Path, image_size: int) -> native.Preprocess:
   """Reads how Hugging Face's processor resizes and normalises."""
   if not path.is_file():
     return native.HUGGING_FACE
@@ -213,7 +229,9 @@ def _hf_preprocess(path: Path, image_size: int) -> native.Preprocess:
   if content.get('resample', 2) != 2:
     raise ValueError(f'{path}: resample is {content["resample"]}, only 2 (bilinear) is supported')
   scale = 255 if content.get('do_rescale', True) else 1
-  as_255 = lambda key, default: tuple(float(x) * scale for x in content.get(key, default))
+  as_255 = lambda key, default: tuple(
+    round(float(x) * scale, 6) for x in content.get(key, default)     # 0.224 * 255 is not 57.12
+  )
   return native.Preprocess(
     mean=as_255('image_mean', (0.485, 0.456, 0.406)),
     std=as_255('image_std', (0.229, 0.224, 0.225)),
@@ -221,7 +239,7 @@ def _hf_preprocess(path: Path, image_size: int) -> native.Preprocess:
   )
 
 
-def _files(path: Path) -> tuple[Path, Path | None]:
+def find_files(path: Path) -> tuple[Path, Path | None]:
   """The file with weights and the config beside it, for a file or a folder."""
   if path.is_file():
     config = dict(_WEIGHT_FILES).get(path.name)
