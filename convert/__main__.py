@@ -148,8 +148,8 @@ def _read(args: argparse.Namespace) -> native.Weights:
     other = {k: vars(config)[k] for k, n in rule.items() if n not in (0, vars(config)[k])}
     if other:
       raise ValueError(
-        f'--heads reference has no effect on {args.source}: it is in our own format, which says '
-        f'{other}; convert it anew from the file that it came from'
+        f'--heads reference has no effect on {args.source}: it is a run, which was trained with '
+        f'{other}'
       )
   return weights
 

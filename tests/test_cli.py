@@ -13,8 +13,8 @@ import sys
 import jax
 import numpy as np
 import pytest
-import tiny
 
+import tiny
 import videos
 import xclip_jax
 from xclip_jax import answers, cli, inference

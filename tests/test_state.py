@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-import tiny
 
+import tiny
 from xclip_jax import paths, state, train
 
 
@@ -20,7 +20,8 @@ def drawn(*scale):
 
 
 def test_initial_values_are_scaled_by_the_first_rule_that_matches():
-  plain, scaled = drawn(), drawn(('mit/pos_embed', 50.0), ('text/token_embed/.*', 10.0), ('.*', 1.0))
+  rules = ('mit/pos_embed', 50.0), ('text/token_embed/.*', 10.0), ('.*', 1.0)
+  plain, scaled = drawn(), drawn(*rules)
   for name, x in plain.items():
     factor = {'mit/pos_embed': 50, 'text/token_embed/embedding': 10}.get(name, 1)
     np.testing.assert_allclose(scaled[name], factor * x, rtol=1e-6, err_msg=name)

@@ -270,12 +270,11 @@ class Classifier:
     @functools.lru_cache(_LABEL_SETS)
     def encode(labels):
       ids = self._token_ids(labels)
-      rows = _TEXTS
-      while rows < len(ids):
-        rows *= 2
-      # Repeats of the last text, as one program for any number of them is worth a little work.
-      ids = np.pad(ids, ((0, rows - len(ids)), (0, 0)), 'edge')
+      # Repeats of the last, as few programs for any number of labels are worth a little work.
+      ids = np.pad(ids, ((0, -len(ids) % _TEXTS), (0, 0)), 'edge')
       parts = [encode_text(self.params, part) for part in ids.reshape(-1, _TEXTS, ids.shape[1])]
+      while len(parts) & (len(parts) - 1):         # until it is a power of two
+        parts.append(parts[-1])
       return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
 
     return encode

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from xclip_jax import paths
-from xclip_jax.models.xclip import XCLIP
+from xclip_jax.models.xclip import XCLIP, init_params
 
 
 @flax.struct.dataclass
@@ -19,13 +19,6 @@ class TrainState:
   step: jax.Array          # int32 [], updates applied
   params: Any
   opt_state: Any
-
-
-def init_params(model: XCLIP, key: jax.Array) -> Any:
-  """Draws the parameters of the model."""
-  c = model.config
-  video = jnp.zeros((1, c.num_frames, c.image_size, c.image_size, 3))
-  return model.init(key, video, jnp.zeros((1, c.context_length), jnp.int32))['params']
 
 
 def create(params: Any, tx: optax.GradientTransformation) -> TrainState:

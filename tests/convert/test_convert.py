@@ -20,7 +20,7 @@ from xclip_jax.checkpoint import Checkpoints
 from xclip_jax.data import augment
 from xclip_jax.models.xclip import XCLIPConfig
 from xclip_jax.tokenizer import Tokenizer
-from xclip_jax.weights import apply, archive, hub, native, rules
+from xclip_jax.weights import apply, archive, archive_writers, hub, native, rules
 
 TINY = XCLIPConfig(
   image_size=32, patch_size=16, num_frames=4, embed_dim=64, vision_width=128, vision_layers=2,
@@ -213,7 +213,7 @@ def test_a_death_in_the_middle_leaves_what_was_there(
   if overwrite:
     export.save(weights, target, tmp_path / 'x')
   before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
-  chunks, seen = archive._chunks, []
+  chunks, seen = archive_writers._chunks, []
 
   def dying(array):
     seen.append(array)
@@ -221,7 +221,7 @@ def test_a_death_in_the_middle_leaves_what_was_there(
       raise KeyboardInterrupt
     return chunks(array)
 
-  monkeypatch.setattr(archive, '_chunks', dying)
+  monkeypatch.setattr(archive_writers, '_chunks', dying)
   with pytest.raises(KeyboardInterrupt):
     export.save(weights, target, tmp_path / 'x', overwrite)
   assert len(seen) == 10
@@ -239,8 +239,6 @@ def test_mistakes_are_one_message(folder, run, tmp_path):
     for arguments in ((source, tmp_path / 'x'), ('inspect', source)):
       code, out, err = run(*arguments)
       assert code == 2 and not out and words in err and err.startswith('error: ')
-  code, _, err = run(folder / 'odd', tmp_path / 'x', '--heads', 'reference')
-  assert code == 2 and 'our own format' in err
   assert left_in(tmp_path) == ['empty', 'page.pth']
 
 

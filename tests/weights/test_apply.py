@@ -1,5 +1,6 @@
 """Weights of both dialects arrive whole, leave whole, and nothing is guessed."""
 
+import dataclasses
 import json
 import re
 
@@ -10,7 +11,7 @@ import pytest
 
 from goldens_io import CASES, GOLDENS, Case
 from xclip_jax import paths
-from xclip_jax.models.xclip import XCLIP, make_config
+from xclip_jax.models.xclip import XCLIP, init_params, make_config
 from xclip_jax.weights import apply, architecture, rules
 
 ARCHITECTURES = json.loads((GOLDENS / 'reference/ref_state_dict_shapes.json').read_text())
@@ -168,6 +169,13 @@ def test_the_architecture_is_read_off_hugging_face_weights():
   assert (c.vision_activation, c.mit_activation) == (vision['hidden_act'],) * 2
   assert (c.text_activation, c.prompt_activation) == (
     text['hidden_act'], want['prompt_hidden_act'])
+
+
+@pytest.mark.parametrize('fields', [{}, dict(mit_layers=2, prompt_layers=1, text_layers=3)])
+def test_abstract_parameters_are_those_of_the_model(fields):
+  config = dataclasses.replace(Case('A_T4').config, vision_layers=3, **fields)
+  want = jax.eval_shape(lambda: init_params(XCLIP(config), jax.random.key(0)))
+  assert apply.abstract_params(config) == want
 
 
 # --- CLIP to X-CLIP, and other inputs -------------------------------------------------------------

@@ -53,15 +53,17 @@ class Pickler(pickle._Pickler):
   def __init__(self, file: io.BytesIO, protocol: int = 2):
     super().__init__(file, protocol)
     self.storages: dict[str, Storage] = {}
+    self.numbers: dict[int, str] = {}
 
   def persistent_id(self, value):
     if not isinstance(value, Storage):
       return None
-    if value.key is None:
-      value.key = str(len(self.storages))
-    self.storages[value.key] = value
+    # Not kept in the storage, which may be in other files too, under other keys.
+    number = self.numbers.setdefault(id(value), str(len(self.storages)))
+    key = number if value.key is None else value.key
+    self.storages[key] = value
     view = (value.view,) if value.six else ()
-    return ('storage', value.cls, value.key, value.location, value.numel, *view)
+    return ('storage', value.cls, key, value.location, value.numel, *view)
 
   def save(self, value, save_persistent_id=True):
     if isinstance(value, Global):
@@ -167,3 +169,22 @@ def write_safetensors(path: pathlib.Path, header: dict | bytes, data: bytes) -> 
   raw = header if isinstance(header, bytes) else json.dumps(header).encode()
   path.write_bytes(struct.pack('<Q', len(raw)) + raw + data)
   return path
+
+
+# A tensor of every dtype.
+
+RANDOM = np.random.default_rng(0)
+MATRIX = RANDOM.normal(size=(4, 6)).astype(np.float32)
+PLAIN = {
+  'weight': MATRIX,
+  'half': RANDOM.normal(size=(3, 2)).astype(np.float16),
+  'double': RANDOM.normal(size=5),
+  'long': np.array([[-(2**60), 2**60]]),
+  'int': np.arange(3, dtype=np.int32), 'short': np.arange(3, dtype=np.int16),
+  'char': np.arange(-2, 3, dtype=np.int8), 'byte': np.arange(250, 256, dtype=np.uint8),
+  'bool': np.array([True, False, True]),
+  'complex': np.array([1 + 2j, -3j], np.complex64),
+  'scalar': np.array(224),
+  'empty': np.zeros((0, 7), np.float32),
+}
+TENSORS = {name: tensor(array) for name, array in PLAIN.items()}

@@ -328,7 +328,11 @@ def _is_intact(path: pathlib.Path, tag: str, frames: int) -> bool:
 def encode(video: np.ndarray, comment: str = '', codec: str | None = None) -> bytes:
   """Encode uint8 RGB [T, H, W, 3] as mp4: H.264, or MPEG-4 where FFmpeg has no libx264."""
   codec = codec or ('libx264' if 'libx264' in av.codecs_available else 'mpeg4')
-  options = {'libx264': {'preset': 'veryfast', 'crf': '19'}, 'mpeg4': {'qmin': '2', 'qmax': '4'}}
+  options = {
+    # Without mbtree: with it, x264's output for small pictures depends on what memory held before.
+    'libx264': {'preset': 'veryfast', 'crf': '19', 'mbtree': '0'},
+    'mpeg4': {'qmin': '2', 'qmax': '4'},
+  }
   file, colors = io.BytesIO(), VideoReformatter()
   with av.open(file, 'w', format='mp4') as container:
     container.metadata['comment'] = comment

@@ -1,6 +1,7 @@
 """X-CLIP (Ni et al., ECCV 2022): what the model is, its sizes and its entry points."""
 
 import dataclasses
+from typing import Any
 
 import flax.linen as nn
 import flax.struct
@@ -221,6 +222,13 @@ class XCLIP(nn.Module):
       text_features=text_features,
       conditioned_text_features=conditioned,
     )
+
+
+def init_params(model: XCLIP, key: jax.Array) -> Any:
+  """Draws the parameters of the model."""
+  c = model.config
+  video = jnp.zeros((1, c.num_frames, c.image_size, c.image_size, 3))
+  return model.init(key, video, jnp.zeros((1, c.context_length), jnp.int32))['params']
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:

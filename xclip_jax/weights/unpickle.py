@@ -2,43 +2,31 @@
 
 Python's own unpickler runs whatever a file names. Even with its imports restricted, a few bytes
 make it reserve gigabytes (a memo slot of 2**32) or overflow the C stack (a dictionary key of nested
-tuples). So the opcodes are interpreted here: nothing is imported, nothing outside `_BUILDERS` is
-called, and the work is counted. An object of any other class becomes an `Inert` that records what
-the file did to it.
+tuples). So the opcodes are interpreted here: nothing is imported, nothing outside
+`rebuild.BUILDERS` is called, and the work is counted. An object of any other class becomes an
+`Inert` that records what the file did to it.
 """
 
 import codecs
-import dataclasses
-import math
 import mmap
 import pickle
-import re
 import struct
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from xclip_jax.weights import rebuild
+
+Inert = rebuild.Inert
+PickleError = rebuild.PickleError
+
 MAX_BYTES = 256 << 20    # of one pickle; those of real checkpoints hold names and settings: < 10 MB
 MAX_WORK = 4_000_000     # opcodes, elements copied and 64-byte units of copied text
-_MAX_NAME = 1024
 _WRONG = (
   ValueError, TypeError, LookupError, AttributeError, ArithmeticError, struct.error, EOFError,
   MemoryError, RecursionError, AssertionError, BufferError,
 )
-
-
-class PickleError(ValueError):
-  """Say what is wrong with a pickle, without naming its file."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Inert:
-  """Stand for an object, or a class, that is not rebuilt. Two of the same name are equal."""
-  name: str                                                    # 'yacs.config.CfgNode'
-  items: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
-  values: list = dataclasses.field(default_factory=list, compare=False, repr=False)
-  # items: what was set by key or as an attribute; values: what it was called with, then appended.
 
 
 class Module(dict):
@@ -143,8 +131,8 @@ class _Machine:
     if not isinstance(function, Inert) or not isinstance(args, tuple):
       raise PickleError(f'its pickle calls a {type(function).__name__} near byte {self.at}')
     name = function.name
-    if name in _BUILDERS:
-      value = _BUILDERS[name](self, *args)
+    if name in rebuild.BUILDERS:
+      value = rebuild.BUILDERS[name](self, *args)
       if value is not NotImplemented:
         return value
     elif name.startswith('__torch__.'):
@@ -170,9 +158,9 @@ class _Machine:
       else:
         target.values.append(state)
     elif isinstance(target, np.dtype):
-      _set_dtype(target, state)
+      rebuild.set_dtype(target, state)
     elif isinstance(target, np.ndarray):
-      _set_array(self, target, state)
+      rebuild.set_array(self, target, state)
     elif not isinstance(target, dict):  # attributes of an OrderedDict (`_metadata`) are dropped
       raise PickleError(f'its pickle sets the state of a {type(target).__name__}')
 
@@ -180,7 +168,7 @@ class _Machine:
     self.spend(len(items))
     target = target.items if isinstance(target, Inert) else target
     for key, value in items.items():
-      target[_key(key)] = value
+      target[rebuild.as_key(key)] = value
 
   def add_pairs(self, flat: list) -> None:
     target = self.stack[-1]
@@ -188,7 +176,7 @@ class _Machine:
     if not isinstance(items, dict) or len(flat) % 2:
       raise PickleError(f'its pickle sets items of a {type(target).__name__} near byte {self.at}')
     for key, value in zip(flat[::2], flat[1::2], strict=True):
-      items[_key(key)] = value
+      items[rebuild.as_key(key)] = value
 
   def extend(self, values: list) -> None:
     target = self.stack[-1]
@@ -202,13 +190,13 @@ class _Machine:
     if isinstance(target, Inert):
       target.values.extend(values)
     elif isinstance(target, set):
-      target.update(map(_key, values))
+      target.update(map(rebuild.as_key, values))
     else:
       raise PickleError(f'its pickle adds members to a {type(target).__name__}')
 
   def global_(self, module: str, name: str) -> Inert:
     module = {'__builtin__': 'builtins', 'copy_reg': 'copyreg'}.get(module, module)
-    if len(module) + len(name) > _MAX_NAME:
+    if len(module) + len(name) > rebuild.MAX_NAME:
       raise PickleError('its pickle names a class of more than a thousand letters')
     return Inert(f'{module}.{name}')
 
@@ -229,17 +217,6 @@ class _Machine:
       return function(*args)
     except _WRONG as error:
       raise PickleError(f'tensor {self.where()}: {str(error)[:300]}') from error
-
-
-def _key(key: Any, depth: int = 0) -> Any:
-  """Give a key that hashes in bounded time and stack; what cannot be one becomes an `Inert`."""
-  if isinstance(key, str | bytes | bool | float | complex | Inert) or key is None:
-    return key
-  if isinstance(key, int) and key.bit_length() <= 64:
-    return key
-  if isinstance(key, tuple) and len(key) <= 64 and depth < 4:
-    return tuple(_key(part, depth + 1) for part in key)
-  return Inert(f'{type(key).__module__}.{type(key).__qualname__}')
 
 
 def _int_line(text: str) -> int | bool:
@@ -265,146 +242,6 @@ def _long(machine: _Machine, count: int) -> int:
     raise PickleError(f'its pickle has an integer of {count} bytes')
   return int.from_bytes(machine.take(count), 'little', signed=True)
 
-
-# Builders: the only calls there are. Each is (machine, *args of the file) -> value; NotImplemented
-# makes an `Inert` of the call; wrong arguments raise, which `load` reports as damage.
-
-def _mapping(machine: _Machine, items: Any = ()) -> dict:
-  machine.spend(len(items))
-  pairs = items.items() if isinstance(items, dict) else items
-  return {_key(key): value for key, value in pairs}
-
-
-def _members(machine: _Machine, items: list | tuple = ()) -> set:
-  machine.spend(len(items))
-  return {_key(item) for item in items}
-
-
-def _size(machine: _Machine, items: list | tuple = ()) -> tuple:
-  machine.spend(len(items))
-  return tuple(items)
-
-
-def _encode(machine: _Machine, text: str, encoding: str = '') -> Any:
-  """How Python 3 writes bytes for protocol 2."""
-  if encoding not in ('latin1', 'latin-1') or not isinstance(text, str):
-    return NotImplemented
-  machine.spend(len(text) // 64)
-  return text.encode('latin-1')
-
-
-def _bytearray(machine: _Machine, value: Any = b'', encoding: str = 'latin-1') -> Any:
-  value = _encode(machine, value, encoding) if isinstance(value, str) else value
-  if not isinstance(value, bytes | bytearray):  # a number would reserve that many bytes
-    return NotImplemented
-  machine.spend(len(value) // 64)
-  return bytearray(value)
-
-
-def _tensor(machine, storage, offset, size, stride, *rest) -> Any:
-  return machine.named(machine.tensor, storage, offset, size, stride, None)
-
-
-def _tensor_of_dtype(machine, storage, offset, size, stride, grad, hooks, dtype, *rest) -> Any:
-  return machine.named(machine.tensor, storage, offset, size, stride, dtype)
-
-
-def _of_type(machine: _Machine, function: Any, cls: Any, args: tuple, *rest: Any) -> Any:
-  if not isinstance(cls, Inert) or cls.name not in _PLAIN:
-    raise PickleError(f'tensor {machine.where()} is of class {getattr(cls, "name", "?")!r}; '
-                      'convert it to a plain tensor and save again')
-  return machine.call(function, args)
-
-
-def _dtype(machine: _Machine, code: str, *rest: Any) -> Any:
-  if not isinstance(code, str) or not re.fullmatch('[biufcSU][1-9][0-9]{0,6}', code):
-    return NotImplemented
-  return np.dtype(code, False, True)  # a copy, as BUILD sets its byte order
-
-
-def _set_dtype(dtype: np.dtype, state: Any) -> None:
-  sizes = (dtype.itemsize, dtype.alignment) if dtype.kind in 'SU' else (-1, -1)
-  if (
-    not isinstance(state, tuple) or len(state) != 8 or state[1] not in ('<', '>', '|', '=')
-    or state[0] != 3 or state[2:5] != (None, None, None) or state[5:7] != sizes
-    or state[7] != dtype.flags
-  ):
-    raise PickleError('its pickle has a numpy dtype that is not read')
-  dtype.__setstate__(state)
-
-
-def _scalar(machine: _Machine, dtype: Any, raw: Any = b'') -> Any:
-  if not isinstance(dtype, np.dtype):
-    return NotImplemented
-  raw = raw.encode('latin-1') if isinstance(raw, str) else raw
-  if len(raw) != dtype.itemsize:
-    raise PickleError(f'its pickle has a {dtype} of {len(raw)} bytes')
-  return np.ndarray((), dtype, raw)[()]
-
-
-def _empty_array(machine: _Machine, cls: Any, *rest: Any) -> Any:
-  return np.empty(0, np.uint8) if cls == Inert('numpy.ndarray') else NotImplemented
-
-
-def _check_array(shape: Any, dtype: Any, raw: Any) -> tuple[tuple[int, ...], bytes]:
-  raw = raw.encode('latin-1') if isinstance(raw, str) else raw
-  shape = (shape,) if isinstance(shape, int) else shape
-  if not isinstance(dtype, np.dtype) or not isinstance(raw, bytes | bytearray):
-    raise PickleError('its pickle has a numpy array of objects, which is not read')
-  if len(shape) > 32 or not all(type(n) is int and 0 <= n < 1 << 40 for n in shape):
-    raise PickleError('its pickle has a numpy array of an impossible shape')
-  if math.prod(shape) * dtype.itemsize != len(raw):
-    raise PickleError(f'its pickle has a numpy array {shape} {dtype} of {len(raw)} bytes')
-  return tuple(shape), bytes(raw)
-
-
-def _set_array(machine: _Machine, array: np.ndarray, state: Any) -> None:
-  # Only what `_empty_array` made: a tensor is a view of the file and has no state.
-  if array.shape != (0,) or not array.flags.owndata or not isinstance(state, tuple):
-    raise PickleError('its pickle sets the state of a tensor')
-  _, shape, dtype, fortran, raw = state
-  shape, raw = _check_array(shape, dtype, raw)
-  machine.spend(len(raw) // 64)
-  array.__setstate__((1, shape, dtype, bool(fortran), raw))
-  array.flags.writeable = False
-
-
-def _from_buffer(machine: _Machine, raw: Any, dtype: Any, shape: Any, order: str = 'C') -> Any:
-  shape, raw = _check_array(shape, dtype, raw)
-  return np.ndarray(shape, dtype, raw, order='F' if order == 'F' else 'C')
-
-
-_first = lambda machine, value, *rest: value
-_PLAIN = (
-  'torch.Tensor', 'torch._tensor.Tensor', 'torch.nn.parameter.Parameter',
-  'torch.nn.parameter.Buffer',
-)
-_BUILDERS: dict[str, Callable] = {
-  'collections.OrderedDict': _mapping,
-  'collections.Counter': _mapping,
-  'collections.defaultdict': lambda machine, factory=None, items=(): _mapping(machine, items),
-  'builtins.set': _members,
-  'builtins.frozenset': lambda machine, items=(): frozenset(_members(machine, items)),
-  'builtins.complex': lambda machine, real, imag: complex(float(real), float(imag)),
-  'builtins.slice': lambda machine, start, stop, step: slice(start, stop, step),
-  'builtins.bytearray': _bytearray,
-  'builtins.bytes': lambda machine, *args: NotImplemented if args else b'',
-  '_codecs.encode': _encode,
-  'torch.Size': _size,
-  'torch.device': lambda machine, kind, *index: ':'.join(map(str, (kind, *index)))[:_MAX_NAME],
-  'torch._utils._rebuild_tensor': _tensor,
-  'torch._utils._rebuild_tensor_v2': _tensor,
-  'torch._utils._rebuild_tensor_v3': _tensor_of_dtype,
-  'torch._utils._rebuild_parameter': _first,
-  'torch._utils._rebuild_parameter_with_state': _first,
-  'torch._tensor._rebuild_from_type_v2': _of_type,
-  'torch.jit._pickle.restore_type_tag': _first,
-  **{f'torch.jit._pickle.build_{x}list': _first for x in ('int', 'double', 'bool', 'tensor')},
-  'numpy.dtype': _dtype,
-  **{f'numpy.{core}.multiarray.scalar': _scalar for core in ('core', '_core')},
-  **{f'numpy.{core}.multiarray._reconstruct': _empty_array for core in ('core', '_core')},
-  **{f'numpy.{core}.numeric._frombuffer': _from_buffer for core in ('core', '_core')},
-}
 
 _Step = Callable[[_Machine], Any]
 
@@ -504,7 +341,7 @@ _STEPS: dict[bytes, _Step] = {
   pickle.TUPLE3: _tuple_of(3),
   pickle.LIST: _pushes(lambda m: m.pop_mark()),
   pickle.DICT: _dict_of_mark,
-  pickle.FROZENSET: _pushes(lambda m: frozenset(map(_key, m.pop_mark()))),
+  pickle.FROZENSET: _pushes(lambda m: frozenset(map(rebuild.as_key, m.pop_mark()))),
   pickle.APPEND: _one,
   pickle.APPENDS: lambda m: m.extend(m.pop_mark()),
   pickle.SETITEM: _pair,
