@@ -1,5 +1,6 @@
 """Any file, folder or name becomes weights, or an error that says what to do."""
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -232,3 +233,12 @@ def test_a_folder_without_weights_says_what_it_holds(tmp_path):
 def test_open_weights_needs_no_device(case, tmp_path):
   path = write(tmp_path / 'k400.pth', case, 'official', 'model')
   assert {type(x) for x in jax.tree.leaves(inference.open_weights(path).params)} == {np.ndarray}
+
+
+def test_our_own_format_follows_the_references_heads_when_asked(case, tmp_path):
+  weights = hub.read(write(tmp_path / 'k400.pth', case, 'official', 'model'))
+  other = dataclasses.replace(weights, config=dataclasses.replace(weights.config, mit_heads=4))
+  folder = native.save(tmp_path / 'native', other)
+  assert hub.read(folder).config.mit_heads == 4
+  found = hub.read(folder, heads='reference')
+  assert found.config == weights.config and 'mit_heads 4 (reference: 2)' in found.notes[0]
