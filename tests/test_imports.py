@@ -2,8 +2,10 @@
 
 import ast
 import pathlib
+import re
 import subprocess
 import sys
+import tomllib
 
 import pytest
 
@@ -103,6 +105,31 @@ def test_only_conversion_and_parity_tests_know_torch():
       where = path.relative_to(ROOT).parts[0]
       parity = where == 'tests' and 'pytest.mark.parity' in path.read_text()
       assert where == 'convert' or parity, path
+
+
+DISTRIBUTIONS = {  # where the name to install is not the name to import
+  'PIL': 'pillow', 'absl': 'absl-py', 'cv2': 'opencv-python-headless', 'orbax': 'orbax-checkpoint',
+  'tensorflow_datasets': 'tensorflow-datasets',
+}
+
+
+def test_every_library_that_is_imported_is_declared():
+  project = tomllib.loads((ROOT / 'pyproject.toml').read_text())['project']
+  name = lambda requirement: re.match(r'[\w.-]+', requirement)[0]
+  default = {name(line) for line in project['dependencies']}
+  extras = {key: set(map(name, lines)) for key, lines in project['optional-dependencies'].items()}
+  own = {path.stem for path in (ROOT / 'tests').glob('**/*.py')} | {
+    'xclip_jax', 'configs', 'convert', 'benchmarks', 'setuptools'}
+  missing = []
+  for path in sources('xclip_jax', 'configs', 'convert', 'benchmarks', 'tests'):
+    place = path.relative_to(ROOT).parts[0]
+    allowed = default | (extras['test'] if place == 'tests' else set())
+    if place in ('convert', 'tests'):  # which may: the test above
+      allowed |= extras['parity']
+    for library in {module.split('.')[0] for module in imports(path)} - sys.stdlib_module_names:
+      if library not in own and DISTRIBUTIONS.get(library, library) not in allowed:
+        missing.append(f'{path.relative_to(ROOT)}: {library}')
+  assert not missing
 
 
 def test_no_file_is_long_and_none_is_a_corridor():
