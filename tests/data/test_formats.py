@@ -152,7 +152,7 @@ def test_something_something_templates_are_the_classes(tmp_path):
 
 def test_comments_come_before_a_list_and_lines_still_count(tmp_path):
   path = write(tmp_path / 'a.csv', '# of train.csv\n# seed 1\npath,label\na.mp4,0\nb.mp4,9\n')
-  with pytest.raises(ValueError, match="line 5: label must be .* found '9'"):
+  with pytest.raises(ValueError, match=r"line 5: label must be .* found '9'"):
     source.read_annotations(path, tmp_path, CLASSES)
   path = write(tmp_path / 'a.txt', '# note\n#20 hair.avi 1\n')
   (example,) = source.read_annotations(path, tmp_path, CLASSES)

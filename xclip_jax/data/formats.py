@@ -219,8 +219,8 @@ def read_ssv2(
     where = f'{path}, entry {number}'
     if not isinstance(entry, dict) or not {'id', 'template'} <= entry.keys():
       raise ValueError(
-        f'{where}: id and template wanted, found {str(entry)[:80]}; the test list has no templates, '
-        'use the validation list'
+        f'{where}: id and template wanted, found {str(entry)[:80]}; the test list has no '
+        'templates, use the validation list'
       )
     name = entry['template'].replace('[', '').replace(']', '')
     if name not in ids:

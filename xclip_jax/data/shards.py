@@ -26,6 +26,11 @@ def read(path: str) -> bytes:
   return content
 
 
+def size(path: str) -> int:
+  """Return the bytes of a file in an archive; OSError if either is not there."""
+  return _locate(*_split(path))[1]
+
+
 def _locate(archive: str, name: str) -> tuple[int, int]:
   found = os.stat(archive)
   with _lock:
