@@ -47,6 +47,18 @@ def add_commands(commands: Any) -> None:
     command.add_argument(f'--{name}', type=float, default=default, metavar='P',
                          help=f'probability (default: {default})')
 
+  command = group.add_parser('lists', help='write lists of a published data set or of folders',
+                             description=write_lists.__doc__)
+  command.add_argument('name', metavar='NAME', help='folder, kinetics, hmdb51, ucf101 or ssv2')
+  command.add_argument('root', metavar='ROOT', help='config.data.root; also where lists belong')
+  command.add_argument('-o', '--output', required=True, metavar='FOLDER', help='for the lists')
+  for name, default in (('train', 'train.csv'), ('val', 'val.csv'), ('classes', 'labels.json'),
+                        ('videos', ''), ('split-files', '')):
+    command.add_argument(f'--{name}', default=default, help='as in config.data')
+  command.add_argument('--split', type=int, default=1, metavar='N', help='official split')
+  command.add_argument('--overwrite', action='store_true', help='replace files that are there')
+  command.set_defaults(run=write_lists)
+
   command = _command(group, 'few-shot', few_shot, 'draw a few videos of each class')
   command.add_argument('--shots', type=int, required=True, metavar='K', help='videos of a class')
   command.add_argument('--seed', type=int, default=0)
@@ -148,6 +160,25 @@ def show(arguments: argparse.Namespace) -> int:
   return 0
 
 
+def write_lists(arguments: argparse.Namespace) -> int:
+  """Writes train.csv, val.csv and classes.csv, for the commands that want lists."""
+  with _refusing():
+    from xclip_jax import data
+    from xclip_jax.data import lists
+
+    if arguments.name in ('files', 'synthetic'):
+      raise ValueError(f'{arguments.name} has lists already; name folder, kinetics, hmdb51, ucf101 '
+                       'or ssv2')
+    arguments.zero_shot = ''
+    texts = {}
+    for name, split in data.open_splits(arguments).items():
+      note = f'{arguments.name}, {split.count} videos, fingerprint {split.videos.fingerprint}'
+      texts[f'{name}.csv'], classes = lists.from_split(
+        split.videos, split.classes, arguments.root, note)
+      texts.setdefault('classes.csv', classes)
+  return _write_all(arguments, texts)
+
+
 def few_shot(arguments: argparse.Namespace) -> int:
   """Writes a list of K videos of each class, drawn with a seed."""
   with answers.Output(arguments.output, arguments.overwrite) as output, _refusing():
@@ -172,7 +203,12 @@ def base_novel(arguments: argparse.Namespace) -> int:
 
     classes = source.read_classes(_classes(arguments))
     texts = lists.base_novel(arguments.list, classes)
-    folder = Path(arguments.output)
+  return _write_all(arguments, texts)
+
+
+def _write_all(arguments: argparse.Namespace, texts: dict[str, str]) -> int:
+  folder = Path(arguments.output)
+  with _refusing():
     folder.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
     outputs = {

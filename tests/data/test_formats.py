@@ -11,7 +11,7 @@ import pytest
 
 import videos
 from configs import base
-from xclip_jax import data
+from xclip_jax import cli, data
 from xclip_jax.data import augment, decode, formats, pipeline, shards, source
 
 CLASSES = source.ClassList(('kick ball', 'null', 'run'), (None, None, None))
@@ -124,6 +124,23 @@ def test_ucf101_splits_read_as_published(tmp_path):
     write(tmp_path / name, text)
     with pytest.raises(ValueError, match=message):
       open_data('ucf101', tmp_path, split=2)
+
+
+def test_a_published_split_can_be_written_as_lists(tmp_path, capsys):
+  write(tmp_path / 'classInd.txt', '1 ApplyEyeMakeup\n2 YoYo\n')
+  write(tmp_path / 'trainlist01.txt', 'YoYo/a, b.avi 2\nApplyEyeMakeup/é.avi 1\n')
+  write(tmp_path / 'testlist01.txt', 'YoYo/c.avi\n')
+  args = ['data', 'lists', 'ucf101', str(tmp_path), '--videos', 'v', '-o', str(tmp_path / 'lists')]
+  assert cli.main(args) == 0
+  want = open_data('ucf101', tmp_path, videos='v')
+  names = {'train': 'lists/train.csv', 'val': 'lists/val.csv', 'classes': 'lists/classes.csv'}
+  got = open_data('files', tmp_path, **names)
+  for name, split in want.items():
+    assert got[name].videos.fingerprint == split.videos.fingerprint
+    assert got[name].classes == split.classes
+  assert cli.main(args) == 2 and 'add --overwrite' in capsys.readouterr().err
+  args[2] = 'files'
+  assert cli.main(args) == 2 and 'has lists already' in capsys.readouterr().err
 
 
 def test_something_something_templates_are_the_classes(tmp_path):

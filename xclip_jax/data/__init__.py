@@ -66,16 +66,15 @@ def open_splits(data: Any) -> dict[str, Split]:
   else:
     classes = source.read_classes(root / data.classes)
     lists = {k: _read_list(root, data[k], classes) for k in ('train', 'val')}
-  splits = {
-    name: Split(source.VideoList(found.examples, classes, root), classes, found.listed)
-    for name, found in lists.items()
-  }
+  splits = {name: _split(found, classes, root) for name, found in lists.items()}
   if data.zero_shot:
     classes = source.read_classes(root / data.zero_shot_classes)
-    found = _read_list(root, data.zero_shot, classes)
-    videos = source.VideoList(found.examples, classes, root)
-    splits['zero_shot'] = Split(videos, classes, found.listed)
+    splits['zero_shot'] = _split(_read_list(root, data.zero_shot, classes), classes, root)
   return splits
+
+
+def _split(found: formats.Listing, classes: source.ClassList, root: Path) -> Split:
+  return Split(source.VideoList(found.examples, classes, root), classes, found.listed)
 
 
 def _read_list(root: Path, name: str, classes: source.ClassList) -> formats.Listing:

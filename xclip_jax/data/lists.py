@@ -23,6 +23,21 @@ def without(path: str | os.PathLike, lines: set[int]) -> str:
   return _format(path, columns, kept, f'{_origin(path)}, {len(kept)} of {len(rows)} rows')
 
 
+def from_split(
+  videos: source.VideoList, classes: ClassList, root: str | os.PathLike, note: str
+) -> tuple[str, str]:
+  """Return what was opened, in whatever format, as a list and a class list; paths from `root`."""
+  root = os.path.abspath(root)
+  rows = [videos[n] for n in range(len(videos))]
+  written = [{'path': os.path.relpath(x['path'], root), 'label': str(x['label'])} for x in rows]
+  ids = {label: label for label in range(len(classes))}
+  return (
+    _format('list.csv', ['path', 'label'], written, note),
+    _format('classes.csv', ['id', 'name', 'reverse'],
+            [_class_row(classes, label, label, ids) for label in ids], note),
+  )
+
+
 def few_shot(path: str | os.PathLike, classes: ClassList, shots: int, seed: int) -> str:
   """Return a list of `shots` videos of each class, drawn at random, in the order they had.
 
