@@ -86,6 +86,7 @@ def check_list(
     ]
   else:
     raise ValueError(f'{path}, line 1: a column label or caption is wanted, found {columns}')
+  root = os.path.abspath(root)
   lines, files = [], {}       # files: absolute path -> lines, for one may be listed again
   for line, row in rows:
     if not row['path']:

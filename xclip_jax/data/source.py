@@ -97,6 +97,7 @@ def read_annotations(
   """
   _, rows = read_rows(path, ('path', 'label'), ('caption',))
   labels = Labels(classes, names=not is_reference_list(path))
+  root = os.path.abspath(root)
   examples = []
   for line, row in rows:
     where = f'{path}, line {line}'
@@ -114,6 +115,7 @@ def read_captions(path: str | os.PathLike, root: str | os.PathLike) -> list[Exam
   A video may be listed with several captions, one a row.
   """
   _, rows = read_rows(path, ('path', 'caption'))
+  root = os.path.abspath(root)
   examples = []
   for line, row in rows:
     where = f'{path}, line {line}'
@@ -242,10 +244,10 @@ def is_reference_list(path: str | os.PathLike) -> bool:
 
 
 def absolute(path: str, root: str | os.PathLike, where: str) -> str:
-  """Return the path of a row, which starts from `root`; ValueError if there is none."""
+  """Return the path of a row, which starts from an absolute root; ValueError if it is empty."""
   if not path:
     raise ValueError(f'{where}: the path is empty')
-  return os.path.join(os.path.abspath(root), path)
+  return os.path.join(root, path)
 
 
 def _csv_rows(
