@@ -21,12 +21,16 @@ def get_config() -> config_dict.ConfigDict:
 
   # --- what it learns from ------------------------------------------------------------------------
   c.data = config_dict.ConfigDict()
-  c.data.name = 'files'                   # files | synthetic (rendered on first use)
+  c.data.name = 'files'                   # files | folder | kinetics | hmdb51 | ucf101 | ssv2 |
+                                          # synthetic (rendered on first use); docs/datasets.md
   c.data.root = ''                        # folder of the files below; synthetic: '' is a cache
   c.data.synthetic = config_dict.ConfigDict()    # arguments of data.synthetic.prepare
-  c.data.train = 'train.csv'              # annotation files and class list; relative to root
-  c.data.val = 'val.csv'
-  c.data.classes = 'classes.csv'
+  c.data.train = 'train.csv'              # annotation files and class list; relative to root.
+  c.data.val = 'val.csv'                  # folder: two folders; hmdb51, ucf101: not read
+  c.data.classes = 'classes.csv'          # files; ssv2: labels.json; others know their classes
+  c.data.videos = ''                      # kinetics, hmdb51, ucf101, ssv2: folder of the videos
+  c.data.split = 1                        # hmdb51, ucf101: official split, 1 | 2 | 3 ...
+  c.data.split_files = ''                 # ... and the folder of its text files
   c.data.zero_shot = ''                   # annotation file of classes never trained on ('': none)
   c.data.zero_shot_classes = ''
   c.data.template = '{}'                  # prompt around a class name; the reference uses it bare

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import xclip_jax
-from xclip_jax import answers
+from xclip_jax import answers, data_cli
 
 # Nothing else at the top: whoever asks for --help, or mistypes a name, should not wait for JAX.
 
@@ -218,6 +218,8 @@ def _parser() -> argparse.ArgumentParser:
   command = commands.add_parser('weights', help='list weights that have a name',
                                 description=list_weights.__doc__)
   command.set_defaults(run=list_weights)
+
+  data_cli.add_commands(commands)
   return parser
 
 

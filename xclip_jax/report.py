@@ -7,7 +7,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import matplotlib
 import numpy as np
@@ -100,6 +100,12 @@ def write(
   partial.write_text(page + '\n', encoding='utf-8')
   os.replace(partial, folder / 'report.md')
   return folder / 'report.md'
+
+
+def draw_clips(clips: list[Clip], file: BinaryIO) -> None:
+  """Draws clips with their labels, and guesses where there are some, as PNG."""
+  with matplotlib.rc_context(STYLE):
+    _contact_sheet(clips).savefig(file, format='png', bbox_inches='tight', pad_inches=0.2)
 
 
 def time_sentence(order: dict[str, Predictions], partner: Sequence[int | None]) -> str:
@@ -262,7 +268,7 @@ def _contact_sheet(clips: list[Clip]) -> Figure:
   strips = [_strip(clip.frames) for clip in clips]
   longest = max(4, *(strip.shape[1] / strip.shape[0] for strip in strips))
   frame_height = width / longest
-  height = frame_height + 0.82
+  height = frame_height + (0.82 if any(clip.top for clip in clips) else 0.25)
   size = (columns * (width + gap) - gap, rows * (height + gap) - gap)
   figure = Figure(figsize=size)
   ax = figure.add_axes((0, 0, 1, 1))
@@ -271,9 +277,10 @@ def _contact_sheet(clips: list[Clip]) -> Figure:
     strip_width = frame_height * strip.shape[1] / strip.shape[0]
     ax.imshow(strip, extent=(x, x + strip_width, y + frame_height, y), aspect='auto')
     y += frame_height + 0.17
-    right = bool(clip.top) and clip.top[0][0] == clip.label
-    ax.text(x, y, '✓' if right else '✗', color=GREEN if right else RED, va='center', size=10)
-    ax.text(x + 0.18, y, _fit(clip.label, 8.5, 220), va='center', weight='bold')
+    if clip.top:
+      right = clip.top[0][0] == clip.label
+      ax.text(x, y, '✓' if right else '✗', color=GREEN if right else RED, va='center', size=10)
+    ax.text(x + 0.18 * bool(clip.top), y, _fit(clip.label, 8.5, 220), va='center', weight='bold')
     for rank, (name, share) in enumerate(clip.top[:3]):
       y += 0.19
       color = GREEN if name == clip.label else '#b4bdc6' if rank else RED

@@ -396,7 +396,7 @@ def announce(
 ) -> None:
   """Prints what is about to happen, in one line."""
   if jax.process_index() == 0:
-    videos = ', '.join(f'{len(split.videos)} {name}' for name, split in splits.items())
+    videos = ', '.join(f'{split.count} {name}' for name, split in splits.items())
     print(
       f'{videos} videos, {len(splits["train"].classes)} classes; {mesh.size} '
       f'{jax.devices()[0].platform} device(s); steps {start + 1} to {total}', flush=True

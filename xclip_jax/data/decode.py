@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 import av
 import numpy as np
 
+from xclip_jax.data import shards
+
 # Where timestamps identify frames. Everywhere else (AVI, MPEG) frames are counted one by one.
 _TIMED_CONTAINERS = {'mp4', 'webm'}
 _TIMED_CODECS = {'h264', 'hevc', 'vp8', 'vp9', 'av1'}
@@ -28,7 +30,7 @@ def read_video(
   """Decode chosen frames of a video, exactly.
 
   Args:
-    file: path, or the file's contents.
+    file: path, also of a file in a tar archive (`shard.tar/name.mp4`), or the file's contents.
     choose: maps the number of frames in the video to the indices wanted, in any order and with
       repeats. If fewer frames decode than the file has packets for (a stream that starts in the
       middle of a group of pictures), it is asked once more with the number that do.
@@ -73,6 +75,8 @@ def _demuxed(file) -> Iterator[tuple[str, av.video.stream.VideoStream, list[av.P
   in_memory = isinstance(file, io.BytesIO)
   name = 'video in memory' if in_memory else os.fspath(file)
   try:
+    if not in_memory and shards.is_member(name):
+      file, in_memory = io.BytesIO(shards.read(name)), True
     with av.open(file if in_memory else name) as container:
       pictures = av.stream.Disposition.attached_pic  # cover art of a sound file is not a video
       streams = [s for s in container.streams.video if not s.disposition & pictures]

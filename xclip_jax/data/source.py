@@ -6,17 +6,21 @@ import functools
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One video: absolute path, class id, and what happens in it ('' if nobody wrote it down)."""
+  """One video: absolute path, class id, and what happens in it ('' if nobody wrote it down).
+
+  The label of a row of a multi-label list is a tuple of distinct ids; of a list of captions, None.
+  """
 
   path: str
-  label: int
+  label: int | tuple[int, ...] | None
   caption: str = ''
 
 
@@ -42,7 +46,8 @@ def read_classes(path: str | os.PathLike) -> ClassList:
       is no class.
   """
   rows = {}
-  for line, row in _csv_rows(path, required=('id', 'name'), optional=('reverse',)):
+  _, written = read_rows(path, ('id', 'name'), ('reverse',))
+  for line, row in written:
     where = f'{path}, line {line}'
     if not row['id'].isdecimal():
       raise ValueError(f'{where}: id must be a whole number from 0, found {row["id"]!r}')
@@ -74,51 +79,96 @@ def read_classes(path: str | os.PathLike) -> ClassList:
 def read_annotations(
   path: str | os.PathLike, root: str | os.PathLike, classes: ClassList
 ) -> list[Example]:
-  """Read which video shows which class.
+  """Read which video shows which class, or which classes.
 
   Args:
     path: CSV with header `path,label[,caption]` where a label is a class id or a class name, or a
       `.txt` of the reference's `path id` lines (split at the last blank: paths may hold blanks).
+      Several labels of a video are separated by `;`. A path may lead into a tar archive; see
+      data/shards.py.
     root: folder that relative paths start from. Whether the videos exist is not checked.
     classes: what labels may be.
+
+  Returns:
+    labels are ids; but if any row has several, or one that ends in `;`, they are tuples in all.
 
   Raises:
     ValueError: with file and line, if a row is malformed or its label is no class; no rows at all.
   """
+  _, rows = read_rows(path, ('path', 'label'), ('caption',))
+  labels = Labels(classes, names=not is_reference_list(path))
   root = os.path.abspath(root)
-  reference = os.path.splitext(path)[1] == '.txt'
-  rows = _text_rows(path) if reference else _csv_rows(path, ('path', 'label'), ('caption',))
-  ids = {str(label): label for label in range(len(classes))}
-  names = {} if reference else {name: label for label, name in enumerate(classes.names)}
   examples = []
   for line, row in rows:
-    where, label = f'{path}, line {line}', row['label']
-    if not row['path']:
-      raise ValueError(f'{where}: the path is empty')
-    found = {table[label] for table in (ids, names) if label in table}
+    where = f'{path}, line {line}'
+    label = labels.parse(row['label'], where)
+    examples.append(Example(absolute(row['path'], root, where), label, row.get('caption', '')))
+  if any(isinstance(example.label, tuple) for example in examples):
+    as_tuple = lambda label: label if isinstance(label, tuple) else (label,)
+    examples = [dataclasses.replace(x, label=as_tuple(x.label)) for x in examples]
+  return examples
+
+
+def read_captions(path: str | os.PathLike, root: str | os.PathLike) -> list[Example]:
+  """Read (video, caption) pairs: a CSV with header `path,caption`; errors as above.
+
+  A video may be listed with several captions, one a row.
+  """
+  _, rows = read_rows(path, ('path', 'caption'))
+  root = os.path.abspath(root)
+  examples = []
+  for line, row in rows:
+    where = f'{path}, line {line}'
+    if not row['caption']:
+      raise ValueError(f'{where}: the caption is empty')
+    examples.append(Example(absolute(row['path'], root, where), None, row['caption']))
+  return examples
+
+
+class Labels:
+  """What the label field of a list may hold, given its classes."""
+
+  def __init__(self, classes: ClassList, names: bool = True):
+    self._classes = classes
+    self._ids = {str(label): label for label in range(len(classes))}
+    self._names = {name: label for label, name in enumerate(classes.names)} if names else {}
+
+  def parse(self, text: str, where: str) -> int | tuple[int, ...]:
+    """Return the class id, or a tuple of ids where `;` separates; ValueError if it is no class."""
+    # A name that holds a semicolon is a name: what is written there decides.
+    if ';' not in text or text in self._names:
+      return self._parse_one(text, where)
+    parts = [part.strip() for part in text.removesuffix(';').split(';')]
+    found = tuple(self._parse_one(part, where) for part in parts)
+    if len(set(found)) < len(found):
+      raise ValueError(f'{where}: {text!r} names a class twice')
+    return found
+
+  def _parse_one(self, text: str, where: str) -> int:
+    found = {table[text] for table in (self._ids, self._names) if text in table}
     if not found:
-      allowed = f'an id in 0..{len(classes) - 1}' + ('' if reference else ' or a class name')
-      raise ValueError(f'{where}: label must be {allowed}, found {label!r}')
+      allowed = f'an id in 0..{len(self._classes) - 1}' + (' or a class name' * bool(self._names))
+      raise ValueError(f'{where}: label must be {allowed}, found {text!r}')
     if len(found) > 1:
       raise ValueError(
-        f'{where}: label {label!r} is an id and also the name of class {names[label]}; '
+        f'{where}: label {text!r} is an id and also the name of class {self._names[text]}; '
         'rename that class in the class list'
       )
-    examples.append(Example(os.path.join(root, row['path']), found.pop(), row.get('caption', '')))
-  return examples
+    return found.pop()
 
 
 class VideoList:
   """Examples as grain wants them: `len` and `[row]`, cheap to send to worker processes.
 
-  An element is `dict(path, label, index)`; index is its row.
+  An element is `dict(path, label, index)`; index is its row, label as in `Example`.
   """
 
   def __init__(self, examples: Sequence[Example], classes: ClassList, root: str | os.PathLike = ''):
     # Plain strings and one array: a quarter of a million dataclasses would take seconds to pickle.
     self._root = os.path.join(os.path.abspath(root), '')
     self._paths = [example.path.removeprefix(self._root) for example in examples]
-    self._labels = np.array([example.label for example in examples], np.int32)
+    labels = [example.label for example in examples]
+    self._labels = np.array(labels, np.int32) if all(type(x) is int for x in labels) else labels
     self._classes = classes
 
   def __len__(self) -> int:
@@ -126,64 +176,113 @@ class VideoList:
 
   def __getitem__(self, row: int) -> dict:
     path = os.path.join(self._root, self._paths[row])
-    return dict(path=path, label=int(self._labels[row]), index=row)
+    label = self._labels[row]
+    return dict(path=path, label=int(label) if self.is_single_label else label, index=row)
 
   def __repr__(self) -> str:
     return f'VideoList({len(self)} videos, {len(self._classes)} classes)'
+
+  @property
+  def is_single_label(self) -> bool:
+    """Tell whether every video has exactly one class id, as training needs."""
+    return isinstance(self._labels, np.ndarray)
 
   @functools.cached_property
   def fingerprint(self) -> str:
     """Identify what is listed, wherever it lies on disk: sha256, hexadecimal."""
     digest = hashlib.sha256(json.dumps(self._classes.names).encode())
-    for path, label in zip(self._paths, self._labels.tolist(), strict=True):
+    labels = self._labels.tolist() if self.is_single_label else self._labels
+    for path, label in zip(self._paths, labels, strict=True):
       digest.update(json.dumps([path, label]).encode())
     return digest.hexdigest()
 
 
-def _csv_rows(
-  path: str | os.PathLike, required: Sequence[str], optional: Sequence[str]
-) -> Iterator[tuple[int, dict[str, str]]]:
-  """Yield (line number, fields) of a CSV with a header; ValueError on a malformed or empty file."""
+def read_rows(
+  path: str | os.PathLike, required: Sequence[str], optional: Sequence[str] = ()
+) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+  """Read a list as it is written: column names, and (line number, fields) of every row.
+
+  A CSV names its columns in its first line; those of a `.txt` are path and label. Lines before that
+  which start with a hash and a blank are comments.
+
+  Raises:
+    ValueError: a column is missing, a row is malformed, or there is none.
+  """
+  lines = read_lines(path)
+  comments = 0
+  # The blank matters: HMDB51 has videos whose names start with a hash.
+  while comments < len(lines) and lines[comments].startswith('# '):
+    comments += 1
   wanted = ','.join(required) + ''.join(f'[,{name}]' for name in optional)
-  reader = csv.reader(_read_lines(path), strict=True)
-  empty = True
-  try:
-    header = [name.strip() for name in next(reader, [])]
-    if not set(required) <= set(header):
-      raise ValueError(f'{path}, line 1: the header must hold {wanted}, found {",".join(header)!r}')
-    for fields in reader:
-      if not any(field.strip() for field in fields):
-        continue
-      if len(fields) != len(header):
-        raise ValueError(
-          f'{path}, line {reader.line_num}: {len(header)} fields wanted ({",".join(header)}), '
-          f'found {len(fields)}; quote a field that holds a comma'
-        )
-      empty = False
-      row = dict(zip(header, (field.strip() for field in fields), strict=True))
-      yield reader.line_num, row
-  except csv.Error as error:
-    raise ValueError(f'{path}, line {reader.line_num}: not valid CSV ({error})') from error
-  if empty:
-    raise ValueError(f'{path}: has a header but no rows; wanted {wanted}')
+  if is_reference_list(path):
+    columns, rows = ['path', 'label'], _text_rows(path, lines[comments:], comments)
+    if not rows:
+      raise ValueError(f'{path}: is empty; wanted `path label` lines')
+  else:
+    reader = csv.reader(lines[comments:], strict=True)
+    columns = []
+    try:
+      columns = [name.strip() for name in next(reader, [])]
+      if not set(required) <= set(columns):
+        found = f'line {comments + 1}: the header must hold {wanted}, found {",".join(columns)!r}'
+        raise ValueError(f'{path}, {found}')
+      rows = _csv_rows(path, reader, columns, comments)
+    except csv.Error as error:
+      where = f'{path}, line {reader.line_num + comments}'
+      raise ValueError(f'{where}: not valid CSV ({error})') from error
+    if not rows:
+      raise ValueError(f'{path}: has a header but no rows; wanted {wanted}')
+  missing = set(required) - set(columns)
+  if missing:
+    raise ValueError(f'{path}: a .txt list has a path and a label; {wanted} needs a CSV')
+  return columns, rows
 
 
-def _text_rows(path: str | os.PathLike) -> Iterator[tuple[int, dict[str, str]]]:
-  """Yield (line number, fields) of `path label` lines; ValueError on a malformed or empty file."""
-  empty = True
-  for line, text in enumerate(_read_lines(path), start=1):
+def is_reference_list(path: str | os.PathLike) -> bool:
+  """Tell whether a list has the reference's format, `path id` lines, by its name."""
+  return os.path.splitext(path)[1] == '.txt'
+
+
+def absolute(path: str, root: str | os.PathLike, where: str) -> str:
+  """Return the path of a row, which starts from an absolute root; ValueError if it is empty."""
+  if not path:
+    raise ValueError(f'{where}: the path is empty')
+  return os.path.join(root, path)
+
+
+def _csv_rows(
+  path: str | os.PathLike, reader: Any, columns: Sequence[str], skipped: int
+) -> list[tuple[int, dict[str, str]]]:
+  rows = []
+  for fields in reader:
+    if not any(field.strip() for field in fields):
+      continue
+    line = reader.line_num + skipped
+    if len(fields) != len(columns):
+      raise ValueError(
+        f'{path}, line {line}: {len(columns)} fields wanted ({",".join(columns)}), '
+        f'found {len(fields)}; quote a field that holds a comma'
+      )
+    rows.append((line, dict(zip(columns, (field.strip() for field in fields), strict=True))))
+  return rows
+
+
+def _text_rows(
+  path: str | os.PathLike, lines: Sequence[str], skipped: int
+) -> list[tuple[int, dict[str, str]]]:
+  rows = []
+  for line, text in enumerate(lines, start=skipped + 1):
     if not text.strip():
       continue
     fields = text.strip().rsplit(maxsplit=1)
     if len(fields) != 2:
       raise ValueError(f'{path}, line {line}: `path label` wanted, found {text.strip()!r}')
-    empty = False
-    yield line, dict(zip(('path', 'label'), fields, strict=True))
-  if empty:
-    raise ValueError(f'{path}: is empty; wanted `path label` lines')
+    rows.append((line, dict(zip(('path', 'label'), fields, strict=True))))
+  return rows
 
 
-def _read_lines(path: str | os.PathLike) -> list[str]:
+def read_lines(path: str | os.PathLike) -> list[str]:
+  """Read a text file, UTF-8 with or without a mark; ValueError if it cannot be."""
   try:
     with open(path, newline='', encoding='utf-8-sig') as file:
       return file.readlines()
@@ -193,5 +292,5 @@ def _read_lines(path: str | os.PathLike) -> list[str]:
     raise ValueError(f'{path}: must be UTF-8 text ({error}); save it as UTF-8') from error
 
 
-def _few(values: Sequence[int]) -> str:
+def _few(values: Sequence[Any]) -> str:
   return ', '.join(map(str, values[:5])) + (', ...' if len(values) > 5 else '')

@@ -1,0 +1,267 @@
+"""The `xclip data` commands: check and show lists of videos, and make lists of lists."""
+
+import argparse
+import contextlib
+import gc
+import io
+import itertools
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from xclip_jax import answers
+
+_EXAMPLES = """examples:
+  xclip data check train.csv --report report.txt --clean train_clean.csv
+  xclip data show train.csv -o sheet.png
+  xclip data few-shot train.csv --shots 16 --seed 1 -o train_16.csv
+  xclip data base-novel train.csv val.csv -o base_novel
+"""
+
+
+def add_commands(commands: Any) -> None:
+  """Adds `data` and what belongs to it to the subcommands of `xclip`."""
+  group = commands.add_parser(
+    'data', help='check, show and make lists of videos', description=__doc__, epilog=_EXAMPLES,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+  ).add_subparsers(metavar='COMMAND', required=True)
+  command = _command(group, 'check', check, 'find what is wrong with a list')
+  command.add_argument('--frames', type=int, default=8, metavar='T',
+                       help='frames of a clip; shorter videos are a problem (default: 8)')
+  command.add_argument('--processes', type=int, default=os.cpu_count(), metavar='N',
+                       help='that decode (default: one a CPU)')
+  command.add_argument('--report', metavar='FILE', help='write all problems; JSON if named .json')
+  command.add_argument('--clean', metavar='FILE', help='write the list without the bad rows')
+  command.add_argument('--quiet', action='store_true', help='no progress bar')
+
+  command = _command(group, 'show', show, 'draw training clips as the model sees them')
+  command.add_argument('-o', '--output', required=True, metavar='FILE', help='.png to write')
+  command.add_argument('--count', type=int, default=12, metavar='N', help='clips (default: 12)')
+  command.add_argument('--seed', type=int, default=0, help='of order, frames and augmentation')
+  command.add_argument('--frames', type=int, default=8, metavar='T', help='default: 8')
+  command.add_argument('--size', type=int, default=224, metavar='S', help='pixels (default: 224)')
+  command.add_argument('--crop', choices=('multiscale', 'center'), default='multiscale')
+  for name, default in (('flip', 0.5), ('color-jitter', 0.8), ('grayscale', 0.2)):
+    command.add_argument(f'--{name}', type=float, default=default, metavar='P',
+                         help=f'probability (default: {default})')
+
+  command = group.add_parser('lists', help='write lists of a published data set or of folders',
+                             description=write_lists.__doc__)
+  command.add_argument('name', metavar='NAME', help='folder, kinetics, hmdb51, ucf101 or ssv2')
+  command.add_argument('root', metavar='ROOT', help='config.data.root; also where lists belong')
+  command.add_argument('-o', '--output', required=True, metavar='FOLDER', help='for the lists')
+  for name, default in (('train', 'train.csv'), ('val', 'val.csv'), ('classes', 'labels.json'),
+                        ('videos', ''), ('split-files', '')):
+    command.add_argument(f'--{name}', default=default, help='as in config.data')
+  command.add_argument('--split', type=int, default=1, metavar='N', help='official split')
+  command.add_argument('--overwrite', action='store_true', help='replace files that are there')
+  command.set_defaults(run=write_lists)
+
+  command = _command(group, 'few-shot', few_shot, 'draw a few videos of each class')
+  command.add_argument('--shots', type=int, required=True, metavar='K', help='videos of a class')
+  command.add_argument('--seed', type=int, default=0)
+  command.add_argument('-o', '--output', required=True, metavar='FILE', help='list to write')
+
+  command = _command(group, 'base-novel', base_novel, 'split classes into frequent and rare',
+                     lists='+')
+  command.add_argument('-o', '--output', required=True, metavar='FOLDER', help='for the lists')
+
+
+def check(arguments: argparse.Namespace) -> int:
+  """Checks every row of a list: label, file, one decoded frame, length, duplicates.
+
+  Exit status 0: nothing found; 1: problems; 2: the list cannot be read.
+  """
+  from xclip_jax.data import check, lists, source
+
+  path = arguments.list
+  for name in ('frames', 'processes'):
+    if getattr(arguments, name) < 1:
+      raise answers.Refused(f'--{name} must be at least 1, got {getattr(arguments, name)}')
+  gc.enable()
+  with contextlib.ExitStack() as stack:
+    report, clean = (
+      stack.enter_context(answers.Output(file, arguments.overwrite))
+      for file in (arguments.report, arguments.clean)
+    )
+    if arguments.report and arguments.clean and report.target == clean.target:
+      raise answers.Refused(f'--report and --clean both write to {arguments.clean}')
+    with _refusing():
+      columns, _ = source.read_rows(path, ('path',))
+      if arguments.clean and source.is_reference_list(path) != source.is_reference_list(
+        arguments.clean):
+        raise ValueError(f'--clean {arguments.clean} must end in {Path(path).suffix}, as the list')
+      found = check.check_list(
+        path, _root(arguments), _classes(arguments) if 'label' in columns else None,
+        num_frames=arguments.frames, processes=arguments.processes, progress=_bar(arguments.quiet),
+      )
+      summary = f'{path}: {found.present} of {found.listed} present'
+      lines = [
+        f'line {x.line}: {x.kind}: {x.path}: {x.reason}' if x.line else f'{x.kind}: {x.reason}'
+        for x in found.problems
+      ]
+      kinds = [x.kind for x in found.problems]
+      counts = {kind: kinds.count(kind) for kind in check.KINDS if kind in kinds}
+      if (arguments.report or '').endswith('.json'):
+        report.write(answers.to_json({
+          'list': path, 'listed': found.listed, 'present': found.present, 'problems': [
+            {'kind': x.kind, 'line': x.line, 'path': x.path, 'reason': x.reason}
+            for x in found.problems],
+        }))
+      else:
+        report.write(('\n'.join([summary, *lines]) + '\n').encode(errors='surrogateescape'))
+      if arguments.clean:
+        clean.write(lists.without(path, found.bad_lines).encode())
+  print(summary)
+  for line in lines[:20]:
+    print(answers.printable(f'  {line}'))
+  if len(lines) > 20:
+    print(f'  and {len(lines) - 20} more; --report writes them all')
+  for kind, count in counts.items():
+    print(f'{count} {kind}: {check.KINDS[kind]}')
+  print('nothing is wrong with it' if not lines else f'{len(found.bad_lines)} rows are bad')
+  return 1 if lines else 0
+
+
+def show(arguments: argparse.Namespace) -> int:
+  """Draws augmented training clips as the model sees them before normalisation."""
+  if not arguments.output.endswith('.png'):
+    raise answers.Refused(f'-o {arguments.output} must end in .png')
+  if min(arguments.count, arguments.frames, arguments.size) < 1:
+    raise answers.Refused('--count, --frames and --size must be at least 1')
+  with answers.Output(arguments.output, arguments.overwrite) as output, _refusing():
+    from xclip_jax import report
+    from xclip_jax.data import augment, pipeline, source
+
+    classes = source.read_classes(_classes(arguments))
+    examples = source.read_annotations(arguments.list, _root(arguments), classes)
+    videos = source.VideoList(examples, classes, _root(arguments))
+    if not videos.is_single_label:
+      raise ValueError(f'{arguments.list}: gives a video several labels; training reads one')
+    transform = augment.TrainTransform(
+      arguments.size, arguments.crop, arguments.flip, arguments.color_jitter, arguments.grayscale)
+    clips, failed = [], 0
+    with pipeline.train_batches(
+      videos, transform, num_frames=arguments.frames, batch_size=1, seed=arguments.seed, threads=1,
+    ) as batches:
+      for batch in itertools.islice(batches, arguments.count):
+        failed += int(batch['failed'][0] >= 0)
+        if batch['mask'][0]:
+          clips.append(report.Clip(batch['video'][0], classes.names[batch['label'][0]], ()))
+    if not clips:
+      raise ValueError(f'{arguments.list}: no video could be read; see `xclip data check`')
+    picture = io.BytesIO()
+    report.draw_clips(clips, picture)
+    output.write(picture.getvalue())
+  replaced = f'; {failed} unreadable videos were replaced' if failed else ''
+  print(f'{arguments.output}: {len(clips)} clips{replaced}')
+  return 0
+
+
+def write_lists(arguments: argparse.Namespace) -> int:
+  """Writes train.csv, val.csv and classes.csv, for the commands that want lists."""
+  with _refusing():
+    from xclip_jax import data
+    from xclip_jax.data import lists
+
+    if arguments.name in ('files', 'synthetic'):
+      raise ValueError(f'{arguments.name} has lists already; name folder, kinetics, hmdb51, ucf101 '
+                       'or ssv2')
+    arguments.zero_shot = ''
+    texts = {}
+    for name, split in data.open_splits(arguments).items():
+      note = f'{arguments.name}, {split.count} videos, fingerprint {split.videos.fingerprint}'
+      texts[f'{name}.csv'], classes = lists.from_split(
+        split.videos, split.classes, arguments.root, note)
+      texts.setdefault('classes.csv', classes)
+  return _write_all(arguments, texts)
+
+
+def few_shot(arguments: argparse.Namespace) -> int:
+  """Writes a list of K videos of each class, drawn with a seed."""
+  with answers.Output(arguments.output, arguments.overwrite) as output, _refusing():
+    from xclip_jax.data import lists, source
+
+    if Path(arguments.output).suffix != Path(arguments.list).suffix:
+      raise ValueError(f'-o {arguments.output} must end as {arguments.list} does')
+    classes = source.read_classes(_classes(arguments))
+    output.write(
+      lists.few_shot(arguments.list, classes, arguments.shots, arguments.seed).encode())
+  print(f'{arguments.output}: {arguments.shots} videos of each of {len(classes)} classes')
+  return 0
+
+
+def base_novel(arguments: argparse.Namespace) -> int:
+  """Writes lists of the frequent half of the classes (base) and of the rest (novel).
+
+  The first list, of training, says how frequent a class is; the others are split alike.
+  """
+  with _refusing():
+    from xclip_jax.data import lists, source
+
+    classes = source.read_classes(_classes(arguments))
+    texts = lists.base_novel(arguments.list, classes)
+  return _write_all(arguments, texts)
+
+
+def _write_all(arguments: argparse.Namespace, texts: dict[str, str]) -> int:
+  folder = Path(arguments.output)
+  with _refusing():
+    folder.mkdir(parents=True, exist_ok=True)
+  with contextlib.ExitStack() as stack:
+    outputs = {
+      name: stack.enter_context(answers.Output(str(folder / name), arguments.overwrite))
+      for name in texts
+    }
+    for name, output in outputs.items():
+      output.write(texts[name].encode())
+  print('\n'.join(str(folder / name) for name in texts))
+  return 0
+
+
+def _command(group: Any, name: str, run: Any, help_text: str, lists: Any = None) -> Any:
+  command = group.add_parser(name, help=help_text, description=run.__doc__)
+  command.add_argument('list', metavar='LIST', nargs=lists, help='CSV with path,label, or .txt')
+  command.add_argument('--root', help="folder that its paths start from (default: the list's)")
+  command.add_argument('--classes', help='class list (default: classes.csv beside the list)')
+  command.add_argument('--overwrite', action='store_true', help='replace files that are there')
+  command.set_defaults(run=run)
+  return command
+
+
+def _folder(arguments: argparse.Namespace) -> Path:
+  first = arguments.list if isinstance(arguments.list, str) else arguments.list[0]
+  return Path(first).parent
+
+
+def _root(arguments: argparse.Namespace) -> Path:
+  return Path(arguments.root) if arguments.root else _folder(arguments)
+
+
+def _classes(arguments: argparse.Namespace) -> Path:
+  path = Path(arguments.classes) if arguments.classes else _folder(arguments) / 'classes.csv'
+  if not path.is_file():
+    raise ValueError(f'{path} is not there; name the class list with --classes')
+  return path
+
+
+def _bar(quiet: bool) -> Any:
+  if quiet or not sys.stderr.isatty():
+    return None
+  import tqdm
+
+  return lambda items, **options: tqdm.tqdm(
+    items, unit='file', dynamic_ncols=True, leave=False, **options)
+
+
+@contextlib.contextmanager
+def _refusing() -> Iterator[None]:
+  """Turns what the library says to its caller into one line for the user."""
+  try:
+    yield
+  except answers.Refused:
+    raise
+  except (ValueError, OSError) as error:
+    raise answers.Refused(' '.join(str(error).split())) from error
