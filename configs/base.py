@@ -36,16 +36,23 @@ def get_config() -> config_dict.ConfigDict:
   c.data.template = '{}'                  # prompt around a class name; the reference uses it bare
   c.data.workers = 0                      # decoding processes on this host; 0: threads only
   c.data.threads = 4                      # decoding threads (in each worker)
+  c.data.sampling = 'sparse'              # sparse (all over the video: the reference) | dense
+  c.data.stride = 4                       # frames between those of a dense clip
+  c.data.clip_seconds = 60.0              # a video not read by then is unreadable; 0: no limit
   c.data.max_bad_share = 0.05             # stop once more than this share of files is unreadable
   c.data.mean = (123.675, 116.28, 103.53)  # ImageNet RGB, 0..255; X-CLIP does not use CLIP's
   c.data.std = (58.395, 57.12, 57.375)
-  c.data.eval_resize = 256 / 224          # short side before the centre crop, over image_size
+  c.data.eval_resize = 256 / 224          # short side before the crops, over image_size
 
   c.augment = config_dict.ConfigDict()
   c.augment.crop = 'multiscale'           # multiscale (the reference) | center
   c.augment.flip = 0.5                    # probability of a mirrored clip; 0 if left/right matter
   c.augment.color_jitter = 0.8            # probability; strengths: the reference's
   c.augment.grayscale = 0.2               # probability
+  c.augment.rand_augment = 0              # operations of RandAugment on each clip; 0: off
+  c.augment.rand_magnitude = 9.0          # their strength, 0..10
+  c.augment.erase = 0.0                   # probability of random erasing; 0: off
+  c.augment.repeats = 1                   # rows of a batch that each video drawn gets
   c.augment.reverse = False               # each clip also backwards, as the class `reverse` names
   c.augment.mixup = 0.8                   # Beta parameter of mixup; 0: off
   c.augment.cutmix = 1.0                  # Beta parameter of cutmix; 0: off
@@ -104,6 +111,9 @@ def get_config() -> config_dict.ConfigDict:
   c.eval = config_dict.ConfigDict()
   c.eval.every_steps = 0                  # 0: every epoch
   c.eval.batch_size = 64
+  c.eval.clips = 1                        # clips a video, probabilities averaged
+  c.eval.views = 'centred'                # of several: centred | reference (drawn as in training)
+  c.eval.crops = 1                        # of each clip: 1 (centre) | 3
   c.eval.checkpoint = 'latest'            # what --mode eval reads: latest | best
   c.report = True                         # draw workdir/report at the end
   return c

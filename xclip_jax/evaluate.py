@@ -63,7 +63,9 @@ class Evaluator:
       video = losses.normalize(batch['video'], mean, std)
       out = model.apply({'params': params}, video, text_features, method='classify')
       rows = {name: batch[name] for name in ('label', 'index', 'mask')}
-      return rows | {'probabilities': jax.nn.softmax(out.logits, axis=-1)}
+      probabilities = jax.nn.softmax(out.logits, axis=-1)                        # [B * V, K]
+      B, K = len(rows['label']), probabilities.shape[-1]
+      return rows | {'probabilities': probabilities.reshape(B, -1, K).mean(1)}
 
     encode = lambda params, ids: model.apply({'params': params}, ids, method='encode_text')
     # Replicated results: every host holds every row, so nothing is left to gather.
@@ -85,7 +87,7 @@ class Evaluator:
     orders: Sequence[str] = ('in order',),
     stop: Callable[[], bool] = lambda: False,
   ) -> dict[str, Predictions] | None:
-    """Scores every video of `batches` against every text.
+    """Scores every video of `batches` against every text, averaging over its views.
 
     Args:
       params: of the model.
@@ -107,8 +109,10 @@ class Evaluator:
           return None
         for i in np.flatnonzero(batch['failed'] >= 0):
           failed[int(batch['failed'][i])] = batch['error'][i].decode(errors='replace')
+        views = batch['video'].reshape(-1, *batch['video'].shape[-4:])  # [B * V, T, H, W, 3]
+        index = np.repeat(batch['index'], len(views) // len(batch['index']))
         for order in orders:
-          video = np.ascontiguousarray(ORDERS[order](batch['video'], batch['index']))
+          video = np.ascontiguousarray(ORDERS[order](views, index))
           device = {'video': video} | {k: batch[k] for k in ('label', 'index', 'mask')}
           rows[order].append(self._predict(params, sharding.put_batch(device, self.mesh),
                                            text_features))
@@ -153,7 +157,11 @@ class Evaluation:
     config = self.config
     return pipeline.eval_batches(
       self.splits[split].videos,
-      augment.EvalTransform(self.model.config.image_size, config.data.eval_resize),
+      augment.EvalTransform(
+        self.model.config.image_size, config.data.eval_resize, crops=config.eval.crops
+      ),
+      sampling=config.data.sampling, stride=config.data.stride, clips=config.eval.clips,
+      views=config.eval.views, clip_seconds=config.data.clip_seconds,
       num_frames=self.model.config.num_frames, batch_size=config.eval.batch_size,
       workers=0, threads=config.data.threads,
       host_index=jax.process_index(), host_count=jax.process_count(),
@@ -207,7 +215,7 @@ class Evaluation:
   def sample_clips(self, predictions: Predictions, count: int = 12) -> list[report.Clip]:
     """Clips from all over the validation set with their three best predictions."""
     rows = {int(i): n for n, i in enumerate(predictions.index)}
-    clips = []
+    clips, T = [], self.model.config.num_frames
     wanted = set(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int).tolist())
     wanted = {int(predictions.index[n]) for n in wanted}
     with self.batches('val') as batches:
@@ -217,7 +225,8 @@ class Evaluation:
             scores = predictions.probabilities[rows[index]]
             best = np.argsort(-scores)[:3]
             clips.append(report.Clip(
-              frames=np.array(video), label=predictions.class_names[predictions.label[rows[index]]],
+              frames=np.array(video.reshape(-1, *video.shape[-3:])[:T]),      # of the first view
+              label=predictions.class_names[predictions.label[rows[index]]],
               top=tuple((predictions.class_names[k], float(scores[k])) for k in best),
             ))
     return clips

@@ -194,6 +194,8 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
         batch_size=config.train.batch_size, seed=config.seed, start_step=start,
         workers=config.data.workers, threads=config.data.threads,
         host_index=jax.process_index(), host_count=jax.process_count(),
+        sampling=config.data.sampling, stride=config.data.stride, repeats=config.augment.repeats,
+        clip_seconds=config.data.clip_seconds,
       ) as batches,
       tqdm.tqdm(total=total, initial=start, unit='step', desc='training', dynamic_ncols=True,
                 disable=jax.process_index() > 0) as bar,
@@ -340,7 +342,8 @@ def train_transform(config: Any, model: XCLIP) -> augment.TrainTransform:
   """The host's part of the augmentation."""
   a = config.augment
   return augment.TrainTransform(
-    model.config.image_size, a.crop, a.flip, a.color_jitter, a.grayscale
+    model.config.image_size, a.crop, a.flip, a.color_jitter, a.grayscale, a.rand_augment,
+    a.rand_magnitude, a.erase,
   )
 
 

@@ -41,6 +41,30 @@ def test_eval_crop_is_the_references(name):
   np.testing.assert_allclose(normalized, PREPROCESS[f'{name}.S{size}.center'], atol=1e-5)
 
 
+@pytest.mark.parametrize('name', CLIPS)
+def test_three_crops_are_the_references_bit_for_bit(name):
+  size = CLIPS[name]
+  crops = augment.EvalTransform(size, resize_ratio=1, crops=3)(PREPROCESS[f'{name}.frames'])
+  assert crops.shape == (3, 4, size, size, 3) and crops.flags.c_contiguous
+  # float32 of the reference back to the uint8 it came from: crop-major, then frame
+  golden = PREPROCESS[f'{name}.S{size}.three_crop'].transpose(0, 2, 3, 1) * STD + MEAN
+  np.testing.assert_allclose(golden, golden.round(), atol=1e-3)
+  np.testing.assert_array_equal(crops.reshape(-1, size, size, 3), golden.round())
+
+
+@pytest.mark.parametrize('height, width', [(40, 70), (70, 40), (48, 48)])
+def test_by_default_three_crops_see_the_scale_of_one(height, width):
+  frames = noise(2, height, width)
+  one, three = augment.EvalTransform(32)(frames), augment.EvalTransform(32, crops=3)(frames)
+  np.testing.assert_array_equal(three[2], one)
+  resized = augment._resize_short_side(frames, 36)
+  edge = resized[:, :32, 2:34] if height > width else resized[:, 2:34, :32]
+  np.testing.assert_array_equal(three[0], edge)
+  far = 2 * ((max(resized.shape[1:3]) - 32) // 2)                # the reference's last column
+  edge = resized[:, far:far + 32, 2:34] if height > width else resized[:, 2:34, far:far + 32]
+  np.testing.assert_array_equal(three[1], edge)
+
+
 def test_train_center_crop_is_the_eval_crop():
   frames = noise()
   train = augment.TrainTransform(32, 'center', **OFF)(frames, np.random.default_rng(0))
@@ -182,3 +206,8 @@ def test_unknown_settings_are_refused(fields, message):
 def test_a_crop_larger_than_the_frame_is_refused():
   with pytest.raises(ValueError, match='resize_ratio must be at least 1'):
     augment.EvalTransform(32, resize_ratio=0.9)
+
+
+def test_other_numbers_of_crops_are_refused():
+  with pytest.raises(ValueError, match='crops must be 1 or 3, found 5'):
+    augment.EvalTransform(32, crops=5)

@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from xclip_jax.data import distort
+
 _RESIZE_RATIO = 256 / 224            # short side before cropping, over image_size
 _CROP_SCALES = (1, 0.875, 0.75, 0.66)
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.2, 0.1
@@ -23,10 +25,13 @@ class TrainTransform:
     image_size: S.
     crop: 'multiscale' (a random box of another size and shape, stretched to S x S) or 'center'.
     flip, color_jitter, grayscale: probabilities, one coin for the whole clip.
+    rand_augment: N, operations of RandAugment after these; the same for all frames.
+    rand_magnitude: M of RandAugment, 0..10.
+    erase: probability of random erasing, last of all.
 
   Random numbers are drawn in this order: the box (multiscale only), the coins of flip, color_jitter
   and grayscale, then for each frame of a jittered clip the order of the four colour operations and
-  their factors.
+  their factors, then what RandAugment and erasing need, if they are on.
   """
 
   image_size: int
@@ -34,11 +39,18 @@ class TrainTransform:
   flip: float
   color_jitter: float
   grayscale: float
+  rand_augment: int = 0
+  rand_magnitude: float = 9.0
+  erase: float = 0.0
 
   def __post_init__(self):
+    if self.rand_augment < 0:
+      raise ValueError(f'rand_augment must not be negative, found {self.rand_augment}')
+    if not 0 <= self.rand_magnitude <= 10:
+      raise ValueError(f'rand_magnitude must be in 0..10, found {self.rand_magnitude}')
     if self.crop not in ('multiscale', 'center'):
       raise ValueError(f"crop must be 'multiscale' or 'center', found {self.crop!r}")
-    for name in ('flip', 'color_jitter', 'grayscale'):
+    for name in ('flip', 'color_jitter', 'grayscale', 'erase'):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f'{name} must be a probability in 0..1, found {getattr(self, name)}')
 
@@ -59,15 +71,21 @@ class TrainTransform:
       frames = np.stack([_jitter_colors(frame, rng) for frame in frames])
     if gray:
       frames = np.stack([_to_gray(frame) for frame in frames])
+    if self.rand_augment:
+      frames = distort.rand_augment(frames, self.rand_augment, self.rand_magnitude, rng)
+    if self.erase and rng.random() < self.erase:
+      frames = distort.erase(frames, rng)
     return np.ascontiguousarray(frames)
 
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-  """Resize the short side to `resize_ratio * image_size` and take the centre S x S.
+  """Resize the short side to `resize_ratio * image_size` and take S x S: the centre, or three.
 
   Fields:
     image_size: S.
+    crops: 1, the centre; or 3, in the reference's order: left, right and middle of a wide frame,
+      top, bottom and middle of a high one. The reference has resize_ratio 1 with three crops.
     resize_ratio: at least 1.
     filter: 'opencv' (the reference: bilinear, no antialias) or 'pillow' (Hugging Face's processor:
       bilinear, antialiased; the long side is rounded down).
@@ -76,20 +94,27 @@ class EvalTransform:
   image_size: int
   resize_ratio: float = _RESIZE_RATIO
   filter: str = 'opencv'
+  crops: int = 1
 
   def __post_init__(self):
+    if self.crops not in (1, 3):
+      raise ValueError(f'crops must be 1 or 3, found {self.crops}')
     if self.resize_ratio < 1:
       raise ValueError(f'resize_ratio must be at least 1, found {self.resize_ratio}')
     if self.filter not in ('opencv', 'pillow'):
       raise ValueError(f"filter must be 'opencv' or 'pillow', found {self.filter!r}")
 
   def __call__(self, frames: np.ndarray) -> np.ndarray:
-    """Return uint8 [T, S, S, 3]."""
+    """Return uint8 [T, S, S, 3], or [3, T, S, S, 3] with three crops."""
     size = self.image_size
     resize = _resize_short_side if self.filter == 'opencv' else _resize_antialiased
     frames = resize(frames, int(self.resize_ratio * size + 1e-6))     # 230 / 224 * 224 < 230
     y, x = ((side - size) // 2 for side in frames.shape[1:3])
-    return np.ascontiguousarray(frames[:, y:y + size, x:x + size])
+    crop = lambda y, x: frames[:, y:y + size, x:x + size]
+    if self.crops == 1:
+      return np.ascontiguousarray(crop(y, x))
+    # The far crop starts at twice the middle's offset: a pixel short of the edge in odd sizes.
+    return np.stack([crop(y, i * x) if x >= y else crop(i * y, x) for i in (0, 2, 1)])
 
 
 def multiscale_boxes(height: int, width: int, image_size: int) -> list[tuple[int, int, int, int]]:

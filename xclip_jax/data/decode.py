@@ -8,6 +8,8 @@ of packets, frames are counted there, and only what the wanted frames need is de
 import contextlib
 import io
 import os
+import threading
+import time
 from collections.abc import Callable, Iterator
 
 import av
@@ -20,12 +22,20 @@ _TIMED_CONTAINERS = {'mp4', 'webm'}
 _TIMED_CODECS = {'h264', 'hevc', 'vp8', 'vp9', 'av1'}
 
 
+_MAX_STUCK = 16  # threads of one process that may hang in a read
+
+_stuck: list[threading.Thread] = []
+_stuck_lock = threading.Lock()
+
+
 class VideoError(ValueError):
   """Name a file that cannot be used as a video, and say why."""
 
 
 def read_video(
-  file: str | os.PathLike | bytes | io.BytesIO, choose: Callable[[int], np.ndarray]
+  file: str | os.PathLike | bytes | io.BytesIO,
+  choose: Callable[[int], np.ndarray],
+  seconds: float = 0.0,
 ) -> np.ndarray:
   """Decode chosen frames of a video, exactly.
 
@@ -34,21 +44,69 @@ def read_video(
     choose: maps the number of frames in the video to the indices wanted, in any order and with
       repeats. If fewer frames decode than the file has packets for (a stream that starts in the
       middle of a group of pictures), it is asked once more with the number that do.
+    seconds: time limit; 0: none. With a limit, `choose` is called in another thread.
 
   Returns:
     uint8 [T, H, W, 3], RGB, upright, in the order of the indices.
 
   Raises:
-    VideoError: not a video, no frames, or damaged where it matters.
+    VideoError: not a video, no frames, damaged where it matters, or not done in time.
+    RuntimeError: so many reads hang in this process that more would be of no use.
   """
-  with _demuxed(file) as (name, stream, packets):
+  if not seconds:
+    return _read(file, choose, lambda: None)
+  deadline = time.monotonic() + seconds
+  reason = f'not read within {seconds:g} s; if it is only slow, raise data.clip_seconds'
+  name = 'video in memory' if isinstance(file, bytes | io.BytesIO) else os.fspath(file)
+
+  def check():
+    if time.monotonic() > deadline:
+      raise VideoError(f'{name}: {reason}')
+
+  return _in_time(lambda: _read(file, choose, check), seconds, f'{name}: {reason}')
+
+
+def _in_time(work: Callable[[], np.ndarray], seconds: float, message: str) -> np.ndarray:
+  """Do work in a thread of its own, and leave it behind when time is up.
+
+  Slow work stops by itself at its next check. What hangs in a system call or inside a codec cannot
+  be stopped at all (FFmpeg's own time-outs do not reach a blocking read), and a thread cannot be
+  killed: it is left to wait, as a daemon that does not keep the process from ending.
+  """
+  with _stuck_lock:
+    _stuck[:] = [thread for thread in _stuck if thread.is_alive()]
+    if len(_stuck) >= _MAX_STUCK:
+      raise RuntimeError(f'{_MAX_STUCK} reads hang in this process; is the storage gone? {message}')
+  result = []
+
+  def run():
+    try:
+      result.append((work(), None))
+    except BaseException as error:  # of any kind: it is raised where it is waited for
+      result.append((None, error))
+
+  thread = threading.Thread(target=run, daemon=True, name='read_video')
+  thread.start()
+  thread.join(seconds)
+  if thread.is_alive() and not result:
+    with _stuck_lock:
+      _stuck.append(thread)
+    raise VideoError(message)
+  frames, error = result[0]
+  if error is not None:
+    raise error
+  return frames
+
+
+def _read(file, choose: Callable[[int], np.ndarray], check: Callable[[], None]) -> np.ndarray:
+  with _demuxed(file, check) as (name, stream, packets):
     wanted = [int(i) for i in choose(_count(packets))]
-    frames = _by_timestamp(stream, packets, set(wanted))
+    frames = _by_timestamp(stream, packets, set(wanted), check)
     if frames is None:
-      frames, count = _by_counting(stream, packets, set(wanted))
+      frames, count = _by_counting(stream, packets, set(wanted), check)
       if count and len(frames) < len(set(wanted)):
         wanted = [int(i) for i in choose(count)]
-        frames, _ = _by_counting(stream, packets, set(wanted))
+        frames, _ = _by_counting(stream, packets, set(wanted), check)
     if not set(wanted) <= frames.keys():
       raise VideoError(f'{name}: none of its {len(packets)} video packets can be decoded')
     if len({frame.shape for frame in frames.values()}) > 1:
@@ -58,7 +116,7 @@ def read_video(
 
 def count_frames(file: str | os.PathLike | bytes | io.BytesIO) -> int:
   """Count the frames a video shows, without decoding; VideoError as in `read_video`."""
-  with _demuxed(file) as (_, _, packets):
+  with _demuxed(file, lambda: None) as (_, _, packets):
     return _count(packets)
 
 
@@ -68,7 +126,9 @@ def _count(packets: list[av.Packet]) -> int:
 
 
 @contextlib.contextmanager
-def _demuxed(file) -> Iterator[tuple[str, av.video.stream.VideoStream, list[av.Packet]]]:
+def _demuxed(
+  file, check: Callable[[], None]
+) -> Iterator[tuple[str, av.video.stream.VideoStream, list[av.Packet]]]:
   """Yield a name for messages, the video stream and its packets in decoding order."""
   if isinstance(file, bytes):
     file = io.BytesIO(file)
@@ -87,7 +147,11 @@ def _demuxed(file) -> Iterator[tuple[str, av.video.stream.VideoStream, list[av.P
       # with the interpreter lock. For the same reason nothing here may touch av.logging.
       stream.codec_context.thread_type = 'NONE'
       stream.codec_context.thread_count = 1
-      packets = [packet for packet in container.demux(stream) if packet.size]
+      packets = []
+      for packet in container.demux(stream):
+        check()
+        if packet.size:
+          packets.append(packet)
       if not _count(packets):
         raise VideoError(f'{name}: has a video stream without frames')
       yield name, stream, packets
@@ -97,7 +161,8 @@ def _demuxed(file) -> Iterator[tuple[str, av.video.stream.VideoStream, list[av.P
 
 
 def _by_timestamp(
-  stream: av.video.stream.VideoStream, packets: list[av.Packet], wanted: set[int]
+  stream: av.video.stream.VideoStream, packets: list[av.Packet], wanted: set[int],
+  check: Callable[[], None],
 ) -> dict[int, np.ndarray] | None:
   """Decode as little as the wanted frames need; None where timestamps cannot be trusted."""
   decoder = stream.codec_context
@@ -127,6 +192,7 @@ def _by_timestamp(
       decoder.flush_buffers()
       position, latest = start, None
     while index_of[target] not in frames:
+      check()
       if position > len(packets):
         return None
       packet = packets[position] if position < len(packets) else None  # None: drain the decoder
@@ -144,7 +210,8 @@ def _by_timestamp(
 
 
 def _by_counting(
-  stream: av.video.stream.VideoStream, packets: list[av.Packet], wanted: set[int]
+  stream: av.video.stream.VideoStream, packets: list[av.Packet], wanted: set[int],
+  check: Callable[[], None],
 ) -> tuple[dict[int, np.ndarray], int]:
   """Decode from the start to the last wanted frame; also how many frames came out."""
   decoder = stream.codec_context
@@ -152,6 +219,7 @@ def _by_counting(
   decoder.skip_frame = 'DEFAULT'
   frames, count = {}, 0
   for packet in [*packets, None]:
+    check()
     for frame in decoder.decode(packet):
       if count in wanted:
         frames[count] = _to_rgb(frame)

@@ -9,10 +9,13 @@ A batch is a dict of numpy arrays, B rows on this host:
   failed  int32 [B]   row of a file that could not be read, else -1
   error   S200  [B]   the path of that file and the reason, else empty
 
+With several views of a video (clips, crops) in evaluation, video is uint8 [B, V, T, S, S, 3].
+
 Row i of the training stream depends on the seed and i alone, so a step number is all the state
 there is: resuming is slicing, and workers, threads and hosts change nothing but speed.
 """
 
+import copy
 import dataclasses
 import multiprocessing
 import os
@@ -27,7 +30,8 @@ import grain
 import numpy as np
 from absl import flags
 
-from xclip_jax.data import augment, decode, sampling
+from xclip_jax.data import augment, decode
+from xclip_jax.data import sampling as sampling_lib
 
 Source = grain.sources.RandomAccessDataSource[dict]  # [row] -> dict(path, label, index)
 
@@ -127,6 +131,10 @@ def train_batches(
   threads: int = 4,
   host_index: int = 0,
   host_count: int = 1,
+  sampling: str = 'sparse',
+  stride: int = 1,
+  repeats: int = 1,
+  clip_seconds: float = 0.0,
 ) -> Batches:
   """Shuffle, decode and augment without end, from batch `start_step` on.
 
@@ -144,8 +152,14 @@ def train_batches(
     threads: decoding threads, in each worker if there are any; each holds a batch in memory.
     host_index: which host this is, of `host_count`.
     host_count: hosts that read together.
+    sampling: 'sparse' or 'dense', with `stride`; see `sampling.Sampler`.
+    stride: frames between those of a dense clip.
+    repeats: R, rows that each drawn video gets, next to each other, with frames and augmentation of
+      their own; it is read once for them. An epoch of the stream is then R times as long.
+    clip_seconds: time limit for reading a video, which counts as unreadable after it; 0: none.
   """
-  rows = _rows_per_host(source, batch_size, host_index, host_count)
+  rows = _rows_per_host(source, batch_size, host_index, host_count, repeats)
+  sampler = sampling_lib.Sampler(num_frames, sampling, stride)
   # Sharding after repeat and random_map keeps global batches and random numbers the same for any
   # number of hosts; batching before the workers keeps the order the same for any number of those.
   clips = (
@@ -153,9 +167,11 @@ def train_batches(
     .seed(seed % 2**32)
     .shuffle()
     .repeat()
-    .random_map(_TrainClip(source, transform, num_frames))
+    .random_map(_TrainClip(source, transform, sampler, repeats, clip_seconds))
   )
-  dataset = clips[host_index::host_count].batch(rows, drop_remainder=True)
+  dataset = clips[host_index::host_count].batch(rows // repeats, drop_remainder=True)
+  if repeats > 1:
+    dataset = dataset.map(_flatten_repeats)
   return Batches(dataset, step=start_step, workers=workers, threads=threads, endless=True)
 
 
@@ -169,16 +185,32 @@ def eval_batches(
   threads: int = 4,
   host_index: int = 0,
   host_count: int = 1,
+  sampling: str = 'sparse',
+  stride: int = 1,
+  clips: int = 1,
+  views: str = 'centred',
+  clip_seconds: float = 0.0,
 ) -> Batches:
   """Read every video once, in order, over all hosts together.
 
   All batches are full and every host gets as many: what is missing at the end is padding. A video
-  that cannot be read is black with mask False. Arguments as in `train_batches`.
+  that cannot be read is black with mask False. Arguments as in `train_batches`, and
+
+  Args:
+    clips: of each video. With `transform.crops` there are V = crops x clips views of it, all clips
+      of the first crop coming first.
+    views: how several clips are chosen, see `sampling.Sampler`; 'reference' draws depend on the row
+      alone.
   """
+  if clips < 1:
+    raise ValueError(f'clips must be at least 1, found {clips}')
   rows = _rows_per_host(source, batch_size, host_index, host_count)
+  sampler = sampling_lib.Sampler(num_frames, sampling, stride, views)
   padded = -(-len(source) // batch_size) * batch_size
-  clips = grain.MapDataset.range(padded).map(_EvalClip(source, transform, num_frames))
-  dataset = clips[host_index::host_count].batch(rows)
+  videos = grain.MapDataset.range(padded).map(
+    _EvalClip(source, transform, sampler, clips, clip_seconds)
+  )
+  dataset = videos[host_index::host_count].batch(rows)
   return Batches(dataset, step=0, workers=workers, threads=threads, endless=False)
 
 
@@ -213,24 +245,48 @@ class BadFiles:
 
 @dataclasses.dataclass(frozen=True)
 class _TrainClip:
-  """Element of a source and random numbers -> one row of a training batch."""
+  """Element of a source and random numbers -> one row of a training batch, or R stacked ones."""
 
   source: Source
   transform: augment.TrainTransform
-  num_frames: int
+  sampler: sampling_lib.Sampler
+  repeats: int
+  clip_seconds: float
 
   def __call__(self, element: dict, rng: np.random.Generator) -> dict:
-    choose = lambda count: sampling.train_indices(count, self.num_frames, rng.integers)
-    transform = lambda frames: self.transform(frames, rng)
-    video, error = _read(element['path'], choose, transform)
-    if video is not None:
-      return _row(video, element)
+    videos, error = self._read(element, rng)
+    if videos is not None:
+      return self._rows(videos, element)
     for row in rng.integers(len(self.source), size=_SUBSTITUTES):
       other = self.source[int(row)]
-      video, _ = _read(other['path'], choose, transform)
-      if video is not None:
-        return _row(video, other, failed=element['index'], error=error)
-    return _row(_black(self), element, mask=False, failed=element['index'], error=error)
+      videos, _ = self._read(other, rng)
+      if videos is not None:
+        return self._rows(videos, other, failed=element['index'], error=error)
+    black = [_black(self)] * self.repeats
+    return self._rows(black, element, mask=False, failed=element['index'], error=error)
+
+  def _read(self, element, rng) -> tuple[list[np.ndarray] | None, str]:
+    # A copy: what is drawn after a failure does not depend on how far the reading got, and a read
+    # that was left behind has no hand in it.
+    rng = copy.deepcopy(rng)
+    choose = lambda count: np.concatenate([
+      self.sampler.train(count, rng.integers) for _ in range(self.repeats)
+    ])
+    transform = lambda frames: [
+      self.transform(clip, rng) for clip in np.split(frames, self.repeats)
+    ]
+    return _read(element['path'], choose, transform, self.clip_seconds)
+
+  def _rows(self, videos: list[np.ndarray], element: dict, **about: Any) -> dict:
+    rows = [_row(video, element, **about) for video in videos]
+    if self.repeats == 1:
+      return rows[0]
+    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+
+
+def _flatten_repeats(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Arrays [B / R, R, ...] -> [B, ...]."""
+  return {name: array.reshape(-1, *array.shape[2:]) for name, array in batch.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -239,25 +295,34 @@ class _EvalClip:
 
   source: Source
   transform: augment.EvalTransform
-  num_frames: int
+  sampler: sampling_lib.Sampler
+  clips: int
+  clip_seconds: float
 
   def __call__(self, row: int) -> dict:
     if row >= len(self.source):
-      return _row(_black(self), dict(label=0, index=-1), mask=False)
+      return _row(self._views(_black(self)), dict(label=0, index=-1), mask=False)
     element = self.source[row]
-    choose = lambda count: sampling.test_indices(count, self.num_frames)
-    video, error = _read(element['path'], choose, self.transform)
+    randint = np.random.default_rng(row).integers
+    choose = lambda count: self.sampler.test(count, self.clips, randint).ravel()
+    video, error = _read(element['path'], choose, self.transform, self.clip_seconds)
     if video is None:
-      return _row(_black(self), element, mask=False, failed=row, error=error)
-    return _row(video, element)
+      return _row(self._views(_black(self)), element, mask=False, failed=row, error=error)
+    return _row(self._views(video), element)
+
+  def _views(self, video: np.ndarray) -> np.ndarray:
+    """[(crops,) clips * T, S, S, 3] -> [V, T, S, S, 3], without V if it is 1."""
+    views = video.reshape(-1, self.sampler.num_frames, *video.shape[-3:])
+    return views if len(views) > 1 else views[0]
 
 
 def _read(
-  path: str, choose: Callable[[int], np.ndarray], transform: Callable[[np.ndarray], np.ndarray]
-) -> tuple[np.ndarray | None, str]:
-  """Return (clip, '') or (None, reason); raises for nothing that a file can be the cause of."""
+  path: str, choose: Callable[[int], np.ndarray], transform: Callable[[np.ndarray], Any],
+  seconds: float,
+) -> tuple[Any, str]:
+  """Return (transformed, '') or (None, reason); raises for nothing that a file can cause."""
   try:
-    return transform(decode.read_video(path, choose)), ''
+    return transform(decode.read_video(path, choose, seconds)), ''
   except decode.VideoError as error:
     return None, str(error)
   except (cv2.error, MemoryError) as error:  # absurd picture sizes
@@ -278,15 +343,25 @@ def _row(
 
 
 def _black(clip: _TrainClip | _EvalClip) -> np.ndarray:
-  size = clip.transform.image_size
-  return np.zeros((clip.num_frames, size, size, 3), np.uint8)
+  """What a transform returns for a black video."""
+  transform, T = clip.transform, clip.sampler.num_frames
+  frames = T * getattr(clip, 'clips', 1)
+  crops = (transform.crops,) if getattr(transform, 'crops', 1) > 1 else ()
+  return np.zeros((*crops, frames, transform.image_size, transform.image_size, 3), np.uint8)
 
 
-def _rows_per_host(source: Source, batch_size: int, host_index: int, host_count: int) -> int:
+def _rows_per_host(
+  source: Source, batch_size: int, host_index: int, host_count: int, repeats: int = 1
+) -> int:
   if not len(source):
     raise ValueError('there are no videos to read; the annotation file lists none')
-  if batch_size < 1 or batch_size % host_count:
-    raise ValueError(f'batch_size={batch_size} must be a positive multiple of {host_count} hosts')
+  if repeats < 1:
+    raise ValueError(f'repeats must be at least 1, found {repeats}')
+  if batch_size < 1 or batch_size % (host_count * repeats):
+    each = f' x repeats={repeats}' if repeats > 1 else ''
+    raise ValueError(
+      f'batch_size={batch_size} must be a positive multiple of {host_count} hosts{each}'
+    )
   if not 0 <= host_index < host_count:
     raise ValueError(f'host_index must be in 0..{host_count - 1}, found {host_index}')
   return batch_size // host_count

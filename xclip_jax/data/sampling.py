@@ -1,12 +1,56 @@
 """Which frames of a video a clip is made of."""
 
+import dataclasses
 from collections.abc import Callable
 
 import numpy as np
 
+Randint = Callable[..., np.ndarray]  # `Generator.integers` or `RandomState.randint`
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+  """Choose the frames of a clip, or of several clips of one video.
+
+  Fields:
+    num_frames: T.
+    sampling: 'sparse' (T frames that span the whole video, the reference) or 'dense' (T frames
+      `stride` apart, in a window of the video).
+    stride: of dense clips, in frames.
+    views: how evaluation draws more than one clip: 'centred' (spread evenly, always the same) or
+      'reference' (each as in training).
+  """
+
+  num_frames: int
+  sampling: str = 'sparse'
+  stride: int = 1
+  views: str = 'centred'
+
+  def __post_init__(self):
+    if self.sampling not in ('sparse', 'dense'):
+      raise ValueError(f"sampling must be 'sparse' or 'dense', found {self.sampling!r}")
+    if self.stride < 1:
+      raise ValueError(f'stride must be at least 1 frame, found {self.stride}')
+    if self.views not in ('centred', 'reference'):
+      raise ValueError(f"views must be 'centred' or 'reference', found {self.views!r}")
+
+  def train(self, num_video_frames: int, randint: Randint) -> np.ndarray:
+    """Draw one clip: int [T]."""
+    if self.sampling == 'dense':
+      return dense_train_indices(num_video_frames, self.num_frames, self.stride, randint)
+    return train_indices(num_video_frames, self.num_frames, randint)
+
+  def test(self, num_video_frames: int, clips: int, randint: Randint) -> np.ndarray:
+    """Take `clips` clips: int [clips, T]; only 'reference' views of several use randint."""
+    if clips > 1 and self.views == 'reference':
+      return np.stack([self.train(num_video_frames, randint) for _ in range(clips)])
+    if self.sampling == 'dense':
+      return dense_test_indices(num_video_frames, self.num_frames, self.stride, clips)
+    return view_indices(num_video_frames, self.num_frames, clips)
+
 
 def train_indices(
-  num_video_frames: int, num_frames: int, randint: Callable[..., np.ndarray]
+  num_video_frames: int, num_frames: int, randint: Randint
 ) -> np.ndarray:
   """Draw one frame from each of T equal segments, as the reference does in training.
 
@@ -33,3 +77,46 @@ def test_indices(num_video_frames: int, num_frames: int) -> np.ndarray:
   """Take the middle frame of each of T equal segments: int [T]."""
   segment = num_video_frames / num_frames
   return (np.arange(num_frames) * segment + segment / 2).astype(int)
+
+
+def view_indices(num_video_frames: int, num_frames: int, clips: int) -> np.ndarray:
+  """Cut each of T equal segments into `clips` parts; clip v takes the middle of the v-th of each.
+
+  The clips together are spread evenly over the video; one clip is `test_indices`.
+
+  Returns:
+    int [clips, T].
+  """
+  return test_indices(num_video_frames, num_frames * clips).reshape(num_frames, clips).T
+
+
+def dense_train_indices(
+  num_video_frames: int, num_frames: int, stride: int, randint: Randint
+) -> np.ndarray:
+  """Draw a window of T frames that are `stride` apart, any that fits being equally likely.
+
+  Where none fits it starts at frame 0, and the last frame of the video is repeated.
+
+  Returns:
+    int [T], each in 0..num_video_frames-1.
+  """
+  spare = max(num_video_frames - (num_frames - 1) * stride - 1, 0)
+  return _window(randint(spare + 1, size=1), num_frames, stride, num_video_frames)[0]
+
+
+def dense_test_indices(
+  num_video_frames: int, num_frames: int, stride: int, clips: int = 1
+) -> np.ndarray:
+  """Spread `clips` windows of T frames, `stride` apart, evenly; one is in the middle.
+
+  Returns:
+    int [clips, T]; a short video as in `dense_train_indices`.
+  """
+  spare = max(num_video_frames - (num_frames - 1) * stride - 1, 0)
+  starts = ((np.arange(clips) + 0.5) * spare / clips).astype(int)
+  return _window(starts, num_frames, stride, num_video_frames)
+
+
+def _window(starts: np.ndarray, num_frames: int, stride: int, num_video_frames: int) -> np.ndarray:
+  frames = np.asarray(starts)[:, None] + stride * np.arange(num_frames)          # [clips, T]
+  return np.minimum(frames, num_video_frames - 1)
