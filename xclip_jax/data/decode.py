@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator
 import av
 import numpy as np
 
-from xclip_jax.data import shards
+from xclip_jax.data import packets, shards
 
 # Where timestamps identify frames. Everywhere else (AVI, MPEG) frames are counted one by one.
 _TIMED_CONTAINERS = {'mp4', 'webm'}
 _TIMED_CODECS = {'h264', 'hevc', 'vp8', 'vp9', 'av1'}
+_NEVER_SKIP = {'av1'}  # whose decoder settles with its first packet, for good, what to skip
 
 
 _MAX_STUCK = 16  # threads of one process that may hang in a read
@@ -99,30 +100,28 @@ def _in_time(work: Callable[[], np.ndarray], seconds: float, message: str) -> np
 
 
 def _read(file, choose: Callable[[int], np.ndarray], check: Callable[[], None]) -> np.ndarray:
-  with _demuxed(file, check) as (name, stream, packets):
-    wanted = [int(i) for i in choose(_count(packets))]
-    frames = _by_timestamp(stream, packets, set(wanted), check)
+  with _demuxed(file, check) as (name, stream, demuxed):
+    shown = _shown(stream, demuxed, check)
+    if not shown:
+      raise VideoError(f'{name}: none of its {len(demuxed)} video packets is a picture to show')
+    wanted = [int(i) for i in choose(len(shown))]
+    frames = _by_timestamp(stream, demuxed, shown, set(wanted), check)
     if frames is None:
-      frames, count = _by_counting(stream, packets, set(wanted), check)
+      frames, count = _by_counting(stream, demuxed, set(wanted), check)
       if count and len(frames) < len(set(wanted)):
         wanted = [int(i) for i in choose(count)]
-        frames, _ = _by_counting(stream, packets, set(wanted), check)
+        frames, _ = _by_counting(stream, demuxed, set(wanted), check)
     if not set(wanted) <= frames.keys():
-      raise VideoError(f'{name}: none of its {len(packets)} video packets can be decoded')
+      raise VideoError(f'{name}: none of its {len(demuxed)} video packets can be decoded')
     if len({frame.shape for frame in frames.values()}) > 1:
       raise VideoError(f'{name}: the picture changes its size midway; re-encode it to one size')
     return np.stack([frames[i] for i in wanted])
 
 
 def count_frames(file: str | os.PathLike | bytes | io.BytesIO) -> int:
-  """Count the frames a video shows, without decoding; VideoError as in `read_video`."""
-  with _demuxed(file, lambda: None) as (_, _, packets):
-    return _count(packets)
-
-
-def _count(packets: list[av.Packet]) -> int:
-  # Edit lists mark packets that are needed to decode others but never shown.
-  return sum(not packet.is_discard for packet in packets)
+  """Count the frames a video shows, without decoding it; VideoError as in `read_video`."""
+  with _demuxed(file, lambda: None) as (_, stream, demuxed):
+    return len(_shown(stream, demuxed, lambda: None))
 
 
 @contextlib.contextmanager
@@ -147,39 +146,68 @@ def _demuxed(
       # with the interpreter lock. For the same reason nothing here may touch av.logging.
       stream.codec_context.thread_type = 'NONE'
       stream.codec_context.thread_count = 1
-      packets = []
+      demuxed = []
       for packet in container.demux(stream):
         check()
         if packet.size:
-          packets.append(packet)
-      if not _count(packets):
+          demuxed.append(packet)
+      if all(packet.is_discard for packet in demuxed):
         raise VideoError(f'{name}: has a video stream without frames')
-      yield name, stream, packets
+      yield name, stream, demuxed
   except (av.FFmpegError, OSError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise VideoError(f'{name}: cannot be read as a video ({reason})') from error
 
 
+def _is_timed(stream: av.video.stream.VideoStream, demuxed: list[av.Packet]) -> bool:
+  """Tell whether timestamps identify the pictures of the packets."""
+  decoder = stream.codec_context
+  times = [packet.pts for packet in demuxed]
+  return (
+    not _TIMED_CONTAINERS.isdisjoint(stream.container.format.name.split(','))
+    and decoder.codec.canonical_name in _TIMED_CODECS
+    and None not in times
+    and len(set(times)) == len(times)
+    # Some phones copy decoding times: in order, although the pictures are not.
+    and not (decoder.has_b_frames and times == sorted(times))
+  )
+
+
+def _shown(
+  stream: av.video.stream.VideoStream, demuxed: list[av.Packet], check: Callable[[], None]
+) -> list[av.Packet]:
+  """Select the packets whose pictures a full decode shows."""
+  decoder = stream.codec_context
+  shown = [packet for packet in demuxed if packets.is_shown(decoder, packet)]
+  if not shown or not _is_timed(stream, demuxed):
+    return shown
+  # What was cut out of a longer file without encoding may start with pictures that need some from
+  # before the cut. How many of them are lost is told by the first that comes out.
+  start = demuxed[0]
+  if packets.starts_group(decoder, start) and all(packet.pts >= start.pts for packet in shown):
+    return shown
+  first = None
+  for packet in [*demuxed, None]:
+    check()
+    if frames := decoder.decode(packet):
+      first = frames[0].pts
+      break
+  decoder.flush_buffers()
+  return shown if first is None else [packet for packet in shown if packet.pts >= first]
+
+
 def _by_timestamp(
-  stream: av.video.stream.VideoStream, packets: list[av.Packet], wanted: set[int],
-  check: Callable[[], None],
+  stream: av.video.stream.VideoStream, demuxed: list[av.Packet], shown: list[av.Packet],
+  wanted: set[int], check: Callable[[], None],
 ) -> dict[int, np.ndarray] | None:
   """Decode as little as the wanted frames need; None where timestamps cannot be trusted."""
-  decoder = stream.codec_context
-  containers = set(stream.container.format.name.split(','))
-  times = [packet.pts for packet in packets]
-  if (
-    not containers & _TIMED_CONTAINERS
-    or decoder.codec.canonical_name not in _TIMED_CODECS
-    or None in times
-    or len(set(times)) < len(times)
-    # Some phones copy decoding times: in order, although the pictures are not.
-    or (decoder.has_b_frames and times == sorted(times))
-  ):
+  if not _is_timed(stream, demuxed):
     return None
-  shown = sorted(packet.pts for packet in packets if not packet.is_discard)
-  index_of = {shown[i]: i for i in wanted}
-  keys = [i for i, p in enumerate(packets) if p.is_keyframe]
+  decoder = stream.codec_context
+  skips = decoder.codec.canonical_name not in _NEVER_SKIP
+  times = sorted(packet.pts for packet in shown)
+  index_of = {times[i]: i for i in wanted}
+  keys = [i for i, p in enumerate(demuxed) if p.is_keyframe]
   frames = {}
   position, latest = 0, None
   for target in sorted(index_of):
@@ -187,30 +215,35 @@ def _by_timestamp(
       continue
     # Leading pictures of an open group come after its key packet but before it in time, so the
     # key to start from is found by time.
-    start = max((k for k in keys if packets[k].pts <= target), default=0)
+    start = next((
+      k for k in reversed(keys)
+      if demuxed[k].pts <= target and packets.starts_group(decoder, demuxed[k])
+    ), 0)
     if start > position:
       decoder.flush_buffers()
       position, latest = start, None
     while index_of[target] not in frames:
       check()
-      if position > len(packets):
+      if position > len(demuxed):
         return None
-      packet = packets[position] if position < len(packets) else None  # None: drain the decoder
+      packet = demuxed[position] if position < len(demuxed) else None  # None: drain the decoder
       # No picture depends on a non-reference picture, so leaving out unwanted ones is exact.
-      unwanted = packet is not None and packet.pts not in index_of
+      unwanted = skips and packet is not None and packet.pts not in index_of
       decoder.skip_frame = 'NONREF' if unwanted else 'DEFAULT'
       for frame in decoder.decode(packet):
-        if frame.pts is None or (latest is not None and frame.pts <= latest):
+        if frame.pts is None or (latest is not None and frame.pts <= latest) or frame.is_corrupt:
           return None
         latest = frame.pts
         if frame.pts in index_of:
           frames[index_of[frame.pts]] = _to_rgb(frame)
+      if latest is not None and latest > target and index_of[target] not in frames:
+        return None
       position += 1
   return frames
 
 
 def _by_counting(
-  stream: av.video.stream.VideoStream, packets: list[av.Packet], wanted: set[int],
+  stream: av.video.stream.VideoStream, demuxed: list[av.Packet], wanted: set[int],
   check: Callable[[], None],
 ) -> tuple[dict[int, np.ndarray], int]:
   """Decode from the start to the last wanted frame; also how many frames came out."""
@@ -218,7 +251,7 @@ def _by_counting(
   decoder.flush_buffers()
   decoder.skip_frame = 'DEFAULT'
   frames, count = {}, 0
-  for packet in [*packets, None]:
+  for packet in [*demuxed, None]:
     check()
     for frame in decoder.decode(packet):
       if count in wanted:
