@@ -172,7 +172,7 @@ def _hide_vp9(packets: list[av.Packet]) -> list[av.Packet]:
 
 
 _HIDDEN = (9, 24)                                     # of VP8, neither a key picture
-_X264 = {'bf': '3', 'g': '12', 'sc_threshold': '0'}
+_X264 = {'bf': '3', 'g': '12', 'sc_threshold': '0', 'mbtree': '0'}   # with mbtree: never the same
 _X265 = {'x265-params': 'keyint=12:bframes=3:scenecut=0:pools=none:frame-threads=1:log-level=none'}
 _OPEN_X264 = _X264 | {'x264-params': 'open-gop=1'}
 _OPEN_X265 = {'x265-params': _X265['x265-params'] + ':open-gop=1'}
