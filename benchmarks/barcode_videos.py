@@ -131,19 +131,36 @@ def _show_when_decoded(packets: list[av.Packet]) -> list[av.Packet]:
 
 
 def _pack(packets: list[av.Packet]) -> list[av.Packet]:
-  """Put each B-picture of MPEG-4 into the packet of the picture before it, as XviD does in AVI.
+  """Put the first of each run of B-pictures into the packet before it, as XviD does in AVI.
 
-  In its place comes a picture that is 'not coded', a few bytes long.
+  The others follow, and then a picture that is 'not coded', a few bytes long.
   """
+  data = [_say_packed(bytes(packet)) for packet in packets]
+  is_b = [x[x.index(_VOP) + 4] >> 6 == 2 for x in data] + [False]     # 0: I, 1: P, 2: B
   packed = []
   for i, packet in enumerate(packets):
-    data = _say_packed(bytes(packet))
-    if data[data.index(_VOP) + 4] >> 6 == 2:          # 0: I, 1: P, 2: B
-      packed[-1] = _packet(bytes(packed[-1]) + data, packed[-1])
-      data = _not_coded(i)
-    packed.append(_packet(data, packet))
-    packed[-1].dts = packed[-1].pts = i
-  return packed
+    if is_b[i] and not is_b[i - 1]:
+      packed[-1] = _packet(bytes(packed[-1]) + data[i], packed[-1])
+    else:
+      packed.append(_packet(data[i], packet))
+    if is_b[i] and not is_b[i + 1]:
+      packed.append(_packet(_not_coded(i), packet))
+  return _one_a_tick(packed)
+
+
+def _one_a_tick(packets: list[av.Packet]) -> list[av.Packet]:
+  for i, packet in enumerate(packets):
+    packet.dts = packet.pts = i
+    packet.is_keyframe &= packet.size > len(_not_coded(0))
+  return packets
+
+
+def _repeat(packets: list[av.Packet]) -> list[av.Packet]:
+  """Add pictures that are 'not coded', as XviD writes where nothing changes; players skip them."""
+  longer = []
+  for i, packet in enumerate(packets):
+    longer += [packet, _packet(_not_coded(i), packet)] if i % 10 in (4, 5) else [packet]
+  return _one_a_tick(longer)
 
 
 def _say_packed(data: bytes) -> bytes:
@@ -223,6 +240,12 @@ KINDS = {
   'MPEG-4 AVI, DX50, B-frames': Kind('a.avi', 'mpeg4', _MPEG4, tag='DX50'),
   'MPEG-4 AVI, XVID, packed B-frames': Kind(
     'a.avi', 'mpeg4', _MPEG4 | {'bf': '1'}, tag='XVID', rearrange=_pack),
+  'MPEG-4 AVI, XVID, packed pairs of B-frames': Kind(
+    'a.avi', 'mpeg4', _MPEG4, tag='XVID', rearrange=_pack),
+  'MPEG-4 AVI, XVID, repeated pictures': Kind(
+    'a.avi', 'mpeg4', _MPEG4 | {'bf': '0'}, tag='XVID', rearrange=_repeat),
+  'MPEG-4 AVI, XVID, packed and repeated': Kind(
+    'a.avi', 'mpeg4', _MPEG4, tag='XVID', rearrange=lambda x: _repeat(_pack(x))),
   'MPEG-4 AVI, odd size': Kind('a.avi', 'mpeg4', _MPEG4, height=63, width=97),
   'MPEG-4 in MP4': Kind('a.mp4', 'mpeg4', _MPEG4),
   'MPEG-1 in MPEG-PS': Kind('a.mpg', 'mpeg1video', _MPEG2, fps=25),

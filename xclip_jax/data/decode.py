@@ -178,7 +178,7 @@ def _shown(
 ) -> list[av.Packet]:
   """Select the packets whose pictures a full decode shows."""
   decoder = stream.codec_context
-  shown = [packet for packet in demuxed if packets.is_shown(decoder, packet)]
+  shown = packets.shown(decoder, demuxed)
   if not shown or not _is_timed(stream, demuxed):
     return shown
   # What was cut out of a longer file without encoding may start with pictures that need some from
