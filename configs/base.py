@@ -113,7 +113,8 @@ def get_config() -> config_dict.ConfigDict:
   c.eval = config_dict.ConfigDict()
   c.eval.every_steps = 0                  # 0: every epoch
   c.eval.batch_size = 64
-  c.eval.clips = 1                        # clips a video, probabilities averaged
+  c.eval.clips = 1                        # clips a video, probabilities averaged; at the end of a
+                                          # run and with --mode eval, in between there is one view
   c.eval.views = 'centred'                # of several: centred | reference (drawn as in training)
   c.eval.crops = 1                        # of each clip: 1 (centre) | 3
   c.eval.checkpoint = 'latest'            # what --mode eval reads: latest | best
