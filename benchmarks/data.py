@@ -1,17 +1,23 @@
-"""How many clips a second does one core decode, and are they the right frames?
+"""How fast do clips get from a file to the device, and are they the right frames?
 
   python benchmarks/data.py                                     # ours, and what is installed
   python benchmarks/data.py --rounds 20 --out data.jsonl --plot data.png
 
-Files of 340 x 256 pixels are made for this, with a number painted into every frame. In each round
-every reader takes 8 frames of every file, one after another in turns, and crops them to 224 x 224;
-the frames are those of a random training clip, the same for all. Figures are medians of process CPU
-time, all threads together. decord, torchcodec and OpenCV take part if they can be imported.
+One core: files are made for this, with a number painted into every frame. In each round every
+reader takes 8 frames of every file, one after another in turns, and crops them to 224 x 224; the
+frames are those of a random training clip, the same for all. Figures are medians of process CPU
+time, all threads together. decord, torchcodec and OpenCV take part if they can be imported. The
+long-GOP file also takes part as `xclip data prepare` stores it, in ArrayRecord.
+
+All cores: batches of augmented clips through the training pipeline, by wall clock, for several
+numbers of worker processes and threads. Then the bytes that go to the device, as uint8 and as what
+normalising on the host would make of them.
 """
 
 import argparse
 import fractions
 import importlib.metadata
+import itertools
 import json
 import os
 import platform
@@ -26,17 +32,28 @@ os.environ.setdefault('OPENCV_FFMPEG_CAPTURE_OPTIONS', 'threads;1')  # before cv
 import av
 import cv2
 import numpy as np
+from array_record.python import array_record_module
 
-from xclip_jax.data import augment, decode, sampling
+from xclip_jax.data import augment, decode, encode, pipeline, sampling, source
 
-HEIGHT, WIDTH, FRAMES, FPS, T, BITS = 256, 340, 250, 25, 8, 8
-FILES = {
-  'long GOP, B-frames': ('a.mp4', 'libx264', {'g': '250', 'bf': '3', 'crf': '23'}),
-  'long GOP': ('b.mp4', 'libx264', {'g': '250', 'bf': '0', 'crf': '23'}),
-  'GOP 12': ('c.mp4', 'libx264', {'g': '12', 'bf': '0', 'crf': '23'}),
-  'MPEG-4 avi': ('d.avi', 'mpeg4', {'g': '250', 'bf': '0', 'qscale': '4'}),
-  'MPEG-4 avi, B-frames': ('e.avi', 'mpeg4', {'g': '12', 'bf': '2', 'qscale': '4'}),
+FRAMES, FPS, T, SIZE, BITS = 250, 25, 8, 224, 8
+LONG_GOP = {'g': '250', 'bf': '3', 'crf': '23'}
+FILES = {  # width, height, file, codec, options
+  'long GOP, B-frames': (340, 256, 'a.mp4', 'libx264', LONG_GOP),
+  'long GOP': (340, 256, 'b.mp4', 'libx264', {'g': '250', 'bf': '0', 'crf': '23'}),
+  'GOP 12': (340, 256, 'c.mp4', 'libx264', {'g': '12', 'bf': '0', 'crf': '23'}),
+  '640 x 480': (640, 480, 'd.mp4', 'libx264', LONG_GOP),
+  '1280 x 720': (1280, 720, 'e.mp4', 'libx264', LONG_GOP),
+  'VP9': (340, 256, 'f.webm', 'libvpx-vp9', {'g': '250', 'deadline': 'realtime', 'cpu-used': '8'}),
+  'MPEG-4 avi': (340, 256, 'g.avi', 'mpeg4', {'g': '250', 'bf': '0', 'qscale': '4'}),
+  'MPEG-4 avi, B-frames': (340, 256, 'h.avi', 'mpeg4', {'g': '12', 'bf': '2', 'qscale': '4'}),
 }
+RAW = 'long GOP, B-frames'
+PREPARED = {
+  'prepared, H.264': encode.Encoding('h264'),
+  'prepared, JPEG': encode.Encoding('jpeg'),
+}
+POOLS = ((0, 1), (0, 2), (0, 4), (1, 2), (2, 1), (2, 2), (4, 1))     # (worker processes, threads)
 Reader = Callable[[str, np.ndarray], np.ndarray]  # path, indices [T] -> uint8 [T, H, W, 3]
 
 
@@ -49,17 +66,23 @@ def main() -> None:
   parser.add_argument('--plot', help='.png of clips a second')
   arguments = parser.parse_args()
   cv2.setNumThreads(1)
-  readers = {'ours': read_ours} | peers()
+  lines, rows = [about()], []
+  print(json.dumps(lines[0]))
   with tempfile.TemporaryDirectory(prefix='data') as folder:
-    paths = {name: write_video(Path(folder) / file, codec, options)
-             for name, (file, codec, options) in FILES.items()}
-    rows = measure(readers, paths, arguments.rounds)
-    rows += [{'file': name, 'stages': stages(path, arguments.rounds)}
-             for name, path in paths.items()]
-  lines = [json.dumps(about())] + [json.dumps(row) for row in rows]
-  print('\n'.join(lines))
+    paths = {name: write_video(Path(folder), *about_it) for name, about_it in FILES.items()}
+    numbers = {name: list(range(FRAMES)) for name in paths}
+    for name, encoding in PREPARED.items():
+      paths[name], numbers[name], row = prepare(Path(folder), paths[RAW], name, encoding)
+      rows.append(row)
+    rows += measure({'ours': read_ours} | peers(), paths, numbers, arguments.rounds)
+    rows += [
+      {'file': name, 'stages': stages(path, arguments.rounds)} for name, path in paths.items()]
+    rows += scaling({name: paths[name] for name in (RAW, *PREPARED)})
+    rows += device_bytes()
+  lines += rows
+  print('\n'.join(map(json.dumps, rows)))
   if arguments.out:
-    Path(arguments.out).write_text('\n'.join(lines) + '\n')
+    Path(arguments.out).write_text('\n'.join(map(json.dumps, lines)) + '\n')
   print_tables(rows)
   if arguments.plot:
     plot(rows, arguments.plot)
@@ -104,17 +127,39 @@ def read_opencv(path: str, indices: np.ndarray) -> np.ndarray:
   return np.stack([frames[i] for i in indices.tolist()])
 
 
+def prepare(
+  folder: Path, path: str, name: str, encoding: encode.Encoding
+) -> tuple[str, list[int], dict[str, object]]:
+  """Store a file as a record; returns its path, the numbers of its frames, and what it took."""
+  begin = time.process_time()
+  stored = encode.encode(path, encoding)
+  seconds = time.process_time() - begin
+  shard = folder / f'{encoding.format}.array_record'
+  writer = array_record_module.ArrayRecordWriter(str(shard), 'group_size:1,uncompressed')
+  writer.write(stored.content)
+  writer.close()
+  tick = lambda number: number * encoding.fps // FPS  # a frame is stored where a tick begins
+  numbers = [n for n in range(FRAMES) if encoding.format == 'h264' or tick(n) > tick(n - 1)]
+  return f'{shard}/0', numbers, {
+    'file': name, 'bytes': len(stored.content), 'bytes_before': os.path.getsize(path),
+    'frames': stored.num_frames, 'psnr_db': round(stored.psnr, 1),
+    'cpu_seconds_to_prepare': round(seconds, 2),
+  }
+
+
 def measure(
-  readers: dict[str, Reader], paths: dict[str, str], rounds: int
+  readers: dict[str, Reader], paths: dict[str, str], numbers: dict[str, list[int]], rounds: int
 ) -> list[dict[str, object]]:
   """A row for each reader and file; the first round, which warms up, is not counted."""
-  transform, rng = augment.EvalTransform(224), np.random.default_rng(0)
-  seconds = {(reader, file): [] for reader in readers for file in paths}
-  wrong, failed = dict.fromkeys(seconds, 0), {}
+  transform, rng = augment.EvalTransform(SIZE), np.random.default_rng(0)
+  pairs = [(name, file) for file in paths for name in readers
+           if name == 'ours' or file not in PREPARED]
+  seconds = {pair: [] for pair in pairs}
+  wrong, failed = dict.fromkeys(pairs, 0), {}
   for number in range(rounds + 1):
     for file, path in paths.items():
-      indices = sampling.train_indices(FRAMES, T, rng.integers)
-      order = list(readers)
+      indices = sampling.train_indices(len(numbers[file]), T, rng.integers)
+      order = [name for name, other in pairs if other == file]
       for name in order[number % len(order):] + order[:number % len(order)]:
         begin = time.process_time()
         try:
@@ -126,7 +171,7 @@ def measure(
         if number:
           seconds[name, file].append(time.process_time() - begin)
           wrong[name, file] += sum(
-            read_number(x) != i for x, i in zip(frames, indices.tolist(), strict=True))
+            read_number(x) != numbers[file][i] for x, i in zip(frames, indices, strict=True))
   return [
     {'reader': name, 'file': file, 'error': failed[name, file]} if (name, file) in failed else {
       'reader': name, 'file': file,
@@ -138,6 +183,52 @@ def measure(
     }
     for (name, file), taken in seconds.items()
   ]
+
+
+def scaling(paths: dict[str, str], batch_size: int = 8, seconds: float = 6.0) -> list[dict]:
+  """Clips a second of the training pipeline, by wall clock, after the workers have started."""
+  transform = augment.TrainTransform(SIZE, 'multiscale', 0.5, 0.8, 0.2)
+  classes = source.ClassList(('any',), (None,))
+  rows = []
+  for (file, path), (workers, threads) in itertools.product(paths.items(), POOLS):
+    videos = source.VideoList([source.Example(path, 0)] * 64, classes)
+    with pipeline.train_batches(
+      videos, transform, num_frames=T, batch_size=batch_size, seed=0, workers=workers,
+      threads=threads,
+    ) as batches:
+      # What was read ahead while workers started would count as if it had taken no time.
+      for _ in range(2 + 2 * max(1, workers) * threads):
+        next(batches)
+      begin, count = time.monotonic(), 0
+      while time.monotonic() < begin + seconds:
+        next(batches)
+        count += batch_size
+      rate = count / (time.monotonic() - begin)
+    rows.append({
+      'file': file, 'workers': workers, 'threads': threads, 'clips_per_second': round(rate, 1)})
+  return rows
+
+
+def device_bytes(batch_size: int = 32, rounds: int = 10) -> list[dict[str, object]]:
+  """What a batch weighs on its way to the device, and the time a copy takes here."""
+  import jax
+
+  rng, rows = np.random.default_rng(0), []
+  clips = rng.integers(0, 256, (batch_size, T, SIZE, SIZE, 3), np.uint8)
+  batches = {'uint8': clips, 'float32, normalised on the host': clips.astype(np.float32)}
+  taken = {name: [] for name in batches}
+  for _ in range(rounds + 1):
+    for name, batch in batches.items():
+      begin = time.perf_counter()
+      jax.block_until_ready(jax.numpy.array(batch))
+      taken[name].append(time.perf_counter() - begin)
+  for name, batch in batches.items():
+    rows.append({
+      'to_device': name, 'device': jax.devices()[0].device_kind,
+      'megabytes_per_clip': round(batch.nbytes / batch_size / 1e6, 2),
+      'ms_per_batch': round(1e3 * statistics.median(taken[name][1:]), 2), 'batch_size': batch_size,
+    })
+  return rows
 
 
 def stages(path: str, rounds: int) -> dict[str, float]:
@@ -173,22 +264,25 @@ def stages(path: str, rounds: int) -> dict[str, float]:
   return {name: round(x / sum(spent.values()), 3) for name, x in spent.items()}
 
 
-def write_video(path: Path, codec: str, options: dict[str, str]) -> str:
+def write_video(
+  folder: Path, width: int, height: int, name: str, codec: str, options: dict[str, str]
+) -> str:
   """A textured picture that pans, numbered by eight bars along its upper edge."""
-  rng = np.random.default_rng(0)
-  scene = cv2.resize(rng.integers(0, 256, (80, 200, 3), np.uint8), (1400, 560))
-  grain = rng.integers(-6, 7, (HEIGHT, WIDTH, 3), np.int16)
+  rng, zoom = np.random.default_rng(0), height / 256
+  scene = cv2.resize(rng.integers(0, 256, (80, 200, 3), np.uint8), None, fx=7 * zoom, fy=7 * zoom)
+  grain = rng.integers(-6, 7, (height, width, 3), np.int16)
+  path = folder / name
   with av.open(str(path), 'w') as container:
     stream = container.add_stream(codec, rate=FPS, options=options)
-    stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, 'yuv420p'
+    stream.width, stream.height, stream.pix_fmt = width, height, 'yuv420p'
     stream.codec_context.thread_count = 1
     if codec == 'mpeg4':
       stream.codec_context.codec_tag = 'XVID'
     for number in range(FRAMES):
-      x, y = 4 * number, 150 + int(140 * np.sin(number / 25))
-      frame = scene[y:y + HEIGHT, x:x + WIDTH] + np.roll(grain, 7 * number, axis=1)
+      x, y = int(4 * zoom * number), int(zoom * (150 + 140 * np.sin(number / 25)))
+      frame = scene[y:y + height, x:x + width] + np.roll(grain, 7 * number, axis=1)
       bars = number >> np.arange(BITS)[::-1] & 1
-      frame[:32] = np.where(bars, 220, 30)[np.arange(WIDTH) * BITS // WIDTH][None, :, None]
+      frame[:height // 8] = np.where(bars, 220, 30)[np.arange(width) * BITS // width][:, None]
       picture = av.VideoFrame.from_ndarray(np.clip(frame, 0, 255).astype(np.uint8), format='rgb24')
       picture.pts, picture.time_base = number, fractions.Fraction(1, FPS)
       container.mux(stream.encode(picture))
@@ -197,7 +291,7 @@ def write_video(path: Path, codec: str, options: dict[str, str]) -> str:
 
 
 def read_number(frame: np.ndarray) -> int:
-  profile = frame[4:28].mean((0, 2))                                     # [W]
+  profile = frame[len(frame) // 64:len(frame) // 9].mean((0, 2))           # [W]
   bars = profile[((np.arange(BITS) + 0.5) * len(profile) / BITS).astype(int)] > 125
   return int((bars << np.arange(BITS)[::-1]).sum())
 
@@ -221,35 +315,62 @@ def about() -> dict[str, object]:
 
 
 def print_tables(rows: list[dict]) -> None:
-  print(f'\n{"clips a second and core":28}{"reader":>12}{"median":>9}{"wrong frames":>16}')
+  titles = f'{"bytes / before":>16}{"frames":>8}{"PSNR, dB":>10}{"CPU s":>8}'
+  print(f'\n{"stored as":24}{titles}')
+  for row in (row for row in rows if 'bytes' in row):
+    print(f'{row["file"]:24}{row["bytes"] / row["bytes_before"]:16.0%}{row["frames"]:8}'
+          f'{row["psnr_db"]:10}{row["cpu_seconds_to_prepare"]:8}')
+  print(f'\n{"clips a second and core":24}{"reader":>12}{"median":>9}{"wrong frames":>16}')
   for row in (row for row in rows if 'reader' in row):
     if 'error' in row:
-      print(f'{row["file"]:28}{row["reader"]:>12}   {row["error"]}')
+      print(f'{row["file"]:24}{row["reader"]:>12}   {row["error"]}')
       continue
     wrong = f'{row["wrong_frames"]} of {row["frames"]}'
-    print(f'{row["file"]:28}{row["reader"]:>12}{row["clips_per_second_per_core"]:9}{wrong:>16}')
-  print(f'\n{"share of our time":28}' + ''.join(f'{x:>10}' for x in rows[-1]['stages']))
-  for row in (row for row in rows if 'stages' in row):
-    print(f'{row["file"]:28}' + ''.join(f'{x:10.0%}' for x in row['stages'].values()))
+    print(f'{row["file"]:24}{row["reader"]:>12}{row["clips_per_second_per_core"]:9}{wrong:>16}')
+  shares = [row for row in rows if 'stages' in row]
+  print(f'\n{"share of our time":24}' + ''.join(f'{x:>10}' for x in shares[0]['stages']))
+  for row in shares:
+    print(f'{row["file"]:24}' + ''.join(f'{x:10.0%}' for x in row['stages'].values()))
+  print(f'\n{"clips a second":24}' + ''.join(f'{f"{w} x {t}":>8}' for w, t in POOLS)
+        + '   workers x threads')
+  for file in (RAW, *PREPARED):
+    print(f'{file:24}' + ''.join(
+      f'{row["clips_per_second"]:8}' for row in rows if 'workers' in row and row['file'] == file))
+  print(f'\n{"to the device":34}{"MB a clip":>10}{"ms a batch":>12}')
+  for row in (row for row in rows if 'to_device' in row):
+    print(f'{row["to_device"]:34}{row["megabytes_per_clip"]:10}{row["ms_per_batch"]:12}')
 
 
 def plot(rows: list[dict], path: str) -> None:
+  """Bars: clips a second and core for each reader and file; lines: scaling over workers."""
   from matplotlib import pyplot as plt
 
-  rows = [row for row in rows if 'cpu_ms' in row]
-  readers = list(dict.fromkeys(row['reader'] for row in rows))
-  figure, axes = plt.subplots(figsize=(9, 4), layout='constrained')
+  figure, (left, right) = plt.subplots(
+    1, 2, figsize=(13, 4.5), layout='constrained', width_ratios=(2, 1))
+  measured = [row for row in rows if 'cpu_ms' in row]
+  readers = list(dict.fromkeys(row['reader'] for row in measured))
+  files = [*FILES, *PREPARED]
   for i, reader in enumerate(readers):
-    for row in (row for row in rows if row['reader'] == reader):
-      place = list(FILES).index(row['file']) + (i - (len(readers) - 1) / 2) * 0.8 / len(readers)
-      right = not row['wrong_frames']
-      axes.bar(place, row['clips_per_second_per_core'], 0.8 / len(readers), color=f'C{i}',
-               alpha=1 if right else 0.3, hatch=None if right else '//')
-    axes.bar(0, 0, color=f'C{i}', label=reader)
-  axes.bar(0, 0, color='gray', alpha=0.3, hatch='//', label='some frames are wrong')
-  axes.set_xticks(range(len(FILES)), list(FILES))
-  axes.set_ylabel('clips / s / core')
-  axes.legend()
+    for row in (row for row in measured if row['reader'] == reader):
+      place = files.index(row['file']) + (i - (len(readers) - 1) / 2) * 0.8 / len(readers)
+      exact = not row['wrong_frames']
+      left.bar(place, row['clips_per_second_per_core'], 0.8 / len(readers), color=f'C{i}',
+               alpha=1 if exact else 0.3, hatch=None if exact else '//')
+    left.bar(0, 0, color=f'C{i}', label=reader)
+  left.bar(0, 0, color='gray', alpha=0.3, hatch='//', label='some frames are wrong')
+  left.set_xticks(range(len(files)), [name.replace(', ', ',\n') for name in files], fontsize=8)
+  left.set(ylabel='clips / s / core', yscale='log', title='One core, 8 frames of 250')
+  left.yaxis.set_major_formatter('{x:g}')
+  left.legend()
+  for file in (RAW, *PREPARED):
+    right.plot(
+      [f'{w} x {t}' for w, t in POOLS],
+      [row['clips_per_second'] for row in rows if 'workers' in row and row['file'] == file],
+      marker='o', label=file)
+  right.set(xlabel='worker processes x threads', ylabel='clips / s', yscale='log', ylim=(10, None),
+            title=f'Training pipeline, {len(os.sched_getaffinity(0))} CPUs')
+  right.yaxis.set_major_formatter('{x:g}')
+  right.legend()
   figure.savefig(path, dpi=120)
 
 

@@ -49,6 +49,8 @@ def get_config() -> config_dict.ConfigDict:
   c.augment.flip = 0.5                    # probability of a mirrored clip; 0 if left/right matter
   c.augment.color_jitter = 0.8            # probability; strengths: the reference's
   c.augment.grayscale = 0.2               # probability
+  c.augment.color_on = 'auto'             # where these two happen: host | device | auto, which is
+                                          # the device unless that is a CPU
   c.augment.rand_augment = 0              # operations of RandAugment on each clip; 0: off
   c.augment.rand_magnitude = 9.0          # their strength, 0..10
   c.augment.erase = 0.0                   # probability of random erasing; 0: off
@@ -111,7 +113,8 @@ def get_config() -> config_dict.ConfigDict:
   c.eval = config_dict.ConfigDict()
   c.eval.every_steps = 0                  # 0: every epoch
   c.eval.batch_size = 64
-  c.eval.clips = 1                        # clips a video, probabilities averaged
+  c.eval.clips = 1                        # clips a video, probabilities averaged; at the end of a
+                                          # run and with --mode eval, in between there is one view
   c.eval.views = 'centred'                # of several: centred | reference (drawn as in training)
   c.eval.crops = 1                        # of each clip: 1 (centre) | 3
   c.eval.checkpoint = 'latest'            # what --mode eval reads: latest | best

@@ -158,14 +158,21 @@ def test_a_broken_file_is_reported_and_the_rest_goes_on(classify, folder, tmp_pa
   assert last == 'xclip: 2 of 6 videos could not be used'
 
 
-def test_an_answer_that_is_no_number_is_a_failure(weights, folder, capsys, monkeypatch):
+def test_an_answer_that_is_no_number_is_a_failure(
+  weights, folder, tmp_path, capsys, monkeypatch
+):
   model = inference.load(weights)
   damaged = dataclasses.replace(model, params=jax.tree.map(lambda x: x * np.nan, model.params))
   monkeypatch.setattr(inference, 'load', lambda *_, **__: damaged)
   code = cli.main(['classify', str(folder / 'a.mp4'), '--weights', 'x', '--labels', 'a, b'])
   captured = capsys.readouterr()
   assert code == 1 and captured.out == ''
-  assert 'a.mp4: the model answers with NaN; its weights are damaged' in captured.err
+  assert 'a.mp4: the model answers with NaN or infinity; its weights are damaged' in captured.err
+  features = tmp_path / 'features.npz'
+  for what in ([str(folder / 'a.mp4')], ['--labels', 'a, b']):
+    command = ['embed', *what, '--weights', 'x', '-o', str(features), '--overwrite']
+    assert cli.main(command) in (1, 2)
+    assert 'answers with NaN or infinity' in capsys.readouterr().err
 
 
 def test_folders_and_globs_give_the_same_as_their_files(classify, folder):

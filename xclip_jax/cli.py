@@ -20,10 +20,7 @@ from xclip_jax import answers, data_cli
 
 # Nothing else at the top: whoever asks for --help, or mistypes a name, should not wait for JAX.
 
-_SUFFIXES = (
-  '.3gp', '.asf', '.avi', '.flv', '.m2ts', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.mts',
-  '.mxf', '.ogv', '.ts', '.vob', '.webm', '.wmv',
-)
+_NOT_FINITE = 'the model answers with NaN or infinity; its weights are damaged'
 _EXAMPLES = """examples:
   xclip classify clip.mp4 --weights runs/demo --labels "a dog running, a cat asleep"
   xclip classify videos/ 'more/*.avi' --weights microsoft/xclip-base-patch32 \\
@@ -99,7 +96,7 @@ def classify(arguments: argparse.Namespace) -> int:
           if table:
             table.show(file, top)
           continue
-        answer = ValueError(f'{file}: the model answers with NaN; its weights are damaged')
+        answer = ValueError(f'{file}: {_NOT_FINITE}')
       failed.append(_failure(file, answer))
     csv_output.write(answers.to_csv(found))
     json_output.write(answers.to_json({
@@ -133,10 +130,14 @@ def embed(arguments: argparse.Namespace) -> int:
     if labels:
       with _refusing():
         arrays |= {'text_features': classifier.embed_text(labels), 'labels': np.array(labels, str)}
+        if not np.isfinite(arrays['text_features']).all():
+          raise ValueError(f'{arguments.weights}: {_NOT_FINITE}')
     features = zip(files, classifier.embed_each(files), strict=True)
     for file, row in _progress(features, len(files), arguments.quiet):
       if isinstance(row, ValueError):
         failed.append(_failure(file, row))
+      elif not np.isfinite(row).all():
+        failed.append(_failure(file, ValueError(f'{file}: {_NOT_FINITE}')))
       else:
         paths.append(file)
         rows.append(row)
@@ -290,6 +291,8 @@ def _labels(arguments: argparse.Namespace) -> list[str]:
 
 def _files(places: Sequence[str]) -> list[str]:
   """Finds the videos of files, folders and globs, each once, in the order they were named."""
+  from xclip_jax.data import formats
+
   found = []
   for place in map(os.path.expanduser, places):
     if not os.path.lexists(place) and glob.has_magic(place):
@@ -299,10 +302,10 @@ def _files(places: Sequence[str]) -> list[str]:
     else:
       matches = [place]
     for match in matches:
-      inside = _videos_in(match) if os.path.isdir(match) else [match]
+      inside = _videos_in(match, formats.SUFFIXES) if os.path.isdir(match) else [match]
       if not inside and len(matches) == 1:
         raise answers.Refused(
-          f'no videos found in {match}: no file in it ends in {" ".join(_SUFFIXES)}'
+          f'no videos found in {match}: no file in it ends in {" ".join(formats.SUFFIXES)}'
         )
       found += inside
   once = {}
@@ -313,13 +316,13 @@ def _files(places: Sequence[str]) -> list[str]:
   return list(once.values())
 
 
-def _videos_in(folder: str) -> list[str]:
+def _videos_in(folder: str, suffixes: tuple[str, ...]) -> list[str]:
   found = []
   for place, folders, names in os.walk(folder):
     folders[:] = [name for name in folders if not name.startswith('.')]
     found += [
       os.path.join(place, name) for name in names
-      if name.lower().endswith(_SUFFIXES) and not name.startswith('.')
+      if name.lower().endswith(suffixes) and not name.startswith('.')
     ]
   return sorted(found)
 

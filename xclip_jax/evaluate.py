@@ -143,24 +143,28 @@ class Evaluation:
 
   def predict(
     self, params: Any, split: str, names: str, orders: tuple[str, ...] = ('in order',),
-    stop: Callable[[], bool] = lambda: False,
+    stop: Callable[[], bool] = lambda: False, views: bool = True,
   ) -> dict[str, Predictions] | None:
-    """Predictions for every readable video of a split among the classes of a list."""
+    """Predictions for every readable video of a split among the classes of a list.
+
+    From all views that `config.eval` asks for, or from one, the centre, with `views` False.
+    """
     videos = self.splits[split].videos
-    with self.batches(split) as batches:
+    with self.batches(split, views) as batches:
       return self._evaluator.run(
         params, batches, self.encode_text(params, names), self.names[names], len(videos), orders,
         stop,
       )
 
-  def batches(self, split: str) -> pipeline.Batches:
+  def batches(self, split: str, views: bool = True) -> pipeline.Batches:
     config = self.config
+    clips, crops = (config.eval.clips, config.eval.crops) if views else (1, 1)
     return pipeline.eval_batches(
       self.splits[split].videos,
       augment.EvalTransform(
-        self.model.config.image_size, config.data.eval_resize, crops=config.eval.crops
+        self.model.config.image_size, config.data.eval_resize, crops=crops
       ),
-      sampling=config.data.sampling, stride=config.data.stride, clips=config.eval.clips,
+      sampling=config.data.sampling, stride=config.data.stride, clips=clips,
       views=config.eval.views, clip_seconds=config.data.clip_seconds,
       num_frames=self.model.config.num_frames, batch_size=config.eval.batch_size,
       workers=0, threads=config.data.threads,
@@ -168,11 +172,11 @@ class Evaluation:
     )
 
   def during_training(self, params: Any, stop: Callable[[], bool]) -> dict[str, float]:
-    """Top-1 and top-5 of every split; empty if told to stop."""
+    """Top-1 and top-5 of every split, from one view a video; empty if told to stop."""
     row = {}
     for split in ('val', 'zero_shot'):
       if split in self.splits:
-        found = self.predict(params, split, split, stop=stop)
+        found = self.predict(params, split, split, stop=stop, views=False)
         if found is None:
           return {}
         row |= {f'{split}/{k}': v for k, v in found['in order'].summary().items()}
@@ -215,17 +219,17 @@ class Evaluation:
   def sample_clips(self, predictions: Predictions, count: int = 12) -> list[report.Clip]:
     """Clips from all over the validation set with their three best predictions."""
     rows = {int(i): n for n, i in enumerate(predictions.index)}
-    clips, T = [], self.model.config.num_frames
+    clips = []
     wanted = set(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int).tolist())
     wanted = {int(predictions.index[n]) for n in wanted}
-    with self.batches('val') as batches:
+    with self.batches('val', views=False) as batches:
       for batch in batches:
         for video, index in zip(batch['video'], batch['index'].tolist(), strict=True):
           if index in wanted:
             scores = predictions.probabilities[rows[index]]
             best = np.argsort(-scores)[:3]
             clips.append(report.Clip(
-              frames=np.array(video.reshape(-1, *video.shape[-3:])[:T]),      # of the first view
+              frames=np.array(video),
               label=predictions.class_names[predictions.label[rows[index]]],
               top=tuple((predictions.class_names[k], float(scores[k])) for k in best),
             ))

@@ -101,7 +101,8 @@ class Tokenizer:
         if not truncate:
           raise ValueError(
             f'texts[{i}] ({text[:60]!r}) has {len(ids)} tokens with start and end, and '
-            f'context_length is {self.context_length}; shorten it or pass truncate=True')
+            f'context_length is {self.context_length}; shorten it, or in Python pass '
+            'truncate=True')
         ids = [*ids[:self.context_length - 1], _EOT]
       rows[i, :len(ids)] = ids
     return rows

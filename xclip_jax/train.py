@@ -15,7 +15,7 @@ import numpy as np
 import optax
 import tqdm
 
-from xclip_jax import evaluate, losses, optim, sharding
+from xclip_jax import colors, evaluate, losses, optim, sharding
 from xclip_jax import metrics as metrics_lib
 from xclip_jax import state as state_lib
 from xclip_jax import workdir as workdir_lib
@@ -44,7 +44,8 @@ def make_train_step(
 ) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
   """Builds step(state, batch, text, key) -> (state, metrics); to be jitted.
 
-  `batch` holds uint8 video [B, T, H, W, 3], label [B] and mask [B]. `text` is int32 token ids
+  `batch` holds uint8 video [B, T, H, W, 3], label [B] and mask [B]; and, to change colours here,
+  colors [B, T, 9]. `text` is int32 token ids
   [K, S], or float32 features [K, E] where the text tower is frozen. `key` is the run's: what is
   random in a step follows from it and state.step. With `config.augment.reverse` every clip is shown
   twice, forwards and backwards: the two differ in nothing but order, so that is what is learnt.
@@ -64,6 +65,8 @@ def make_train_step(
 
   def loss_fn(params, batch, text, key):
     blend_key, drop_key = jax.random.split(key)
+    if 'colors' in batch:
+      batch = batch | {'video': colors.apply(batch['video'], batch['colors'])}
     if config.augment.reverse:
       batch = losses.add_reversed(batch, classes.reverse)
     targets = losses.soft_targets(batch['label'], len(classes), smoothing)
@@ -209,7 +212,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
         if step > start:
           batch = next(batches)
           bad.update(batch)
-          on_device = {k: batch[k] for k in ('video', 'label', 'mask')}
+          on_device = {k: batch[k] for k in ('video', 'label', 'mask', 'colors') if k in batch}
           state, metrics = step_fn(state, sharding.put_batch(on_device, mesh), text, key)
           window.add(step, metrics, batch['index'])
           bar.update()
@@ -341,9 +344,13 @@ def check_batch_size(config: Any, devices: int) -> None:
 def train_transform(config: Any, model: XCLIP) -> augment.TrainTransform:
   """The host's part of the augmentation."""
   a = config.augment
+  if a.color_on not in ('auto', 'host', 'device'):
+    raise ValueError(f'config.augment.color_on={a.color_on!r} is none of auto, host, device')
+  on_cpu = jax.default_backend() == 'cpu'            # where OpenCV is five times as fast as XLA
+  color_on = a.color_on if a.color_on != 'auto' else 'host' if on_cpu else 'device'
   return augment.TrainTransform(
     model.config.image_size, a.crop, a.flip, a.color_jitter, a.grayscale, a.rand_augment,
-    a.rand_magnitude, a.erase,
+    a.rand_magnitude, a.erase, color_on,
   )
 
 

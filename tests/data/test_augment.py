@@ -150,7 +150,7 @@ def test_color_jitter_is_torchvisions():
   image = smooth(1, 24, 32)[0]
   for seed in range(12):
     rng = np.random.default_rng(seed)
-    got = augment._jitter_colors(image, rng)
+    got = augment.apply_colors(image[None], augment.draw_colors(1, True, False, rng))[0]
     rng = np.random.default_rng(seed)
     order = rng.permutation(4)
     factors = [rng.uniform(1 - width, 1 + width) for width in (0.4, 0.4, 0.2)]

@@ -126,6 +126,32 @@ def test_the_contents_count_and_not_the_extension(tmp_path, name):
   assert [videos.read_barcode(frame) for frame in frames] == [5, 17, FRAMES - 1]
 
 
+@pytest.mark.parametrize('name', ['a.mp4', 'a.mkv', 'a.avi'])
+def test_titles_in_an_unknown_encoding_do_no_harm(tmp_path, name):
+  path = pathlib.Path(write(tmp_path / name))
+  assert b'Lavf' in path.read_bytes()                      # the name of the program that wrote it
+  path.write_bytes(path.read_bytes().replace(b'Lavf', b'L\xe9vf'))
+  (frame,) = decode.read_video(path, lambda count: np.array([7]))
+  assert videos.read_barcode(frame) == 7
+
+
+def test_an_unknown_codec_is_named_as_the_reason(tmp_path):
+  path = pathlib.Path(write(tmp_path / 'a.mp4'))
+  path.write_bytes(path.read_bytes().replace(b'avc1', b'zzz1'))
+  with pytest.raises(decode.VideoError, match=r'a\.mp4: its video is of a kind that'):
+    decode.read_video(path, np.arange)
+
+
+def test_damage_anywhere_gives_pictures_or_a_reason(tmp_path):
+  data = np.frombuffer(pathlib.Path(write(tmp_path / 'a.mp4')).read_bytes(), np.uint8)
+  rng = np.random.default_rng(0)
+  for _ in range(200):
+    damaged = data.copy()
+    damaged[rng.integers(len(data), size=5)] = rng.integers(256, size=5)
+    with contextlib.suppress(decode.VideoError):
+      decode.read_video(damaged.tobytes(), lambda count: rng.integers(count, size=T))
+
+
 def test_a_file_that_vanishes_in_mid_run_is_replaced_from_then_on(tmp_path):
   listed = list_of(tmp_path)
   for row in range(N):

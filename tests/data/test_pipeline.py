@@ -249,7 +249,7 @@ def test_wrong_sizes_are_refused(good):
 class Broken:
   image_size = S
 
-  def __call__(self, frames, rng):
+  def row(self, frames, rng):
     raise KeyError('a mistake in the code')
 
 

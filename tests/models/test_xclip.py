@@ -107,7 +107,8 @@ def test_text_features_of_another_model_are_refused(shape):
   (dict(dtype='float16'), r"dtype='float16' is unknown.*bfloat16"),
   (dict(residual_dtype='half'), r"residual_dtype='half' is unknown"),
   (dict(attention='flash'), r"attention='flash' is unknown.*cudnn"),
-  (dict(activation='relu'), r"activation='relu' is unknown"),
+  (dict(vision_activation='relu'), r"vision_activation='relu' is unknown"),
+  (dict(text_activation='relu'), r"text_activation='relu' is unknown"),
   (dict(drop_path=1.0), r'drop_path must lie in \[0, 1\), got 1.0'),
 ])
 def test_an_architecture_that_cannot_be_is_refused(fields, words):

@@ -28,6 +28,8 @@ class TrainTransform:
     rand_augment: N, operations of RandAugment after these; the same for all frames.
     rand_magnitude: M of RandAugment, 0..10.
     erase: probability of random erasing, last of all.
+    colors: where jitter and greyscale are applied: 'host', or 'device' in the training step, by
+      xclip_jax/colors.py. RandAugment and erasing, which come after, keep them on the host.
 
   Random numbers are drawn in this order: the box (multiscale only), the coins of flip, color_jitter
   and grayscale, then for each frame of a jittered clip the order of the four colour operations and
@@ -42,6 +44,7 @@ class TrainTransform:
   rand_augment: int = 0
   rand_magnitude: float = 9.0
   erase: float = 0.0
+  colors: str = 'host'
 
   def __post_init__(self):
     if self.rand_augment < 0:
@@ -50,12 +53,37 @@ class TrainTransform:
       raise ValueError(f'rand_magnitude must be in 0..10, found {self.rand_magnitude}')
     if self.crop not in ('multiscale', 'center'):
       raise ValueError(f"crop must be 'multiscale' or 'center', found {self.crop!r}")
+    if self.colors not in ('host', 'device'):
+      raise ValueError(f"colors must be 'host' or 'device', found {self.colors!r}")
     for name in ('flip', 'color_jitter', 'grayscale', 'erase'):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f'{name} must be a probability in 0..1, found {getattr(self, name)}')
 
   def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return uint8 [T, S, S, 3]; the same frames and rng state give the same clip."""
+    frames, colors = self._crop_and_draw(frames, rng)
+    frames = apply_colors(frames, colors)
+    if self.rand_augment:
+      frames = distort.rand_augment(frames, self.rand_augment, self.rand_magnitude, rng)
+    if self.erase and rng.random() < self.erase:
+      frames = distort.erase(frames, rng)
+    return np.ascontiguousarray(frames)
+
+  def row(self, frames: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """Return what a training batch holds of a clip.
+
+    That is `video`, as above; and where the device is to change colours, the clip before that, and
+    `colors`, float32 [T, 9].
+    """
+    if self.colors == 'host' or self.rand_augment or self.erase:
+      return {'video': self(frames, rng)}
+    frames, colors = self._crop_and_draw(frames, rng)
+    return {'video': np.ascontiguousarray(frames), 'colors': colors.astype(np.float32)}
+
+  def _crop_and_draw(
+    self, frames: np.ndarray, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Everything up to the colours, and what to do to these."""
     size = self.image_size
     if self.crop == 'center':
       frames = EvalTransform(size)(frames)
@@ -67,15 +95,7 @@ class TrainTransform:
     flip, jitter, gray = rng.random(3) < (self.flip, self.color_jitter, self.grayscale)
     if flip:
       frames = np.stack([cv2.flip(frame, 1) for frame in frames])
-    if jitter:
-      frames = np.stack([_jitter_colors(frame, rng) for frame in frames])
-    if gray:
-      frames = np.stack([_to_gray(frame) for frame in frames])
-    if self.rand_augment:
-      frames = distort.rand_augment(frames, self.rand_augment, self.rand_magnitude, rng)
-    if self.erase and rng.random() < self.erase:
-      frames = distort.erase(frames, rng)
-    return np.ascontiguousarray(frames)
+    return frames, draw_colors(len(frames), jitter, gray, rng)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,15 +177,37 @@ def _resize(frames: np.ndarray, width: int, height: int) -> np.ndarray:
   return np.stack([cv2.resize(frame, (width, height)) for frame in frames])
 
 
-def _jitter_colors(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Apply torchvision's ColorJitter, factors and order drawn anew: uint8 [H, W, 3] -> same."""
-  order = rng.permutation(4)
-  brightness, contrast, saturation = rng.uniform(
-    1 - np.array([_BRIGHTNESS, _CONTRAST, _SATURATION]),
-    1 + np.array([_BRIGHTNESS, _CONTRAST, _SATURATION]),
-  )
-  hue = rng.uniform(-_HUE, _HUE)
-  for step in order:
+def draw_colors(
+  num_frames: int, jitter: bool, gray: bool, rng: np.random.Generator
+) -> np.ndarray:
+  """Draw what happens to the colours of a clip, as torchvision's ColorJitter draws it per frame.
+
+  Returns:
+    float64 [T, 9]. Columns 0..3: the order of operations, 0 brightness, 1 contrast, 2 saturation,
+    3 hue, 4 nothing; 4..6: factors of the first three; 7: turn of the hue, 256 being a whole one;
+    8: 1 if the clip loses its colour in the end. Nothing is drawn for a clip without jitter.
+  """
+  colors = np.full((num_frames, 9), 4.0)
+  colors[:, 8] = gray
+  strengths = np.array([_BRIGHTNESS, _CONTRAST, _SATURATION])
+  for row in colors if jitter else ():
+    row[:4] = rng.permutation(4)
+    row[4:7] = rng.uniform(1 - strengths, 1 + strengths)
+    row[7] = int(rng.uniform(-_HUE, _HUE) * 255) % 256
+  return colors
+
+
+def apply_colors(frames: np.ndarray, colors: np.ndarray) -> np.ndarray:
+  """Change colours as drawn: uint8 [T, H, W, 3] and [T, 9] -> uint8 [T, H, W, 3]."""
+  if (colors[:, :4] == 4).all() and not colors[:, 8].any():
+    return frames
+  return np.stack([_recolor(*pair) for pair in zip(frames, colors, strict=True)])
+
+
+def _recolor(frame: np.ndarray, colors: np.ndarray) -> np.ndarray:
+  """Apply torchvision's operations in the order drawn: uint8 [H, W, 3] -> same."""
+  brightness, contrast, saturation, hue, gray = colors[4:]
+  for step in colors[:4]:
     if step == 0:
       frame = _blend_with(frame, 0, brightness)
     elif step == 1:
@@ -173,11 +215,11 @@ def _jitter_colors(frame: np.ndarray, rng: np.random.Generator) -> np.ndarray:
       frame = _blend_with(frame, mean, contrast)
     elif step == 2:
       frame = cv2.addWeighted(frame, saturation, _to_gray(frame), 1 - saturation, 0)
-    else:
+    elif step == 3:
       hsv = cv2.cvtColor(frame, cv2.COLOR_RGB2HSV_FULL)
-      hsv[..., 0] += np.uint8(int(hue * 255) % 256)  # a full turn is 256: uint8 wraps around
+      hsv[..., 0] += np.uint8(hue)     # a full turn is 256: uint8 wraps around
       frame = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL)
-  return frame
+  return _to_gray(frame) if gray else frame
 
 
 def _blend_with(frame: np.ndarray, level: int, factor: float) -> np.ndarray:

@@ -6,6 +6,7 @@ of packets, frames are counted there, and only what the wanted frames need is de
 """
 
 import contextlib
+import fractions
 import io
 import os
 import threading
@@ -13,17 +14,21 @@ import time
 from collections.abc import Callable, Iterator
 
 import av
+import cv2
 import numpy as np
 
-from xclip_jax.data import packets, shards
+from xclip_jax.data import bitstream, shards
 
 # Where timestamps identify frames. Everywhere else (AVI, MPEG) frames are counted one by one.
 _TIMED_CONTAINERS = {'mp4', 'webm'}
 _TIMED_CODECS = {'h264', 'hevc', 'vp8', 'vp9', 'av1'}
 _NEVER_SKIP = {'av1'}  # whose decoder settles with its first packet, for good, what to skip
 
+JPEG_FRAMES = 'xclip-jax: JPEG frames'  # comment of files whose packets are whole JPEG pictures
 
 _MAX_STUCK = 16  # threads of one process that may hang in a read
+
+_CHANGES_SIZE = 'the picture changes its size midway; re-encode it to one size'
 
 _stuck: list[threading.Thread] = []
 _stuck_lock = threading.Lock()
@@ -100,28 +105,62 @@ def _in_time(work: Callable[[], np.ndarray], seconds: float, message: str) -> np
 
 
 def _read(file, choose: Callable[[int], np.ndarray], check: Callable[[], None]) -> np.ndarray:
-  with _demuxed(file, check) as (name, stream, demuxed):
-    shown = _shown(stream, demuxed, check)
+  with _demuxed(file, check) as (name, stream, packets):
+    shown = _shown(stream, packets, check)
     if not shown:
-      raise VideoError(f'{name}: none of its {len(demuxed)} video packets is a picture to show')
+      raise VideoError(f'{name}: none of its {len(packets)} video packets is a picture to show')
     wanted = [int(i) for i in choose(len(shown))]
-    frames = _by_timestamp(stream, demuxed, shown, set(wanted), check)
+    frames = _pictures(stream, packets, set(wanted))
     if frames is None:
-      frames, count = _by_counting(stream, demuxed, set(wanted), check)
+      frames = _by_timestamp(stream, packets, shown, set(wanted), check)
+    if frames is None:
+      frames, count = _by_counting(stream, packets, set(wanted), check)
       if count and len(frames) < len(set(wanted)):
         wanted = [int(i) for i in choose(count)]
-        frames, _ = _by_counting(stream, demuxed, set(wanted), check)
+        frames, _ = _by_counting(stream, packets, set(wanted), check)
     if not set(wanted) <= frames.keys():
-      raise VideoError(f'{name}: none of its {len(demuxed)} video packets can be decoded')
+      raise VideoError(f'{name}: none of its {len(packets)} video packets can be decoded')
     if len({frame.shape for frame in frames.values()}) > 1:
-      raise VideoError(f'{name}: the picture changes its size midway; re-encode it to one size')
+      raise VideoError(f'{name}: {_CHANGES_SIZE}')
     return np.stack([frames[i] for i in wanted])
 
 
 def count_frames(file: str | os.PathLike | bytes | io.BytesIO) -> int:
   """Count the frames a video shows, without decoding it; VideoError as in `read_video`."""
-  with _demuxed(file, lambda: None) as (_, stream, demuxed):
-    return len(_shown(stream, demuxed, lambda: None))
+  with _demuxed(file, lambda: None) as (_, stream, packets):
+    return len(_shown(stream, packets, lambda: None))
+
+
+def read_frames(
+  file: str | os.PathLike | bytes,
+) -> tuple[fractions.Fraction, Iterator[tuple[float, np.ndarray]]]:
+  """Decode a whole video, frame after frame, in the order of the indices of `read_video`.
+
+  Returns:
+    frames a second, 25 if the file does not say; and an iterator over (seconds, uint8 [H, W, 3]),
+    which raises VideoError where the file is damaged. Without usable times they follow the rate.
+  """
+  def frames():
+    with _demuxed(file, lambda: None) as (name, stream, packets):
+      size, latest = None, None
+      number = 0
+      for packet in [*packets, None]:
+        for frame in stream.codec_context.decode(packet):
+          seconds = None if frame.pts is None else float(frame.pts * stream.time_base)
+          if seconds is None or (latest is not None and seconds <= latest):
+            seconds = float(number / rate) if latest is None else latest + float(1 / rate)
+          rgb = _to_rgb(frame)
+          if size not in (None, rgb.shape):
+            raise VideoError(f'{name}: {_CHANGES_SIZE}')
+          size, latest = rgb.shape, seconds
+          number += 1
+          yield seconds, rgb
+      if not number:
+        raise VideoError(f'{name}: none of its {len(packets)} video packets can be decoded')
+
+  with _demuxed(file, lambda: None) as (_, stream, _):
+    rate = stream.average_rate or fractions.Fraction(25)
+  return rate, frames()
 
 
 @contextlib.contextmanager
@@ -136,33 +175,53 @@ def _demuxed(
   try:
     if not in_memory and shards.is_member(name):
       file, in_memory = io.BytesIO(shards.read(name)), True
-    with av.open(file if in_memory else name) as container:
+    # Titles and the like may be in any encoding.
+    with av.open(file if in_memory else name, metadata_errors='replace') as container:
       pictures = av.stream.Disposition.attached_pic  # cover art of a sound file is not a video
       streams = [s for s in container.streams.video if not s.disposition & pictures]
       if not streams:
         raise VideoError(f'{name}: has no video stream')
       stream = streams[0]
+      if stream.codec_context is None:
+        raise VideoError(f'{name}: its video is of a kind that FFmpeg does not know')
       # One thread a decoder: callers run many decoders, and FFmpeg's frame threads can deadlock
       # with the interpreter lock. For the same reason nothing here may touch av.logging.
       stream.codec_context.thread_type = 'NONE'
       stream.codec_context.thread_count = 1
-      demuxed = []
-      for packet in container.demux(stream):
-        check()
-        if packet.size:
-          demuxed.append(packet)
-      if all(packet.is_discard for packet in demuxed):
+      packets = []
+      # PyAV stumbles, after all packets, if a stream began in the middle of the file (MPEG-TS).
+      with contextlib.suppress(IndexError):
+        for packet in container.demux(stream):
+          check()
+          if packet.size:
+            packets.append(packet)
+      if all(packet.is_discard for packet in packets):
         raise VideoError(f'{name}: has a video stream without frames')
-      yield name, stream, demuxed
+      yield name, stream, packets
   except (av.FFmpegError, OSError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise VideoError(f'{name}: cannot be read as a video ({reason})') from error
 
 
-def _is_timed(stream: av.video.stream.VideoStream, demuxed: list[av.Packet]) -> bool:
+def _pictures(
+  stream: av.video.stream.VideoStream, packets: list[av.Packet], wanted: set[int]
+) -> dict[int, np.ndarray] | None:
+  """Decode packets that are JPEG files, with a faster decoder than FFmpeg's; None for others."""
+  if stream.container.metadata.get('comment') != JPEG_FRAMES or len(packets) <= max(wanted):
+    return None
+  frames = {}
+  for i in wanted:
+    image = cv2.imdecode(np.frombuffer(packets[i], np.uint8), cv2.IMREAD_COLOR_RGB)
+    if image is None:
+      return None
+    frames[i] = image
+  return frames
+
+
+def _is_timed(stream: av.video.stream.VideoStream, packets: list[av.Packet]) -> bool:
   """Tell whether timestamps identify the pictures of the packets."""
   decoder = stream.codec_context
-  times = [packet.pts for packet in demuxed]
+  times = [packet.pts for packet in packets]
   return (
     not _TIMED_CONTAINERS.isdisjoint(stream.container.format.name.split(','))
     and decoder.codec.canonical_name in _TIMED_CODECS
@@ -174,20 +233,20 @@ def _is_timed(stream: av.video.stream.VideoStream, demuxed: list[av.Packet]) -> 
 
 
 def _shown(
-  stream: av.video.stream.VideoStream, demuxed: list[av.Packet], check: Callable[[], None]
+  stream: av.video.stream.VideoStream, packets: list[av.Packet], check: Callable[[], None]
 ) -> list[av.Packet]:
   """Select the packets whose pictures a full decode shows."""
   decoder = stream.codec_context
-  shown = packets.shown(decoder, demuxed)
-  if not shown or not _is_timed(stream, demuxed):
+  shown = bitstream.shown(decoder, packets)
+  if not shown or not _is_timed(stream, packets):
     return shown
   # What was cut out of a longer file without encoding may start with pictures that need some from
   # before the cut. How many of them are lost is told by the first that comes out.
-  start = demuxed[0]
-  if packets.starts_group(decoder, start) and all(packet.pts >= start.pts for packet in shown):
+  start = packets[0]
+  if bitstream.starts_group(decoder, start) and all(packet.pts >= start.pts for packet in shown):
     return shown
   first = None
-  for packet in [*demuxed, None]:
+  for packet in [*packets, None]:
     check()
     if frames := decoder.decode(packet):
       first = frames[0].pts
@@ -197,17 +256,17 @@ def _shown(
 
 
 def _by_timestamp(
-  stream: av.video.stream.VideoStream, demuxed: list[av.Packet], shown: list[av.Packet],
+  stream: av.video.stream.VideoStream, packets: list[av.Packet], shown: list[av.Packet],
   wanted: set[int], check: Callable[[], None],
 ) -> dict[int, np.ndarray] | None:
   """Decode as little as the wanted frames need; None where timestamps cannot be trusted."""
-  if not _is_timed(stream, demuxed):
+  if not _is_timed(stream, packets):
     return None
   decoder = stream.codec_context
   skips = decoder.codec.canonical_name not in _NEVER_SKIP
   times = sorted(packet.pts for packet in shown)
   index_of = {times[i]: i for i in wanted}
-  keys = [i for i, p in enumerate(demuxed) if p.is_keyframe]
+  keys = [i for i, p in enumerate(packets) if p.is_keyframe]
   frames = {}
   position, latest = 0, None
   for target in sorted(index_of):
@@ -217,16 +276,16 @@ def _by_timestamp(
     # key to start from is found by time.
     start = next((
       k for k in reversed(keys)
-      if demuxed[k].pts <= target and packets.starts_group(decoder, demuxed[k])
+      if packets[k].pts <= target and bitstream.starts_group(decoder, packets[k])
     ), 0)
     if start > position:
       decoder.flush_buffers()
       position, latest = start, None
     while index_of[target] not in frames:
       check()
-      if position > len(demuxed):
+      if position > len(packets):
         return None
-      packet = demuxed[position] if position < len(demuxed) else None  # None: drain the decoder
+      packet = packets[position] if position < len(packets) else None  # None: drain the decoder
       # No picture depends on a non-reference picture, so leaving out unwanted ones is exact.
       unwanted = skips and packet is not None and packet.pts not in index_of
       decoder.skip_frame = 'NONREF' if unwanted else 'DEFAULT'
@@ -243,7 +302,7 @@ def _by_timestamp(
 
 
 def _by_counting(
-  stream: av.video.stream.VideoStream, demuxed: list[av.Packet], wanted: set[int],
+  stream: av.video.stream.VideoStream, packets: list[av.Packet], wanted: set[int],
   check: Callable[[], None],
 ) -> tuple[dict[int, np.ndarray], int]:
   """Decode from the start to the last wanted frame; also how many frames came out."""
@@ -251,7 +310,7 @@ def _by_counting(
   decoder.flush_buffers()
   decoder.skip_frame = 'DEFAULT'
   frames, count = {}, 0
-  for packet in [*demuxed, None]:
+  for packet in [*packets, None]:
     check()
     for frame in decoder.decode(packet):
       if count in wanted:

@@ -15,8 +15,9 @@ from typing import Any
 from xclip_jax.data import source
 from xclip_jax.data.source import ClassList, Example
 
-SUFFIXES = (
-  '.3gp', '.avi', '.flv', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.ts', '.webm', '.wmv',
+SUFFIXES = (  # of videos
+  '.3gp', '.asf', '.avi', '.flv', '.m2ts', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.mts',
+  '.mxf', '.ogv', '.ts', '.vob', '.webm', '.wmv',
 )
 
 

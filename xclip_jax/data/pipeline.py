@@ -8,6 +8,7 @@ A batch is a dict of numpy arrays, B rows on this host:
   mask    bool  [B]   False: padding, or nothing could be read; the row must not count
   failed  int32 [B]   row of a file that could not be read, else -1
   error   S200  [B]   the path of that file and the reason, else empty
+  colors  float32 [B, T, 9]   what the device is to do to colours, if the transform leaves it that
 
 With several views of a video (clips, crops) in evaluation, video is uint8 [B, V, T, S, S, 3].
 
@@ -254,18 +255,19 @@ class _TrainClip:
   clip_seconds: float
 
   def __call__(self, element: dict, rng: np.random.Generator) -> dict:
-    videos, error = self._read(element, rng)
-    if videos is not None:
-      return self._rows(videos, element)
+    clips, error = self._read(element, rng)
+    if clips is not None:
+      return self._rows(clips, element)
     for row in rng.integers(len(self.source), size=_SUBSTITUTES):
       other = self.source[int(row)]
-      videos, _ = self._read(other, rng)
-      if videos is not None:
-        return self._rows(videos, other, failed=element['index'], error=error)
-    black = [_black(self)] * self.repeats
+      clips, _ = self._read(other, rng)
+      if clips is not None:
+        return self._rows(clips, other, failed=element['index'], error=error)
+    T, size = self.sampler.num_frames, self.transform.image_size
+    black = [self.transform.row(np.zeros((T, size, size, 3), np.uint8), rng)] * self.repeats
     return self._rows(black, element, mask=False, failed=element['index'], error=error)
 
-  def _read(self, element, rng) -> tuple[list[np.ndarray] | None, str]:
+  def _read(self, element, rng) -> tuple[list[dict[str, np.ndarray]] | None, str]:
     # A copy: what is drawn after a failure does not depend on how far the reading got, and a read
     # that was left behind has no hand in it.
     rng = copy.deepcopy(rng)
@@ -273,12 +275,12 @@ class _TrainClip:
       self.sampler.train(count, rng.integers) for _ in range(self.repeats)
     ])
     transform = lambda frames: [
-      self.transform(clip, rng) for clip in np.split(frames, self.repeats)
+      self.transform.row(clip, rng) for clip in np.split(frames, self.repeats)
     ]
     return _read(element['path'], choose, transform, self.clip_seconds)
 
-  def _rows(self, videos: list[np.ndarray], element: dict, **about: Any) -> dict:
-    rows = [_row(video, element, **about) for video in videos]
+  def _rows(self, clips: list[dict[str, np.ndarray]], element: dict, **about: Any) -> dict:
+    rows = [_row(clip, element, **about) for clip in clips]
     if self.repeats == 1:
       return rows[0]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -301,19 +303,21 @@ class _EvalClip:
 
   def __call__(self, row: int) -> dict:
     if row >= len(self.source):
-      return _row(self._views(_black(self)), dict(label=0, index=-1), mask=False)
+      return _row(self._black(), dict(label=0, index=-1), mask=False)
     element = self.source[row]
     randint = np.random.default_rng(row).integers
     choose = lambda count: self.sampler.test(count, self.clips, randint).ravel()
     video, error = _read(element['path'], choose, self.transform, self.clip_seconds)
     if video is None:
-      return _row(self._views(_black(self)), element, mask=False, failed=row, error=error)
-    return _row(self._views(video), element)
-
-  def _views(self, video: np.ndarray) -> np.ndarray:
-    """[(crops,) clips * T, S, S, 3] -> [V, T, S, S, 3], without V if it is 1."""
+      return _row(self._black(), element, mask=False, failed=row, error=error)
+    # [(crops,) clips * T, S, S, 3] -> [V, T, S, S, 3], without V if it is 1.
     views = video.reshape(-1, self.sampler.num_frames, *video.shape[-3:])
-    return views if len(views) > 1 else views[0]
+    return _row({'video': views if len(views) > 1 else views[0]}, element)
+
+  def _black(self) -> dict[str, np.ndarray]:
+    views, size = self.clips * self.transform.crops, self.transform.image_size
+    shape = (views,) * (views > 1) + (self.sampler.num_frames, size, size, 3)
+    return {'video': np.zeros(shape, np.uint8)}
 
 
 def _read(
@@ -330,24 +334,16 @@ def _read(
 
 
 def _row(
-  video: np.ndarray, element: dict, mask: bool = True, failed: int = -1, error: str = ''
+  clip: dict[str, np.ndarray], element: dict, mask: bool = True, failed: int = -1, error: str = ''
 ) -> dict[str, Any]:
   return dict(
-    video=video,
+    **clip,
     label=np.int32(element['label']),
     index=np.int32(element['index']),
     mask=np.bool_(mask),
     failed=np.int32(failed),
     error=np.array(error.encode()[-200:], 'S200'),  # the end: file name and reason
   )
-
-
-def _black(clip: _TrainClip | _EvalClip) -> np.ndarray:
-  """What a transform returns for a black video."""
-  transform, T = clip.transform, clip.sampler.num_frames
-  frames = T * getattr(clip, 'clips', 1)
-  crops = (transform.crops,) if getattr(transform, 'crops', 1) > 1 else ()
-  return np.zeros((*crops, frames, transform.image_size, transform.image_size, 3), np.uint8)
 
 
 def _rows_per_host(

@@ -123,6 +123,9 @@ def read(
   """
   if heads not in ('file', 'reference'):
     raise ValueError(f"heads must be 'file' or 'reference', got {heads!r}")
+  for field, value in (('num_frames', num_frames), ('image_size', image_size)):
+    if value is not None and (not isinstance(value, int) or value < 1):
+      raise ValueError(f'{field} must be a whole number from 1, got {value!r}')
   name, known = os.fspath(source), KNOWN.get(os.fspath(source))
   path = locate(source)
   if path.is_dir() and native.is_native(path):

@@ -1,0 +1,75 @@
+"""Colour jitter and greyscale of training clips, on the device.
+
+The numbers are drawn where a clip is read, with the random numbers of that clip (see
+data/augment.py), so a stream is the same wherever its pixels are changed. Here are the same
+operations, rounded to whole levels after each like those of the host.
+"""
+
+import jax
+import jax.numpy as jnp
+
+
+def apply(video: jax.Array, colors: jax.Array) -> jax.Array:
+  """Change the colours of clips as they were drawn.
+
+  Args:
+    video: uint8 [B, T, H, W, 3], RGB.
+    colors: float32 [B, T, 9], as `augment.draw_colors` lays them out.
+
+  Returns:
+    float32 [B, T, H, W, 3], whole numbers in 0..255; equal to what the host computes but for a
+    level where a sum is rounded.
+  """
+  factor = lambda i: colors[..., 4 + i, None, None, None]                # [B, T, 1, 1, 1]
+  operations = (
+    lambda x: _round(factor(0) * x),
+    lambda x: _round(factor(1) * x + (1 - factor(1)) * _mean_luma(x)),
+    lambda x: _round(factor(2) * x + (1 - factor(2)) * _luma(x)),
+    lambda x: _turn_hue(x, factor(3)),
+  )
+
+  def step(number, x):
+    which = colors[..., number, None, None, None]
+    return jnp.select([which == i for i in range(4)], [f(x) for f in operations], x)
+
+  # A loop, since compilers would repeat all earlier steps for the mean of each later one.
+  x = jax.lax.fori_loop(0, 4, step, video.astype(jnp.float32))
+  return jnp.where(factor(4) > 0, _luma(x), x)
+
+
+def _round(x: jax.Array) -> jax.Array:
+  return jnp.clip(jnp.round(x), 0, 255)
+
+
+def _luma(x: jax.Array) -> jax.Array:
+  """Rec.601 in OpenCV's fixed point: [..., 3] -> [..., 1]; exact in float32."""
+  red, green, blue = jnp.split(x, 3, axis=-1)
+  return jnp.floor((9798 * red + 19235 * green + 3735 * blue + 16384) / 32768)
+
+
+def _mean_luma(x: jax.Array) -> jax.Array:
+  return jnp.floor(_luma(x).mean((-3, -2), keepdims=True) + 0.5)
+
+
+def _wrap(x: jax.Array, period: float) -> jax.Array:
+  """x in -period..2 period -> 0..period; a modulo of floats takes ten times as long."""
+  x = jnp.where(x < 0, x + period, x)
+  return jnp.where(x >= period, x - period, x)
+
+
+def _turn_hue(x: jax.Array, shift: jax.Array) -> jax.Array:
+  """Through OpenCV's 8-bit HSV, whose full turn is 256."""
+  red, green, blue = jnp.split(x, 3, axis=-1)
+  value = jnp.maximum(jnp.maximum(red, green), blue)
+  spread = value - jnp.minimum(jnp.minimum(red, green), blue)
+  sector = jnp.where(
+    value == red, green - blue,
+    jnp.where(value == green, blue - red + 2 * spread, red - green + 4 * spread))
+  # OpenCV's tables, whole numbers of 1 / 4096; a turn has 256 steps there and 255 on the way back.
+  scaled = lambda x, one, by: jnp.floor((x * jnp.round(one * 4096 / by) + 2048) / 4096)
+  hue = scaled(sector, 256 / 6, jnp.maximum(spread, 1))
+  saturation = scaled(spread, 255, jnp.maximum(value, 1)) / 255
+  hue = _wrap(_wrap(hue, 256) + shift, 256) * (6 / 255)
+  # A channel falls from `value` where the hue is far from its own sector.
+  k = _wrap(jnp.array([5.0, 3.0, 1.0]) + hue, 6)
+  return _round(value * (1 - saturation * jnp.clip(jnp.minimum(k, 4 - k), 0, 1)))
