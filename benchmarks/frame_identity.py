@@ -2,13 +2,16 @@
 
   python benchmarks/frame_identity.py
   python benchmarks/frame_identity.py --out identity.jsonl --only AVI
+  python benchmarks/frame_identity.py --videos folder
 
 For every kind of video in barcode_videos.py, each reader is asked for 24 frames by number, in one
-call; a number painted into every frame tells which it is. The number of a frame is its place among
-those that a player shows. decord and torchcodec take part if they can be imported.
+call; a number painted into every frame tells which it is. In videos of a folder, a frame is wrong
+if another one of the video is clearly more like it. The number of a frame is its place among those
+that a full decode shows. decord and torchcodec take part if they can be imported.
 """
 
 import argparse
+import functools
 import importlib.metadata
 import json
 import os
@@ -38,18 +41,26 @@ def main() -> None:
   )
   parser.add_argument('--out', help='file for the JSON lines, besides standard output')
   parser.add_argument('--only', default='', help='kinds whose names hold this')
+  parser.add_argument('--videos', help='a folder of real videos, in place of the kinds')
   arguments = parser.parse_args()
   readers, rows = {'ours': read_ours} | peers(), []
+  if arguments.videos:
+    for path in map(str, sorted(Path(arguments.videos).iterdir())):
+      every = thumbnails(path)
+      number = functools.partial(nearest, every)
+      rows += [ask(read, path, len(every), number) | {'kind': Path(path).name, 'reader': reader}
+               for reader, read in readers.items()]
   for name, kind in barcode_videos.KINDS.items():
-    if arguments.only not in name:
+    if arguments.only not in name or arguments.videos:
       continue
     if kind.codec not in av.codecs_available:
       print(f'{name} is left out: this FFmpeg has no {kind.codec}')
       continue
     with tempfile.TemporaryDirectory(prefix='frame_identity') as folder:
       path, shown = barcode_videos.write(kind, folder, FRAMES)
-      rows += [ask(readers[reader], path, shown) | {'kind': name, 'reader': reader}
-               for reader in readers]
+      number = functools.partial(place, shown)
+      rows += [ask(read, path, len(shown), number) | {'kind': name, 'reader': reader}
+               for reader, read in readers.items()]
   lines = [json.dumps(about())] + [json.dumps(row, sort_keys=True) for row in rows]
   print('\n'.join(lines))
   if arguments.out:
@@ -57,21 +68,55 @@ def main() -> None:
   print('\n' + table(rows, list(readers)))
 
 
-def ask(read: Reader, path: str, shown: list[int]) -> dict[str, object]:
-  """Count the frames that are not those asked for; the first, the last and others at random."""
+def ask(
+  read: Reader, path: str, frames: int, number: Callable[[np.ndarray, int], int | None]
+) -> dict[str, object]:
+  """Count the frames that are not those asked for: of the first, the last and others at random.
+
+  Args:
+    frames: that the video shows.
+    number: tells which of them a picture is, if it was the one at this place that was asked for.
+  """
   rng = np.random.default_rng(0)
-  between = 1 + rng.choice(len(shown) - 2, ASKED - 2, replace=False)
-  asked = np.array([0, *sorted(between), len(shown) - 1])
-  result = {'asked': ASKED, 'frames': len(shown)}
+  between = 1 + rng.choice(frames - 2, ASKED - 2, replace=False)
+  asked = [0, *sorted(between.tolist()), frames - 1]
+  result = {'asked': ASKED, 'frames': frames}
   try:
-    length, frames = read(path, asked)
+    length, pictures = read(path, np.array(asked))
   except Exception as error:  # a library's errors are of any kind; it is what we report
     message = re.sub(r'[\w/.-]*/', '', str(error)).partition('\n')[0]    # without folders
     return result | {'error': f'{type(error).__name__}: {message[:120]}'}
-  found = [barcode_videos.read(frame) for frame in frames]
-  off = [shown.index(x) - i if x in shown else None for i, x in zip(asked, found, strict=True)]
-  wrong = [int(x) if x is not None else 'not shown' for x in off if x != 0]
+  found = [number(picture, i) for picture, i in zip(pictures, asked, strict=True)]
+  wrong = [x if x is None else x - i for x, i in zip(found, asked, strict=True) if x != i]
   return result | {'claims': length, 'wrong': len(wrong), 'off_by': sorted(set(wrong), key=str)}
+
+
+def place(shown: list[int], frame: np.ndarray, asked: int) -> int | None:
+  """Read the number that is painted into the frame; None if it is not of a frame shown."""
+  del asked
+  number = barcode_videos.read(frame)
+  return shown.index(number) if number in shown else None
+
+
+def thumbnails(path: str) -> np.ndarray:
+  """Every frame in small and grey, by a plain decode: float [N, 32, 32]."""
+  with av.open(path) as container:
+    container.streams.video[0].thread_type = 'NONE'
+    return np.stack([
+      shrink(np.rot90(frame.to_ndarray(format='rgb24'), k=round(frame.rotation / 90)))
+      for frame in container.decode(video=0)
+    ])
+
+
+def shrink(frame: np.ndarray) -> np.ndarray:
+  gray = frame.mean(-1, dtype=np.float32)                # RGB or BGR alike
+  return cv2.resize(gray, (32, 32), interpolation=cv2.INTER_AREA)
+
+
+def nearest(every: np.ndarray, frame: np.ndarray, asked: int) -> int:
+  """The most similar frame; the one asked for unless another is half a grey level closer."""
+  far = np.abs(every - shrink(frame)).mean((1, 2))
+  return asked if far[asked] <= far.min() + 0.5 else int(far.argmin())
 
 
 def read_ours(path: str, indices: np.ndarray) -> tuple[int, list[np.ndarray]]:
