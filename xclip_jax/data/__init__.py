@@ -4,6 +4,7 @@ To add a kind of data set, write what yields its examples and name it in `open_s
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ class Split:
   videos: source.VideoList
   classes: source.ClassList
   listed: int
+  captions: Sequence[str] = ()     # of each video, where annotations can hold them
 
   @property
   def count(self) -> str:
@@ -62,10 +64,11 @@ def open_splits(data: Any) -> dict[str, Split]:
     classes, lists = formats.read_ucf101(official, data.split, videos)
   elif data.name == 'ssv2':
     classes = formats.read_ssv2_classes(root / data.classes)
-    lists = {k: formats.read_ssv2(root / data[k], videos, classes) for k in ('train', 'val')}
+    lists = {
+      k: formats.read_ssv2(root / getattr(data, k), videos, classes) for k in ('train', 'val')}
   else:
     classes = source.read_classes(root / data.classes)
-    lists = {k: _read_list(root, data[k], classes) for k in ('train', 'val')}
+    lists = {k: _read_list(root, getattr(data, k), classes) for k in ('train', 'val')}
   splits = {name: _split(found, classes, root) for name, found in lists.items()}
   if data.zero_shot:
     classes = source.read_classes(root / data.zero_shot_classes)
@@ -74,7 +77,8 @@ def open_splits(data: Any) -> dict[str, Split]:
 
 
 def _split(found: formats.Listing, classes: source.ClassList, root: Path) -> Split:
-  return Split(source.VideoList(found.examples, classes, root), classes, found.listed)
+  videos = source.VideoList(found.examples, classes, root)
+  return Split(videos, classes, found.listed, [example.caption for example in found.examples])
 
 
 def _read_list(root: Path, name: str, classes: source.ClassList) -> formats.Listing:
