@@ -287,6 +287,6 @@ def test_a_list_of_clips_in_shards_feeds_the_pipeline(tmp_path, shard):
 
 
 def test_an_unknown_kind_of_data_is_named_with_those_there_are():
-  c = types.SimpleNamespace(name='tfds')
+  c = types.SimpleNamespace(name='webdataset')
   with pytest.raises(ValueError, match='unknown; one of files, folder, kinetics, hmdb51, ucf101'):
     data.open_splits(c)

@@ -10,7 +10,7 @@ from typing import Any
 
 from xclip_jax.data import formats, source
 
-_NAMES = ('files', 'folder', 'kinetics', 'hmdb51', 'ucf101', 'ssv2', 'synthetic')
+_NAMES = ('files', 'folder', 'kinetics', 'hmdb51', 'ucf101', 'ssv2', 'synthetic', 'tfds')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +51,19 @@ def open_splits(data: Any) -> dict[str, Split]:
         f'config.data.root={data.root!r} is not a folder; set it to the one that holds the videos '
         'and what says which class they show'
       )
+  if data.name == 'tfds':
+    from xclip_jax.data import tfds_source  # TFDS takes a second to import
+    found = {k: tfds_source.TfdsVideos(root, getattr(data, k)) for k in ('train', 'val')}
+    splits = {k: Split(videos, videos.classes, len(videos)) for k, videos in found.items()}
+  else:
+    splits = _read_lists(data, root)
+  if data.zero_shot:
+    classes = source.read_classes(root / data.zero_shot_classes)
+    splits['zero_shot'] = _split(_read_list(root, data.zero_shot, classes), classes, root)
+  return splits
+
+
+def _read_lists(data: Any, root: Path) -> dict[str, Split]:
   videos, official = root / data.videos, root / data.split_files
   if data.name == 'folder':
     classes, train = formats.read_folder(root / data.train)
@@ -69,11 +82,7 @@ def open_splits(data: Any) -> dict[str, Split]:
   else:
     classes = source.read_classes(root / data.classes)
     lists = {k: _read_list(root, getattr(data, k), classes) for k in ('train', 'val')}
-  splits = {name: _split(found, classes, root) for name, found in lists.items()}
-  if data.zero_shot:
-    classes = source.read_classes(root / data.zero_shot_classes)
-    splits['zero_shot'] = _split(_read_list(root, data.zero_shot, classes), classes, root)
-  return splits
+  return {name: _split(found, classes, root) for name, found in lists.items()}
 
 
 def _split(found: formats.Listing, classes: source.ClassList, root: Path) -> Split:
