@@ -22,11 +22,13 @@ def get_config() -> config_dict.ConfigDict:
   # --- what it learns from ------------------------------------------------------------------------
   c.data = config_dict.ConfigDict()
   c.data.name = 'files'                   # files | folder | kinetics | hmdb51 | ucf101 | ssv2 |
-                                          # synthetic (rendered on first use); docs/datasets.md
+                                          # tfds | synthetic (rendered on first use);
+                                          # docs/datasets.md
   c.data.root = ''                        # folder of the files below; synthetic: '' is a cache
   c.data.synthetic = config_dict.ConfigDict()    # arguments of data.synthetic.prepare
   c.data.train = 'train.csv'              # annotation files and class list; relative to root.
-  c.data.val = 'val.csv'                  # folder: two folders; hmdb51, ucf101: not read
+  c.data.val = 'val.csv'                  # folder: two folders; tfds: two splits (or parts,
+                                          # train[:90%]); hmdb51, ucf101: not read
   c.data.classes = 'classes.csv'          # files; ssv2: labels.json; others know their classes
   c.data.videos = ''                      # kinetics, hmdb51, ucf101, ssv2: folder of the videos
   c.data.split = 1                        # hmdb51, ucf101: official split, 1 | 2 | 3 ...

@@ -157,6 +157,10 @@ def test_something_something_templates_are_the_classes(tmp_path):
   assert splits['val'].videos[0]['path'].endswith('v/3.webm')
   found = formats.read_ssv2(tmp_path / 'train.json', 'v', splits['train'].classes)
   assert found.examples[0].caption == 'tilting a box, slightly'
+  assert splits['train'].captions == ['tilting a box, slightly']
+  args = ['data', 'lists', 'ssv2', str(tmp_path), '--videos', 'v', '-o', str(tmp_path / 'lists')]
+  assert cli.main([*args, '--train', 'train.json', '--val', 'validation.json']) == 0
+  assert 'v/74225.webm,1' in (tmp_path / 'lists/train.csv').read_text()
   for text, message in (
     (json.dumps([{'id': '1'}]), 'entry 1: id and template wanted.*test list has no templates'),
     (json.dumps([entry | {'template': '[x]'}]), "entry 1: template 'x' is none of the 2"),
@@ -283,6 +287,6 @@ def test_a_list_of_clips_in_shards_feeds_the_pipeline(tmp_path, shard):
 
 
 def test_an_unknown_kind_of_data_is_named_with_those_there_are():
-  c = types.SimpleNamespace(name='tfds')
+  c = types.SimpleNamespace(name='webdataset')
   with pytest.raises(ValueError, match='unknown; one of files, folder, kinetics, hmdb51, ucf101'):
     data.open_splits(c)

@@ -4,12 +4,13 @@ To add a kind of data set, write what yields its examples and name it in `open_s
 """
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from xclip_jax.data import formats, source
 
-_NAMES = ('files', 'folder', 'kinetics', 'hmdb51', 'ucf101', 'ssv2', 'synthetic')
+_NAMES = ('files', 'folder', 'kinetics', 'hmdb51', 'ucf101', 'ssv2', 'synthetic', 'tfds')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,6 +20,7 @@ class Split:
   videos: source.VideoList
   classes: source.ClassList
   listed: int
+  captions: Sequence[str] = ()     # of each video, where annotations can hold them
 
   @property
   def count(self) -> str:
@@ -49,6 +51,19 @@ def open_splits(data: Any) -> dict[str, Split]:
         f'config.data.root={data.root!r} is not a folder; set it to the one that holds the videos '
         'and what says which class they show'
       )
+  if data.name == 'tfds':
+    from xclip_jax.data import tfds_source  # TFDS takes a second to import
+    found = {k: tfds_source.TfdsVideos(root, getattr(data, k)) for k in ('train', 'val')}
+    splits = {k: Split(videos, videos.classes, len(videos)) for k, videos in found.items()}
+  else:
+    splits = _read_lists(data, root)
+  if data.zero_shot:
+    classes = source.read_classes(root / data.zero_shot_classes)
+    splits['zero_shot'] = _split(_read_list(root, data.zero_shot, classes), classes, root)
+  return splits
+
+
+def _read_lists(data: Any, root: Path) -> dict[str, Split]:
   videos, official = root / data.videos, root / data.split_files
   if data.name == 'folder':
     classes, train = formats.read_folder(root / data.train)
@@ -62,19 +77,17 @@ def open_splits(data: Any) -> dict[str, Split]:
     classes, lists = formats.read_ucf101(official, data.split, videos)
   elif data.name == 'ssv2':
     classes = formats.read_ssv2_classes(root / data.classes)
-    lists = {k: formats.read_ssv2(root / data[k], videos, classes) for k in ('train', 'val')}
+    lists = {
+      k: formats.read_ssv2(root / getattr(data, k), videos, classes) for k in ('train', 'val')}
   else:
     classes = source.read_classes(root / data.classes)
-    lists = {k: _read_list(root, data[k], classes) for k in ('train', 'val')}
-  splits = {name: _split(found, classes, root) for name, found in lists.items()}
-  if data.zero_shot:
-    classes = source.read_classes(root / data.zero_shot_classes)
-    splits['zero_shot'] = _split(_read_list(root, data.zero_shot, classes), classes, root)
-  return splits
+    lists = {k: _read_list(root, getattr(data, k), classes) for k in ('train', 'val')}
+  return {name: _split(found, classes, root) for name, found in lists.items()}
 
 
 def _split(found: formats.Listing, classes: source.ClassList, root: Path) -> Split:
-  return Split(source.VideoList(found.examples, classes, root), classes, found.listed)
+  videos = source.VideoList(found.examples, classes, root)
+  return Split(videos, classes, found.listed, [example.caption for example in found.examples])
 
 
 def _read_list(root: Path, name: str, classes: source.ClassList) -> formats.Listing:

@@ -42,6 +42,7 @@ def read_video(
   file: str | os.PathLike | bytes | io.BytesIO,
   choose: Callable[[int], np.ndarray],
   seconds: float = 0.0,
+  name: str = '',
 ) -> np.ndarray:
   """Decode chosen frames of a video, exactly.
 
@@ -51,6 +52,7 @@ def read_video(
       repeats. If fewer frames decode than the file has packets for (a stream that starts in the
       middle of a group of pictures), it is asked once more with the number that do.
     seconds: time limit; 0: none. With a limit, `choose` is called in another thread.
+    name: what messages call the file; its path by default.
 
   Returns:
     uint8 [T, H, W, 3], RGB, upright, in the order of the indices.
@@ -60,16 +62,16 @@ def read_video(
     RuntimeError: so many reads hang in this process that more would be of no use.
   """
   if not seconds:
-    return _read(file, choose, lambda: None)
+    return _read(file, choose, lambda: None, name)
   deadline = time.monotonic() + seconds
   reason = f'not read within {seconds:g} s; if it is only slow, raise data.clip_seconds'
-  name = 'video in memory' if isinstance(file, bytes | io.BytesIO) else os.fspath(file)
+  name = name or ('video in memory' if isinstance(file, bytes | io.BytesIO) else os.fspath(file))
 
   def check():
     if time.monotonic() > deadline:
       raise VideoError(f'{name}: {reason}')
 
-  return _in_time(lambda: _read(file, choose, check), seconds, f'{name}: {reason}')
+  return _in_time(lambda: _read(file, choose, check, name), seconds, f'{name}: {reason}')
 
 
 def _in_time(work: Callable[[], np.ndarray], seconds: float, message: str) -> np.ndarray:
@@ -104,8 +106,10 @@ def _in_time(work: Callable[[], np.ndarray], seconds: float, message: str) -> np
   return frames
 
 
-def _read(file, choose: Callable[[int], np.ndarray], check: Callable[[], None]) -> np.ndarray:
-  with _demuxed(file, check) as (name, stream, packets):
+def _read(
+  file, choose: Callable[[int], np.ndarray], check: Callable[[], None], name: str
+) -> np.ndarray:
+  with _demuxed(file, check, name) as (name, stream, packets):
     shown = _shown(stream, packets, check)
     if not shown:
       raise VideoError(f'{name}: none of its {len(packets)} video packets is a picture to show')
@@ -165,18 +169,18 @@ def read_frames(
 
 @contextlib.contextmanager
 def _demuxed(
-  file, check: Callable[[], None]
+  file, check: Callable[[], None], called: str = ''
 ) -> Iterator[tuple[str, av.video.stream.VideoStream, list[av.Packet]]]:
   """Yield a name for messages, the video stream and its packets in decoding order."""
   if isinstance(file, bytes):
     file = io.BytesIO(file)
   in_memory = isinstance(file, io.BytesIO)
-  name = 'video in memory' if in_memory else os.fspath(file)
+  name = called or ('video in memory' if in_memory else os.fspath(file))
   try:
-    if not in_memory and shards.is_member(name):
-      file, in_memory = io.BytesIO(shards.read(name)), True
+    if not in_memory and shards.is_member(os.fspath(file)):
+      file, in_memory = io.BytesIO(shards.read(os.fspath(file))), True
     # Titles and the like may be in any encoding.
-    with av.open(file if in_memory else name, metadata_errors='replace') as container:
+    with av.open(file if in_memory else os.fspath(file), metadata_errors='replace') as container:
       pictures = av.stream.Disposition.attached_pic  # cover art of a sound file is not a video
       streams = [s for s in container.streams.video if not s.disposition & pictures]
       if not streams:

@@ -34,7 +34,9 @@ from absl import flags
 from xclip_jax.data import augment, decode
 from xclip_jax.data import sampling as sampling_lib
 
-Source = grain.sources.RandomAccessDataSource[dict]  # [row] -> dict(path, label, index)
+# [row] -> dict(path, label, index), and video, bytes, where a source has read the file itself, or
+# error, the reason why it could not.
+Source = grain.sources.RandomAccessDataSource[dict]
 
 _SUBSTITUTES = 8  # other rows tried in place of an unreadable one
 _RESTARTS = 3     # times that killed workers are replaced
@@ -277,7 +279,7 @@ class _TrainClip:
     transform = lambda frames: [
       self.transform.row(clip, rng) for clip in np.split(frames, self.repeats)
     ]
-    return _read(element['path'], choose, transform, self.clip_seconds)
+    return _read(element, choose, transform, self.clip_seconds)
 
   def _rows(self, clips: list[dict[str, np.ndarray]], element: dict, **about: Any) -> dict:
     rows = [_row(clip, element, **about) for clip in clips]
@@ -307,7 +309,7 @@ class _EvalClip:
     element = self.source[row]
     randint = np.random.default_rng(row).integers
     choose = lambda count: self.sampler.test(count, self.clips, randint).ravel()
-    video, error = _read(element['path'], choose, self.transform, self.clip_seconds)
+    video, error = _read(element, choose, self.transform, self.clip_seconds)
     if video is None:
       return _row(self._black(), element, mask=False, failed=row, error=error)
     # [(crops,) clips * T, S, S, 3] -> [V, T, S, S, 3], without V if it is 1.
@@ -321,12 +323,15 @@ class _EvalClip:
 
 
 def _read(
-  path: str, choose: Callable[[int], np.ndarray], transform: Callable[[np.ndarray], Any],
+  element: dict, choose: Callable[[int], np.ndarray], transform: Callable[[np.ndarray], Any],
   seconds: float,
 ) -> tuple[Any, str]:
   """Return (transformed, '') or (None, reason); raises for nothing that a file can cause."""
+  path = element['path']
+  if 'error' in element:
+    return None, f'{path}: {element["error"]}'
   try:
-    return transform(decode.read_video(path, choose, seconds)), ''
+    return transform(decode.read_video(element.get('video', path), choose, seconds, path)), ''
   except decode.VideoError as error:
     return None, str(error)
   except (cv2.error, MemoryError) as error:  # absurd picture sizes
