@@ -8,5 +8,7 @@ from absl import flags
 # asks for full optimization again (tests/models/test_parity.py).
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
 
-sys.path.insert(0, str(pathlib.Path(__file__).parent))  # `import videos` in any test
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE))                          # `import videos` in any test
+sys.path.append(str(HERE.parent / 'benchmarks'))       # `import barcode_videos`
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's flags

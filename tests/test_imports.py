@@ -130,7 +130,7 @@ def test_every_library_that_is_imported_is_declared():
   name = lambda requirement: re.match(r'[\w.-]+', requirement)[0]
   default = {name(line) for line in project['dependencies']}
   extras = {key: set(map(name, lines)) for key, lines in project['optional-dependencies'].items()}
-  own = {path.stem for path in (ROOT / 'tests').glob('**/*.py')} | {
+  own = {path.stem for x in ('tests', 'benchmarks') for path in (ROOT / x).glob('**/*.py')} | {
     'xclip_jax', 'configs', 'convert', 'benchmarks', 'setuptools'}
   missing = []
   for path in sources('xclip_jax', 'configs', 'convert', 'benchmarks', 'tests'):

@@ -18,8 +18,10 @@ def write_video(
   rotation: int = 0,
 ) -> str:
   """Encode uint8 [N, H, W, 3]; the container follows from the name. Returns the path as str."""
+  # With mbtree, x264's output for small pictures depends on what memory held before.
+  options = ({'mbtree': '0'} if codec == 'libx264' else {}) | (options or {})
   with av.open(str(path), 'w') as container:
-    stream = container.add_stream(codec, rate=fps, options=options or {})
+    stream = container.add_stream(codec, rate=fps, options=options)
     stream.height, stream.width = frames.shape[1:3]
     stream.pix_fmt = 'yuv420p'
     stream.codec_context.thread_count = 1

@@ -1,10 +1,13 @@
 """Files and disks that misbehave: each is noticed, named, replaced and counted; nothing hangs."""
 
+import contextlib
 import io
 import itertools
 import os
 import pathlib
 import stat
+import subprocess
+import sys
 import threading
 import time
 
@@ -20,11 +23,6 @@ TRAIN = augment.TrainTransform(S, 'center', flip=0.5, color_jitter=0, grayscale=
 CLASSES = source.ClassList(('a', 'b'), (None, None))
 
 
-def forbidden(path):
-  videos.write_video(path, videos.barcode_frames(4, 32, 32))
-  os.chmod(path, 0)
-
-
 def looping_link(path):
   path.symlink_to(path)
 
@@ -34,9 +32,18 @@ def cut_short(path):
   path.write_bytes(data[:100])
 
 
-FAULTS = BROKEN | {'looping link': looping_link, 'first 100 bytes': cut_short}
-if os.geteuid():                                   # nothing is forbidden to root
-  FAULTS['permission denied'] = forbidden
+def dangling_link(path):
+  path.symlink_to(path.parent / 'gone' / 'video.mp4')
+
+
+def link_below_a_file(path):
+  path.symlink_to(path.parent / 'video 0.mp4' / 'video.mp4')
+
+
+FAULTS = BROKEN | {
+  'first 100 bytes': cut_short, 'looping link': looping_link, 'dangling link': dangling_link,
+  'below a file': link_below_a_file,
+}
 
 
 def write(path, **options):
@@ -56,10 +63,15 @@ def train(listed, count, **options):
 
 @pytest.mark.parametrize('kind', FAULTS)
 def test_a_broken_file_is_replaced_named_and_counted(tmp_path, kind):
-  listed = list_of(tmp_path)
   FAULTS[kind](tmp_path / 'video 2.mp4')
   for row in (0, 1, 3):
     write(tmp_path / f'video {row}.mp4')
+  assert_replaced(tmp_path)
+
+
+def assert_replaced(folder):
+  """Train and evaluate on four videos, the third of them broken; return what is said of it."""
+  listed = list_of(folder)
   bad = pipeline.BadFiles(N, max_share=0.3)
   (batch,) = train(listed, 1)
   bad.update(batch)
@@ -71,6 +83,39 @@ def test_a_broken_file_is_replaced_named_and_counted(tmp_path, kind):
     (batch,) = batches
   assert batch['mask'].tolist() == [True, True, False, True]
   assert batch['failed'].tolist() == [-1, -1, 2, -1]
+  return bad.items[2]
+
+
+# Nothing is forbidden to root, unless it gives up the two rights that pass over permissions.
+OBEY = """
+import ctypes, os, sys
+for right in (1, 2):
+  ctypes.CDLL(None).prctl(24, right, 0, 0, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+TRY = """
+import pathlib, sys, test_faults
+folder = pathlib.Path(sys.argv[1])
+try:
+  open(folder / 'video 2.mp4', 'rb')
+except PermissionError:
+  print(test_faults.assert_replaced(folder))
+"""
+
+
+def test_a_file_that_may_not_be_read_is_replaced_named_and_counted(tmp_path):
+  for row in range(N):
+    write(tmp_path / f'video {row}.mp4')
+  os.chmod(tmp_path / 'video 2.mp4', 0)
+  python = [sys.executable, '-c']
+  found = subprocess.run(
+    [*python, OBEY, *python, TRY, str(tmp_path)], text=True, capture_output=True,
+    env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)},
+  )
+  assert found.returncode == 0, found.stderr
+  if not found.stdout:
+    pytest.skip('this user may read every file and cannot give that up')
+  assert found.stdout.endswith('video 2.mp4: cannot be read as a video (Permission denied)\n')
 
 
 @pytest.mark.parametrize('name', ['a.avi', 'a.txt', 'a', 'a.jpg'])
@@ -79,6 +124,32 @@ def test_the_contents_count_and_not_the_extension(tmp_path, name):
   os.rename(tmp_path / 'a.mp4', tmp_path / name)
   frames = decode.read_video(tmp_path / name, lambda count: np.array([5, 17, count - 1]))
   assert [videos.read_barcode(frame) for frame in frames] == [5, 17, FRAMES - 1]
+
+
+@pytest.mark.parametrize('name', ['a.mp4', 'a.mkv', 'a.avi'])
+def test_titles_in_an_unknown_encoding_do_no_harm(tmp_path, name):
+  path = pathlib.Path(write(tmp_path / name))
+  assert b'Lavf' in path.read_bytes()                      # the name of the program that wrote it
+  path.write_bytes(path.read_bytes().replace(b'Lavf', b'L\xe9vf'))
+  (frame,) = decode.read_video(path, lambda count: np.array([7]))
+  assert videos.read_barcode(frame) == 7
+
+
+def test_an_unknown_codec_is_named_as_the_reason(tmp_path):
+  path = pathlib.Path(write(tmp_path / 'a.mp4'))
+  path.write_bytes(path.read_bytes().replace(b'avc1', b'zzz1'))
+  with pytest.raises(decode.VideoError, match=r'a\.mp4: its video is of a kind that'):
+    decode.read_video(path, np.arange)
+
+
+def test_damage_anywhere_gives_pictures_or_a_reason(tmp_path):
+  data = np.frombuffer(pathlib.Path(write(tmp_path / 'a.mp4')).read_bytes(), np.uint8)
+  rng = np.random.default_rng(0)
+  for _ in range(200):
+    damaged = data.copy()
+    damaged[rng.integers(len(data), size=5)] = rng.integers(256, size=5)
+    with contextlib.suppress(decode.VideoError):
+      decode.read_video(damaged.tobytes(), lambda count: rng.integers(count, size=T))
 
 
 def test_a_file_that_vanishes_in_mid_run_is_replaced_from_then_on(tmp_path):
@@ -211,6 +282,37 @@ def test_a_time_limit_changes_no_row(tmp_path):
     for name in a:
       np.testing.assert_array_equal(a[name], b[name])
   assert not readers()
+
+
+@contextlib.contextmanager
+def slow_disk(path, data, seconds):
+  """Let a pipe hand out a file that takes some time to arrive."""
+  os.mkfifo(path)
+  enough = threading.Event()
+
+  def trickle():
+    with contextlib.suppress(BrokenPipeError), open(path, 'wb', buffering=0) as pipe:
+      for part in np.array_split(np.frombuffer(data, np.uint8), 10):
+        if not enough.wait(seconds / 10):
+          pipe.write(part.tobytes())
+
+  threading.Thread(target=trickle, daemon=True).start()
+  yield
+  enough.set()
+  assert gone()
+
+
+@pytest.mark.parametrize('takes, limit, replaced', [(1, 60, False), (60, 2, True)])
+def test_a_slow_disk_is_waited_for_as_long_as_the_limit(tmp_path, takes, limit, replaced):
+  for row in (0, 1, 3):
+    write(tmp_path / f'video {row}.mp4')
+  data = pathlib.Path(write(tmp_path / 'a.mkv')).read_bytes()
+  begin = time.monotonic()
+  with slow_disk(tmp_path / 'video 2.mp4', data, takes):
+    (batch,) = train(list_of(tmp_path), 1, clip_seconds=limit, threads=0)
+  assert time.monotonic() - begin < 30 and batch['mask'].all()
+  assert (2 in batch['failed'], 2 in batch['index']) == (replaced, not replaced)
+  assert (b'video 2.mp4: not read within 2 s' in b''.join(batch['error'])) == replaced
 
 
 def test_an_error_in_the_sampler_is_not_taken_for_a_bad_file(tmp_path):

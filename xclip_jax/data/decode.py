@@ -17,11 +17,12 @@ import av
 import cv2
 import numpy as np
 
-from xclip_jax.data import shards
+from xclip_jax.data import bitstream, shards
 
 # Where timestamps identify frames. Everywhere else (AVI, MPEG) frames are counted one by one.
 _TIMED_CONTAINERS = {'mp4', 'webm'}
 _TIMED_CODECS = {'h264', 'hevc', 'vp8', 'vp9', 'av1'}
+_NEVER_SKIP = {'av1'}  # whose decoder settles with its first packet, for good, what to skip
 
 JPEG_FRAMES = 'xclip-jax: JPEG frames'  # comment of files whose packets are whole JPEG pictures
 
@@ -109,10 +110,13 @@ def _read(
   file, choose: Callable[[int], np.ndarray], check: Callable[[], None], name: str
 ) -> np.ndarray:
   with _demuxed(file, check, name) as (name, stream, packets):
-    wanted = [int(i) for i in choose(_count(packets))]
+    shown = _shown(stream, packets, check)
+    if not shown:
+      raise VideoError(f'{name}: none of its {len(packets)} video packets is a picture to show')
+    wanted = [int(i) for i in choose(len(shown))]
     frames = _pictures(stream, packets, set(wanted))
     if frames is None:
-      frames = _by_timestamp(stream, packets, set(wanted), check)
+      frames = _by_timestamp(stream, packets, shown, set(wanted), check)
     if frames is None:
       frames, count = _by_counting(stream, packets, set(wanted), check)
       if count and len(frames) < len(set(wanted)):
@@ -126,9 +130,9 @@ def _read(
 
 
 def count_frames(file: str | os.PathLike | bytes | io.BytesIO) -> int:
-  """Count the frames a video shows, without decoding; VideoError as in `read_video`."""
-  with _demuxed(file, lambda: None) as (_, _, packets):
-    return _count(packets)
+  """Count the frames a video shows, without decoding it; VideoError as in `read_video`."""
+  with _demuxed(file, lambda: None) as (_, stream, packets):
+    return len(_shown(stream, packets, lambda: None))
 
 
 def read_frames(
@@ -163,11 +167,6 @@ def read_frames(
   return rate, frames()
 
 
-def _count(packets: list[av.Packet]) -> int:
-  # Edit lists mark packets that are needed to decode others but never shown.
-  return sum(not packet.is_discard for packet in packets)
-
-
 @contextlib.contextmanager
 def _demuxed(
   file, check: Callable[[], None], called: str = ''
@@ -180,22 +179,27 @@ def _demuxed(
   try:
     if not in_memory and shards.is_member(os.fspath(file)):
       file, in_memory = io.BytesIO(shards.read(os.fspath(file))), True
-    with av.open(file if in_memory else os.fspath(file)) as container:
+    # Titles and the like may be in any encoding.
+    with av.open(file if in_memory else os.fspath(file), metadata_errors='replace') as container:
       pictures = av.stream.Disposition.attached_pic  # cover art of a sound file is not a video
       streams = [s for s in container.streams.video if not s.disposition & pictures]
       if not streams:
         raise VideoError(f'{name}: has no video stream')
       stream = streams[0]
+      if stream.codec_context is None:
+        raise VideoError(f'{name}: its video is of a kind that FFmpeg does not know')
       # One thread a decoder: callers run many decoders, and FFmpeg's frame threads can deadlock
       # with the interpreter lock. For the same reason nothing here may touch av.logging.
       stream.codec_context.thread_type = 'NONE'
       stream.codec_context.thread_count = 1
       packets = []
-      for packet in container.demux(stream):
-        check()
-        if packet.size:
-          packets.append(packet)
-      if not _count(packets):
+      # PyAV stumbles, after all packets, if a stream began in the middle of the file (MPEG-TS).
+      with contextlib.suppress(IndexError):
+        for packet in container.demux(stream):
+          check()
+          if packet.size:
+            packets.append(packet)
+      if all(packet.is_discard for packet in packets):
         raise VideoError(f'{name}: has a video stream without frames')
       yield name, stream, packets
   except (av.FFmpegError, OSError) as error:
@@ -218,25 +222,54 @@ def _pictures(
   return frames
 
 
+def _is_timed(stream: av.video.stream.VideoStream, packets: list[av.Packet]) -> bool:
+  """Tell whether timestamps identify the pictures of the packets."""
+  decoder = stream.codec_context
+  times = [packet.pts for packet in packets]
+  return (
+    not _TIMED_CONTAINERS.isdisjoint(stream.container.format.name.split(','))
+    and decoder.codec.canonical_name in _TIMED_CODECS
+    and None not in times
+    and len(set(times)) == len(times)
+    # Some phones copy decoding times: in order, although the pictures are not.
+    and not (decoder.has_b_frames and times == sorted(times))
+  )
+
+
+def _shown(
+  stream: av.video.stream.VideoStream, packets: list[av.Packet], check: Callable[[], None]
+) -> list[av.Packet]:
+  """Select the packets whose pictures a full decode shows."""
+  decoder = stream.codec_context
+  shown = bitstream.shown(decoder, packets)
+  if not shown or not _is_timed(stream, packets):
+    return shown
+  # What was cut out of a longer file without encoding may start with pictures that need some from
+  # before the cut. How many of them are lost is told by the first that comes out.
+  start = packets[0]
+  if bitstream.starts_group(decoder, start) and all(packet.pts >= start.pts for packet in shown):
+    return shown
+  first = None
+  for packet in [*packets, None]:
+    check()
+    if frames := decoder.decode(packet):
+      first = frames[0].pts
+      break
+  decoder.flush_buffers()
+  return shown if first is None else [packet for packet in shown if packet.pts >= first]
+
+
 def _by_timestamp(
-  stream: av.video.stream.VideoStream, packets: list[av.Packet], wanted: set[int],
-  check: Callable[[], None],
+  stream: av.video.stream.VideoStream, packets: list[av.Packet], shown: list[av.Packet],
+  wanted: set[int], check: Callable[[], None],
 ) -> dict[int, np.ndarray] | None:
   """Decode as little as the wanted frames need; None where timestamps cannot be trusted."""
-  decoder = stream.codec_context
-  containers = set(stream.container.format.name.split(','))
-  times = [packet.pts for packet in packets]
-  if (
-    not containers & _TIMED_CONTAINERS
-    or decoder.codec.canonical_name not in _TIMED_CODECS
-    or None in times
-    or len(set(times)) < len(times)
-    # Some phones copy decoding times: in order, although the pictures are not.
-    or (decoder.has_b_frames and times == sorted(times))
-  ):
+  if not _is_timed(stream, packets):
     return None
-  shown = sorted(packet.pts for packet in packets if not packet.is_discard)
-  index_of = {shown[i]: i for i in wanted}
+  decoder = stream.codec_context
+  skips = decoder.codec.canonical_name not in _NEVER_SKIP
+  times = sorted(packet.pts for packet in shown)
+  index_of = {times[i]: i for i in wanted}
   keys = [i for i, p in enumerate(packets) if p.is_keyframe]
   frames = {}
   position, latest = 0, None
@@ -245,7 +278,10 @@ def _by_timestamp(
       continue
     # Leading pictures of an open group come after its key packet but before it in time, so the
     # key to start from is found by time.
-    start = max((k for k in keys if packets[k].pts <= target), default=0)
+    start = next((
+      k for k in reversed(keys)
+      if packets[k].pts <= target and bitstream.starts_group(decoder, packets[k])
+    ), 0)
     if start > position:
       decoder.flush_buffers()
       position, latest = start, None
@@ -255,14 +291,16 @@ def _by_timestamp(
         return None
       packet = packets[position] if position < len(packets) else None  # None: drain the decoder
       # No picture depends on a non-reference picture, so leaving out unwanted ones is exact.
-      unwanted = packet is not None and packet.pts not in index_of
+      unwanted = skips and packet is not None and packet.pts not in index_of
       decoder.skip_frame = 'NONREF' if unwanted else 'DEFAULT'
       for frame in decoder.decode(packet):
-        if frame.pts is None or (latest is not None and frame.pts <= latest):
+        if frame.pts is None or (latest is not None and frame.pts <= latest) or frame.is_corrupt:
           return None
         latest = frame.pts
         if frame.pts in index_of:
           frames[index_of[frame.pts]] = _to_rgb(frame)
+      if latest is not None and latest > target and index_of[target] not in frames:
+        return None
       position += 1
   return frames
 
