@@ -3,6 +3,7 @@ import itertools
 import multiprocessing
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -352,14 +353,18 @@ def wait_until(condition, seconds=60):
 @pytest.mark.parametrize('how', [signal.SIGTERM, signal.SIGKILL])
 def test_a_killed_main_process_leaves_nothing_behind(good, tmp_path, how):
   folder = os.path.dirname(good[0]['path'])
-  before = set(os.listdir('/dev/shm'))
   with main_process(folder, tmp_path / 'run.py', 'stay') as (process, worker):
     assert alive(worker)
+    # What the two have in shared memory; other tests of this machine have theirs there, too.
+    mapped = lambda: set(re.findall(r'/dev/shm/(\S+)', ''.join(
+      pathlib.Path(f'/proc/{pid}/maps').read_text() for pid in (process.pid, worker))))
+    assert wait_until(mapped)
+    time.sleep(1)
+    ours = mapped()
     process.send_signal(how)
     assert process.wait(60) == -how
     assert wait_until(lambda: not alive(worker))
-  leaked = set(os.listdir('/dev/shm')) - before  # other tests' entries are among them, but pass
-  assert wait_until(lambda: not leaked.intersection(os.listdir('/dev/shm')))
+  assert wait_until(lambda: not ours.intersection(os.listdir('/dev/shm')))
 
 
 def test_leaving_without_closing_is_quiet(good, tmp_path):
