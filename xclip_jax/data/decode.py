@@ -138,7 +138,8 @@ def read_frames(
 
   Returns:
     frames a second, 25 if the file does not say; and an iterator over (seconds, uint8 [H, W, 3]),
-    which raises VideoError where the file is damaged. Without usable times they follow the rate.
+    which raises VideoError where the file is damaged, also where the decoder could hide it.
+    Without usable times they follow the rate.
   """
   def frames():
     with _demuxed(file, lambda: None) as (name, stream, packets):
@@ -146,6 +147,8 @@ def read_frames(
       number = 0
       for packet in [*packets, None]:
         for frame in stream.codec_context.decode(packet):
+          if frame.is_corrupt:
+            raise VideoError(f'{name}: frame {number} is damaged')
           seconds = None if frame.pts is None else float(frame.pts * stream.time_base)
           if seconds is None or (latest is not None and seconds <= latest):
             seconds = float(number / rate) if latest is None else latest + float(1 / rate)
