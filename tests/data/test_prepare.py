@@ -3,6 +3,7 @@
 import fcntl
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from preparing import (
   COMMAND,
   COUNT,
+  ROOT,
   SMALL,
   identities,
   make,
@@ -111,6 +113,16 @@ def test_training_reads_the_frames_it_would_have_read(store, prepared):
         numbers = [[videos.read_barcode(x[8:]) for x in clip] for clip in batch['video']]
         seen.append((batch['index'].tolist(), batch['label'].tolist(), numbers))
   assert seen[:3] == seen[3:] and len(seen) == 6
+
+
+def test_records_are_read_without_this_project_as_the_docs_say(store, prepared, monkeypatch):
+  text = (ROOT / 'docs/datasets.md').read_text()
+  (snippet,) = [x for x in re.findall(r'```python\n(.*?)```', text, re.S) if 'array_record' in x]
+  assert 'xclip' not in snippet
+  monkeypatch.chdir(prepared)
+  found = {}
+  exec(snippet, found)
+  assert [videos.read_barcode(x[6:]) for x in found['frames']] == list(range(11))
 
 
 def test_jpeg_frames_are_prepared_and_checked_like_any_list(store, tmp_path):

@@ -219,13 +219,20 @@ def _work(connection: Any, shard: Shard, blamed: dict[int, str]) -> None:
   signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C goes to all; the main process decides
   workers.leave_with_parent()
   cv2.setNumThreads(1)
+
+  def tell(message: Any) -> None:
+    try:
+      connection.send(message)
+    except BrokenPipeError:   # the main process is gone, and nobody wants what this one does
+      os._exit(1)
+
   try:
-    write(shard, blamed, connection.send)
-    connection.send(None)
+    write(shard, blamed, tell)
+    tell(None)
   except OSError as error:
-    connection.send(error)
+    tell(error)
   except Exception:
-    connection.send(RuntimeError(f'preparing {shard.file} failed:\n{traceback.format_exc()}'))
+    tell(RuntimeError(f'preparing {shard.file} failed:\n{traceback.format_exc()}'))
 
 
 def write_all(wanted: Sequence[Shard], processes: int) -> Iterator[Shard | None]:
