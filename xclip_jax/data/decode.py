@@ -46,7 +46,8 @@ def read_video(
   """Decode chosen frames of a video, exactly.
 
   Args:
-    file: path, also of a file in a tar archive (`shard.tar/name.mp4`), or the file's contents.
+    file: path, also into an archive (`shard.tar/name.mp4`, `shard.array_record/17`), or the file's
+      contents.
     choose: maps the number of frames in the video to the indices wanted, in any order and with
       repeats. If fewer frames decode than the file has packets for (a stream that starts in the
       middle of a group of pictures), it is asked once more with the number that do.

@@ -3,6 +3,7 @@
 import concurrent.futures
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -49,11 +50,14 @@ def unordered(
   while chunks:
     try:
       with _pool(min(processes, len(chunks))) as pool:
-        running = {pool.submit(_run, job, chunk): chunk for chunk in chunks}
-        for done in concurrent.futures.as_completed(running):
-          results = done.result()
-          chunks.remove(running[done])
-          yield from results
+        try:
+          running = {pool.submit(_run, job, chunk): chunk for chunk in chunks}
+          for done in concurrent.futures.as_completed(running):
+            results = done.result()
+            chunks.remove(running[done])
+            yield from results
+        finally:
+          pool.shutdown(wait=False, cancel_futures=True)  # who is interrupted waits for no more
     except concurrent.futures.process.BrokenProcessPool:
       # One of those that had begun, which are at the front, was the cause.
       begun, chunks = chunks[:2 * processes + 1], chunks[2 * processes + 1:]
@@ -75,7 +79,12 @@ def _one_by_one(
 
 
 def _pool(processes: int) -> concurrent.futures.ProcessPoolExecutor:
-  return concurrent.futures.ProcessPoolExecutor(processes, SPAWN, leave_with_parent)
+  return concurrent.futures.ProcessPoolExecutor(processes, SPAWN, _begin)
+
+
+def _begin() -> None:
+  signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C goes to all; the main process decides
+  leave_with_parent()
 
 
 def _run(job: Callable[[Any], Any], items: Sequence[Any]) -> list[tuple[Any, Any]]:
