@@ -98,10 +98,14 @@ def lose_everything(connection, shard, blamed):
   os._exit(3)
 
 
-def test_workers_that_cannot_work_end_the_run(store, tmp_path, monkeypatch):
+def test_workers_that_cannot_work_end_the_run_and_what_is_incomplete_has_no_list(
+  store, prepared, tmp_path, monkeypatch):
+  shutil.copytree(prepared, tmp_path / 'x')
+  os.truncate(tmp_path / 'x/train-00003-of-00004.array_record', 70000)
   monkeypatch.setattr(prepare_shards, '_work', lose_everything)
-  with pytest.raises(RuntimeError, match=r'the process that writes .* ends: exit status 3'):
-    make(store, tmp_path)
+  with pytest.raises(RuntimeError, match=r'the process that writes .*3-of.* ends: exit status 3'):
+    make(store, tmp_path / 'x')
+  assert not (tmp_path / 'x/train.csv').exists() and len(identities(tmp_path / 'x')) == 4
 
 
 def test_videos_that_cannot_be_read_are_named_and_left_out(store, tmp_path, capsys):
@@ -143,6 +147,8 @@ def test_damage_is_found_by_verifying_and_repaired_by_preparing(store, prepared,
   content[40000] ^= 1
   (folder / f'{name(0)}.array_record').write_bytes(content)
   os.truncate(folder / f'{name(1)}.array_record', 100000)
+  for left in ('train.csv', f'{name(2)}.array_record', f'{name(2)}.json', 'classes.csv'):
+    (folder / f'.17.tmp.{left}').touch()                            # by a process that was killed
   (folder / f'{name(3)}.json').unlink()
   assert run(*args, '--verify') == 1
   out = capsys.readouterr().out
@@ -154,7 +160,7 @@ def test_damage_is_found_by_verifying_and_repaired_by_preparing(store, prepared,
   assert run(*args, *COMMAND) == 0
   after = identities(folder)
   assert [before[x] == after[x] for x in sorted(after)] == [False, False, True, False]
-  assert stored(folder) == stored(prepared)
+  assert stored(folder) == stored(prepared) and not list(folder.glob('.*'))
   (folder / 'train.csv').write_text('path,label\n')
   (folder / f'{name(2)}.array_record').unlink()
   capsys.readouterr()
