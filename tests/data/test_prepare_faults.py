@@ -47,7 +47,7 @@ def prepared(store, tmp_path_factory):
   (signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_run_that_is_ended_goes_on_where_it_was(store, prepared, tmp_path, way, status):
   process = start(store, tmp_path)
-  until(lambda: list(tmp_path.glob('*-of-*.json')), 'no shard was written')
+  until(lambda: list(tmp_path.glob('train-*.json')), 'no shard was written')
   busy = until(lambda: children(process), 'nobody works')
   process.send_signal(way)
   process.wait(30)
@@ -56,7 +56,7 @@ def test_a_run_that_is_ended_goes_on_where_it_was(store, prepared, tmp_path, way
   if way != signal.SIGKILL:
     assert not list(tmp_path.glob('.*'))
   assert not (tmp_path / 'train.csv').exists()                      # what has a list is complete
-  kept = {x.with_suffix('.array_record').name for x in tmp_path.glob('*-of-*.json')}
+  kept = {x.with_suffix('.array_record').name for x in tmp_path.glob('train-*.json')}
   before = identities(tmp_path)
   assert 0 < len(kept) < 4
   make(store, tmp_path)
