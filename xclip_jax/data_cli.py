@@ -1,4 +1,4 @@
-"""The `xclip data` commands: check and show lists of videos, and make lists of lists."""
+"""The `xclip data` commands: check, show and prepare lists of videos, and make lists of lists."""
 
 import argparse
 import contextlib
@@ -6,7 +6,9 @@ import gc
 import io
 import itertools
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,8 @@ from xclip_jax import answers
 _EXAMPLES = """examples:
   xclip data check train.csv --report report.txt --clean train_clean.csv
   xclip data show train.csv -o sheet.png
+  xclip data prepare train.csv -o prepared
+  xclip data prepare train.csv -o prepared --verify
   xclip data few-shot train.csv --shots 16 --seed 1 -o train_16.csv
   xclip data base-novel train.csv val.csv -o base_novel
 """
@@ -24,8 +28,8 @@ _EXAMPLES = """examples:
 def add_commands(commands: Any) -> None:
   """Adds `data` and what belongs to it to the subcommands of `xclip`."""
   group = commands.add_parser(
-    'data', help='check, show and make lists of videos', description=__doc__, epilog=_EXAMPLES,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
+    'data', help='check, show, prepare and make lists of videos', description=__doc__,
+    epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
   ).add_subparsers(metavar='COMMAND', required=True)
   command = _command(group, 'check', check, 'find what is wrong with a list')
   command.add_argument('--frames', type=int, default=8, metavar='T',
@@ -46,6 +50,32 @@ def add_commands(commands: Any) -> None:
   for name, default in (('flip', 0.5), ('color-jitter', 0.8), ('grayscale', 0.2)):
     command.add_argument(f'--{name}', type=float, default=default, metavar='P',
                          help=f'probability (default: {default})')
+
+  command = _command(group, 'prepare', prepare, 'store videos anew so that they are read fast',
+                     overwrite='begin again, if this list was prepared there already')
+  command.add_argument('-o', '--output', required=True, metavar='FOLDER', help='for the shards')
+  command.add_argument('--format', choices=('h264', 'jpeg'), default='h264',
+                       help='all frames, or some frames as JPEG (default: h264)')
+  command.add_argument('--short-side', type=int, default=256, metavar='PIXELS',
+                       help='larger videos are made smaller (default: 256)')
+  for name, kind, text in (
+    ('crf', int, 'quality of h264, 0 to 51; lower is better (default: 20)'),
+    ('gop', int, 'frames from key frame to key frame of h264 (default: 12)'),
+    ('quality', int, 'of jpeg, 1 to 100 (default: 90)'),
+    ('fps', float, 'frames a second of jpeg (default: 4)'),
+  ):
+    command.add_argument(f'--{name}', type=kind, metavar='N', help=text)
+  command.add_argument('--per-shard', type=int, default=0, metavar='N',
+                       help='videos in a file (default: 256, fewer if the list is short)')
+  command.add_argument('--processes', type=int, default=os.cpu_count(), metavar='N',
+                       help='that encode (default: one a CPU)')
+  command.add_argument('--max-bad-share', type=float, default=0.05, metavar='SHARE',
+                       help='of videos that may fail; more is an error (default: 0.05)')
+  command.add_argument('--retry', action='store_true',
+                       help='do again what holds videos that failed')
+  command.add_argument('--verify', action='store_true',
+                       help='prepare nothing; read again what is there and compare it')
+  command.add_argument('--quiet', action='store_true', help='no progress bar')
 
   command = group.add_parser('lists', help='write lists of a published data set or of folders',
                              description=write_lists.__doc__)
@@ -160,6 +190,85 @@ def show(arguments: argparse.Namespace) -> int:
   return 0
 
 
+def prepare(arguments: argparse.Namespace) -> int:
+  """Stores the videos of a list in files that are read fast, and writes a list of them.
+
+  Run the same command again after a crash or a kill: what is complete is kept. A video that cannot
+  be read is left out of the list and named in LIST_failed.csv. Exit status 0: prepared, or
+  verified; 1: --verify has found damage, which the command without it repairs; 2: not done.
+  """
+  from xclip_jax.data import encode, prepare, source
+
+  gc.enable()
+  if arguments.processes < 1:
+    raise answers.Refused(f'--processes must be at least 1, got {arguments.processes}')
+  own = dict(h264=('crf', 'gop'), jpeg=('quality', 'fps'))
+  given = {
+    name: getattr(arguments, name) for names in own.values() for name in names
+    if getattr(arguments, name) is not None
+  }
+  for name in given:
+    if name not in own[arguments.format]:
+      raise answers.Refused(f'--{name} does nothing to --format {arguments.format}')
+  with _refusing(), _ending_on_sigterm():
+    columns, _ = source.read_rows(arguments.list, ('path',))
+    place = (arguments.list, _root(arguments),
+             _classes(arguments) if 'label' in columns else None, arguments.output)
+    options = dict(processes=arguments.processes, progress=_bar(arguments.quiet))
+    if arguments.verify:
+      return _say_verdict(arguments.output, *prepare.verify(*place, **options))
+    encoding = encode.Encoding(arguments.format, arguments.short_side, **given)
+    try:
+      report = prepare.prepare(
+        *place, encoding, per_shard=arguments.per_shard, max_bad_share=arguments.max_bad_share,
+        overwrite=arguments.overwrite, retry=arguments.retry, **options)
+    except KeyboardInterrupt:
+      print('stopped; what is complete is kept, and the same command goes on', file=sys.stderr)
+      return 130
+    except RuntimeError as error:
+      raise answers.Refused(str(error)) from error
+  _say_report(report, Path(arguments.output) / Path(arguments.list).name)
+  return 0
+
+
+def _say_verdict(folder: str, count: int, damaged: list[tuple[str, str]]) -> int:
+  for name, fault in damaged:
+    print(answers.printable(f'  {name}: {fault}'))
+  print(f'{folder}: {len(damaged)} files are damaged; the command without --verify repairs them'
+        if damaged else f'{folder}: {count} shards, all as they were written')
+  return 1 if damaged else 0
+
+
+def _say_report(report: Any, path: Path) -> None:
+  print(f'{path}: {report.prepared} of {report.listed} videos, {report.shards} shards')
+  before, after = (x / 1e6 for x in (report.bytes_before, report.bytes_after))
+  ratio = f', {after / before:.2f} times' if before else ''
+  print(f'{report.hours:.2f} hours, {report.frames} frames; {before:.1f} MB before, {after:.1f} MB '
+        f'after{ratio}')
+  if report.psnr['mean'] is not None:
+    print('PSNR {mean:.1f} dB on average, {lowest:.1f} lowest, {fifth_percentile:.1f} at the 5th '
+          'percentile'.format(**report.psnr))
+  settings = ', '.join(f'{name} {value}' for name, value in report.encoding.items())
+  print(f'{report.cpu_seconds_per_video:.2f} s of CPU a video; {settings}')
+  for video, reason in report.failed[:5]:
+    print(answers.printable(f'  {video}: {reason}'))
+  if report.failed:
+    print(f'{len(report.failed)} videos failed: {path.stem}_failed.csv names them')
+
+
+@contextlib.contextmanager
+def _ending_on_sigterm() -> Iterator[None]:
+  """Makes SIGTERM an exception, so that processes that were started are ended, too."""
+  if threading.current_thread() is not threading.main_thread():
+    yield
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, before)
+
+
 def write_lists(arguments: argparse.Namespace) -> int:
   """Writes train.csv, val.csv and classes.csv, for the commands that want lists."""
   with _refusing():
@@ -221,12 +330,15 @@ def _write_all(arguments: argparse.Namespace, texts: dict[str, str]) -> int:
   return 0
 
 
-def _command(group: Any, name: str, run: Any, help_text: str, lists: Any = None) -> Any:
+def _command(
+  group: Any, name: str, run: Any, help_text: str, lists: Any = None,
+  overwrite: str = 'replace files that are there',
+) -> Any:
   command = group.add_parser(name, help=help_text, description=run.__doc__)
   command.add_argument('list', metavar='LIST', nargs=lists, help='CSV with path,label, or .txt')
   command.add_argument('--root', help="folder that its paths start from (default: the list's)")
   command.add_argument('--classes', help='class list (default: classes.csv beside the list)')
-  command.add_argument('--overwrite', action='store_true', help='replace files that are there')
+  command.add_argument('--overwrite', action='store_true', help=overwrite)
   command.set_defaults(run=run)
   return command
 

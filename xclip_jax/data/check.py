@@ -1,20 +1,17 @@
 """What can be wrong with a list of videos, found before training instead of during it."""
 
 import collections
-import concurrent.futures
 import dataclasses
 import hashlib
-import multiprocessing
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-from xclip_jax.data import decode, shards, source
+from xclip_jax.data import decode, shards, source, workers
 
-_CHUNK = 8                    # files a worker is given at once
 KINDS = {                     # kind of problem -> what it means
   'classes': 'class lists that cannot be told apart',
   'label': 'labels or captions that are wrong',
@@ -96,12 +93,13 @@ def check_list(
     files.setdefault(lines[-1][2], []).append(line)
   progress = progress or (lambda items, **_: items)
   inspect = _Inspect(num_frames)
-  found = dict(progress(_map(inspect, list(files), processes), total=len(files), desc='decoding'))
+  crashed = _File(0, 'undecodable', 'reading it crashes the decoder')
+  results = workers.unordered(inspect, list(files), processes, crashed)
+  found = dict(progress(results, total=len(files), desc='decoding'))
   by_size = collections.Counter(x.size for x in found.values() if not x.kind)
   suspects = [x for x in files if not found[x].kind and by_size[found[x].size] > 1]
-  digests = dict(
-    progress(_map(_digest, suspects, processes), total=len(suspects), desc='comparing')
-  )
+  results = workers.unordered(_digest, suspects, processes, '')
+  digests = dict(progress(results, total=len(suspects), desc='comparing'))
   several_rows = 'label' not in columns   # a video may have several captions
   first = {}
   for line, name, file in lines:
@@ -168,45 +166,3 @@ def _digest(path: str) -> str:
     return hashlib.sha256(shards.read(path)).hexdigest()
   with open(path, 'rb') as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
-
-
-def _map(
-  job: Callable[[str], Any], paths: Sequence[str], processes: int
-) -> Iterator[tuple[str, Any]]:
-  """Yield (path, result), in any order; a file that kills its process is told from the others."""
-  if processes == 1 or len(paths) < 2:
-    yield from ((path, job(path)) for path in paths)
-    return
-  chunks = [tuple(paths[i:i + _CHUNK]) for i in range(0, len(paths), _CHUNK)]
-  while chunks:
-    try:
-      with _pool(min(processes, len(chunks))) as pool:
-        running = {pool.submit(_run, job, chunk): chunk for chunk in chunks}
-        for done in concurrent.futures.as_completed(running):
-          results = done.result()
-          chunks.remove(running[done])
-          yield from results
-    except concurrent.futures.process.BrokenProcessPool:
-      # One of those that had begun, which are at the front, was the cause.
-      begun, chunks = chunks[:2 * processes + 1], chunks[2 * processes + 1:]
-      yield from _one_by_one(job, [path for chunk in begun for path in chunk])
-
-
-def _one_by_one(job: Callable[[str], Any], paths: list[str]) -> Iterator[tuple[str, Any]]:
-  while paths:
-    with _pool(1) as pool:
-      try:
-        while paths:
-          (result,) = pool.submit(_run, job, paths[:1]).result()
-          del paths[0]
-          yield result
-      except concurrent.futures.process.BrokenProcessPool:
-        yield paths.pop(0), _File(0, 'undecodable', 'reading it crashes the decoder')
-
-
-def _pool(processes: int) -> concurrent.futures.ProcessPoolExecutor:
-  return concurrent.futures.ProcessPoolExecutor(processes, multiprocessing.get_context('spawn'))
-
-
-def _run(job: Callable[[str], Any], paths: Sequence[str]) -> list[tuple[str, Any]]:
-  return [(path, job(path)) for path in paths]

@@ -47,7 +47,8 @@ def read_video(
   """Decode chosen frames of a video, exactly.
 
   Args:
-    file: path, also of a file in a tar archive (`shard.tar/name.mp4`), or the file's contents.
+    file: path, also into an archive (`shard.tar/name.mp4`, `shard.array_record/17`), or the file's
+      contents.
     choose: maps the number of frames in the video to the indices wanted, in any order and with
       repeats. If fewer frames decode than the file has packets for (a stream that starts in the
       middle of a group of pictures), it is asked once more with the number that do.
@@ -142,7 +143,8 @@ def read_frames(
 
   Returns:
     frames a second, 25 if the file does not say; and an iterator over (seconds, uint8 [H, W, 3]),
-    which raises VideoError where the file is damaged. Without usable times they follow the rate.
+    which raises VideoError where the file is damaged, also where the decoder could hide it.
+    Without usable times they follow the rate.
   """
   def frames():
     with _demuxed(file, lambda: None) as (name, stream, packets):
@@ -150,6 +152,8 @@ def read_frames(
       number = 0
       for packet in [*packets, None]:
         for frame in stream.codec_context.decode(packet):
+          if frame.is_corrupt:
+            raise VideoError(f'{name}: frame {number} is damaged')
           seconds = None if frame.pts is None else float(frame.pts * stream.time_base)
           if seconds is None or (latest is not None and seconds <= latest):
             seconds = float(number / rate) if latest is None else latest + float(1 / rate)

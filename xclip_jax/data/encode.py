@@ -46,17 +46,26 @@ class Encoding:
     for name, low, high in (
       ('short_side', 16, 4096), ('crf', 0, 51), ('gop', 1, 1000), ('quality', 1, 100)):
       value = getattr(self, name)
-      if not isinstance(value, int) or not low <= value <= high:
+      if type(value) is not int or not low <= value <= high:
         raise ValueError(f'{name} must be a whole number in {low}..{high}, found {value!r}')
-    if not 0 < self.fps <= 1000:
-      raise ValueError(f'fps must be above 0 and at most 1000, found {self.fps!r}')
+    if type(self.fps) not in (int, float) or not 0.001 <= self.fps <= 1000:
+      raise ValueError(f'fps must be a number from 0.001 to 1000, found {self.fps!r}')
+
+
+  @property
+  def settings(self) -> dict[str, str | int | float]:
+    """What decides how a video is stored in this format."""
+    names = dict(h264=('crf', 'gop'), jpeg=('quality', 'fps'))[self.format]
+    return {name: getattr(self, name) for name in ('format', 'short_side', *names)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-  """A stored video: its bytes, frames, height and width in pixels, and quality.
+  """A stored video: its bytes, frames, height and width in pixels, quality and duration.
 
   `psnr` compares frames with what was encoded (after scaling), in dB over RGB; infinite if equal.
+  It is that of the mean square error of 8 frames, spread over the video. `seconds` are those that
+  the whole video took to show.
   """
 
   content: bytes
@@ -64,6 +73,7 @@ class Encoded:
   height: int
   width: int
   psnr: float
+  seconds: float
 
 
 def encode(file: str | bytes, encoding: Encoding) -> Encoded:
@@ -78,32 +88,45 @@ def encode(file: str | bytes, encoding: Encoding) -> Encoded:
   """
   rate, frames = decode.read_frames(file)
   count = decode.count_frames(file)
+  times = []                  # of the first and the latest frame
+
+  def timed() -> Iterator[tuple[float, np.ndarray]]:
+    for seconds, frame in frames:
+      times[1:] = [seconds]
+      yield seconds, frame
+
   if encoding.format == 'jpeg':
-    step = encoding.fps / max(rate, fractions.Fraction(1, 1000))
-    count = max(1, round(count * min(1, step)))
-    frames = _thin(frames, encoding.fps)
-    rate = min(rate, fractions.Fraction(encoding.fps).limit_denominator(1000))
+    count = max(1, round(count * min(1, encoding.fps / rate)))
+    chosen = _thin(timed(), encoding.fps)
+    stored_rate = min(rate, fractions.Fraction(encoding.fps).limit_denominator(1000))
   else:
-    frames = (frame for _, frame in frames)
+    chosen, stored_rate = (frame for _, frame in timed()), rate
   # Some of what is encoded is kept, to be compared with what a reader will get.
   places = set(np.linspace(0, max(count - 1, 0), _COMPARED).astype(int).tolist())
-  kept = {}
+  kept, written = {}, 0
 
   def scaled() -> Iterator[np.ndarray]:
-    for number, frame in enumerate(frames):
+    nonlocal written
+    for frame in chosen:
       frame = _scale(frame, encoding)
-      if number in places:
-        kept[number] = frame
+      if written in places:
+        kept[written] = frame
+      written += 1
       yield frame
 
   write = _write_jpeg if encoding.format == 'jpeg' else _write_h264
-  content = write(scaled(), rate, encoding)
-  found = decode.count_frames(content)
+  try:
+    content = write(scaled(), stored_rate, encoding)
+  except av.FFmpegError as error:  # of the encoder: those of the decoder are VideoErrors already
+    name = 'video in memory' if isinstance(file, bytes) else file
+    raise decode.VideoError(f'{name}: cannot be encoded ({error.strerror})') from error
+  assert decode.count_frames(content) == written
   got = decode.read_video(content, lambda _: np.array(sorted(kept)))
   want = np.stack([kept[i] for i in sorted(kept)])
   error = np.mean((got.astype(np.float32) - want) ** 2)
   psnr = float(10 * np.log10(255 ** 2 / error)) if error else float('inf')
-  return Encoded(content, found, *want.shape[1:3], psnr)
+  seconds = times[-1] - times[0] + float(1 / rate)
+  return Encoded(content, written, *want.shape[1:3], psnr, seconds)
 
 
 def _thin(
@@ -122,11 +145,12 @@ def _thin(
 
 def _scale(frame: np.ndarray, encoding: Encoding) -> np.ndarray:
   height, width = frame.shape[:2]
-  ratio = min(1, encoding.short_side / min(height, width))
   even = 2 if encoding.format == 'h264' else 1     # colours of H.264 are stored for 2 x 2 pixels
-  size = [max(even, round(side * ratio / even) * even) for side in (width, height)]
-  if size == [width, height]:
-    return frame
+  ratio = encoding.short_side / min(height, width)
+  if ratio >= 1 and min(height, width) >= even:
+    # Kept as it is, but for a last row and column that is one too many.
+    return frame[:height // even * even, :width // even * even]
+  size = [max(even, round(side * min(1, ratio) / even) * even) for side in (width, height)]
   return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
 
 

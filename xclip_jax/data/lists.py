@@ -23,6 +23,13 @@ def without(path: str | os.PathLike, lines: set[int]) -> str:
   return _format(path, columns, kept, f'{_origin(path)}, {len(kept)} of {len(rows)} rows')
 
 
+def moved(path: str | os.PathLike, places: dict[str, str], note: str) -> str:
+  """Return a list again, in its format, with other paths; rows whose path has none are left out."""
+  columns, rows = source.read_rows(path, ('path',))
+  kept = [row | {'path': places[row['path']]} for _, row in rows if row['path'] in places]
+  return _format(path, columns, kept, f'{note}, {_origin(path)}')
+
+
 def from_split(
   videos: source.VideoList, classes: ClassList, root: str | os.PathLike, note: str
 ) -> tuple[str, str]:

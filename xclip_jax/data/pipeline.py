@@ -18,10 +18,6 @@ there is: resuming is slicing, and workers, threads and hosts change nothing but
 
 import copy
 import dataclasses
-import multiprocessing
-import os
-import threading
-import time
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +27,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from xclip_jax.data import augment, decode
+from xclip_jax.data import augment, decode, workers
 from xclip_jax.data import sampling as sampling_lib
 
 # [row] -> dict(path, label, index), and video, bytes, where a source has read the file itself, or
@@ -369,17 +365,5 @@ def _rows_per_host(
 
 
 def _leave_with_parent(worker_index: int, worker_count: int) -> None:
-  """End this worker when the main process is gone, however it went.
-
-  A main process that is killed cannot tell its workers, and they would wait for ever, holding
-  shared memory.
-  """
   del worker_index, worker_count
-  parent = multiprocessing.parent_process().pid
-
-  def watch():
-    while os.getppid() == parent:
-      time.sleep(1)
-    os._exit(1)
-
-  threading.Thread(target=watch, daemon=True).start()
+  workers.leave_with_parent()

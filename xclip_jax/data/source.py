@@ -84,7 +84,7 @@ def read_annotations(
   Args:
     path: CSV with header `path,label[,caption]` where a label is a class id or a class name, or a
       `.txt` of the reference's `path id` lines (split at the last blank: paths may hold blanks).
-      Several labels of a video are separated by `;`. A path may lead into a tar archive; see
+      Several labels of a video are separated by `;`. A path may lead into an archive; see
       data/shards.py.
     root: folder that relative paths start from. Whether the videos exist is not checked.
     classes: what labels may be.

@@ -1,0 +1,40 @@
+"""Work in other processes ends when it should."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from preparing import ROOT, children, is_alive, until
+
+from xclip_jax.data import workers
+
+SLEEPING = """
+import time
+from xclip_jax.data import workers
+if __name__ == '__main__':
+  list(workers.unordered(time.sleep, [0, 0, 60, 60, 60, 60], 2, None, chunk=1))
+"""
+
+
+@pytest.mark.parametrize('way', [signal.SIGKILL, signal.SIGTERM])
+def test_processes_leave_with_the_one_that_started_them(tmp_path, way):
+  (tmp_path / 'sleep.py').write_text(SLEEPING)
+  process = subprocess.Popen([sys.executable, str(tmp_path / 'sleep.py')],
+                             env=os.environ | {'PYTHONPATH': str(ROOT)}, stderr=subprocess.DEVNULL)
+  until(lambda: len(children(process)) == 2, 'nobody works')
+  busy = children(process)
+  time.sleep(1)
+  process.send_signal(way)
+  process.wait(30)
+  until(lambda: not any(map(is_alive, busy)), 'they stay behind', 20)
+
+
+def test_who_is_interrupted_waits_only_for_what_has_begun():
+  results = workers.unordered(time.sleep, [0.0] * 2 + [0.2] * 200, 2, None, chunk=1)
+  next(results)
+  begun = time.monotonic()
+  results.close()
+  assert time.monotonic() - begun < 10                     # of 20 s that are left for two
