@@ -276,8 +276,8 @@ def write_lists(arguments: argparse.Namespace) -> int:
     from xclip_jax.data import lists
 
     if arguments.name in ('files', 'synthetic', 'tfds'):
-      raise ValueError(f'{arguments.name} has lists already or needs none; name folder, kinetics, hmdb51, ucf101 '
-                       'or ssv2')
+      raise ValueError(f'{arguments.name} has lists already or needs none; name folder, kinetics, '
+                       'hmdb51, ucf101 or ssv2')
     arguments.zero_shot = ''
     texts = {}
     for name, split in data.open_splits(arguments).items():
