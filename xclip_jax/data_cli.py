@@ -59,7 +59,7 @@ def add_commands(commands: Any) -> None:
   command.add_argument('--short-side', type=int, default=256, metavar='PIXELS',
                        help='larger videos are made smaller (default: 256)')
   for name, kind, text in (
-    ('crf', int, 'quality of h264, 0 to 51; lower is better (default: 20)'),
+    ('crf', int, 'quality of h264, 0 to 51; lower is better (default: 23)'),
     ('gop', int, 'frames from key frame to key frame of h264 (default: 12)'),
     ('quality', int, 'of jpeg, 1 to 100 (default: 90)'),
     ('fps', float, 'frames a second of jpeg (default: 4)'),

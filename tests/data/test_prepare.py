@@ -53,7 +53,7 @@ def test_a_prepared_list_has_the_rows_of_the_list_and_paths_into_shards(store, p
   assert (report['listed'], report['prepared'], report['failed']) == (COUNT, COUNT, 0)
   assert report['frames'] == sum(range(10, 10 + COUNT)) and report['psnr']['lowest'] > 30
   assert report['bytes_before'] == sum(x.stat().st_size for x in (store / 'in ner').iterdir())
-  assert report['encoding'] == dict(format='h264', short_side=32, crf=20, gop=12)
+  assert report['encoding'] == dict(format='h264', short_side=32, crf=23, gop=12)
   assert not [x.name for x in prepared.iterdir() if x.name.startswith('.')]
 
 
@@ -67,7 +67,7 @@ def test_a_folder_is_refused_that_was_prepared_in_another_way(store, prepared, t
   args = ('-o', tmp_path / 'x', '--per-shard', 2, '--processes', 1)
   before = stored(tmp_path / 'x')
   for other, message in (
-    (('--short-side', 32, '--crf', 30), 'in another way: crf 20, not 30. Choose another folder'),
+    (('--short-side', 32, '--crf', 30), 'in another way: crf 23, not 30. Choose another folder'),
     (('--short-side', 48), 'short_side 32, not 48'),
     (('--short-side', 32, '--format', 'jpeg'), 'format h264, not jpeg; '),
     (('--short-side', 32, '--per-shard', 3), 'per_shard 2, not 3'),

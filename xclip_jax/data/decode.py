@@ -7,6 +7,7 @@ of packets, frames are counted there, and only what the wanted frames need is de
 
 import contextlib
 import fractions
+import functools
 import io
 import os
 import threading
@@ -110,14 +111,16 @@ def _in_time(work: Callable[[], np.ndarray], seconds: float, message: str) -> np
 def _read(
   file, choose: Callable[[int], np.ndarray], check: Callable[[], None], name: str
 ) -> np.ndarray:
-  with _demuxed(file, check, name) as (name, stream, packets):
+  with _opened(file, name) as (name, file, stream):
+    pictures = _find_pictures(file, stream)
+    if pictures:
+      return np.stack([_decode_picture(name, pictures[int(i)]) for i in choose(len(pictures))])
+    packets = _demux(name, stream, check)
     shown = _shown(stream, packets, check)
     if not shown:
       raise VideoError(f'{name}: none of its {len(packets)} video packets is a picture to show')
     wanted = [int(i) for i in choose(len(shown))]
-    frames = _pictures(stream, packets, set(wanted))
-    if frames is None:
-      frames = _by_timestamp(stream, packets, shown, set(wanted), check)
+    frames = _by_timestamp(stream, packets, shown, set(wanted), check)
     if frames is None:
       frames, count = _by_counting(stream, packets, set(wanted), check)
       if count and len(frames) < len(set(wanted)):
@@ -132,7 +135,8 @@ def _read(
 
 def count_frames(file: str | os.PathLike | bytes | io.BytesIO) -> int:
   """Count the frames a video shows, without decoding it; VideoError as in `read_video`."""
-  with _demuxed(file, lambda: None) as (_, stream, packets):
+  with _opened(file) as (name, _, stream):
+    packets = _demux(name, stream, lambda: None)
     return len(_shown(stream, packets, lambda: None))
 
 
@@ -147,7 +151,8 @@ def read_frames(
     Without usable times they follow the rate.
   """
   def frames():
-    with _demuxed(file, lambda: None) as (name, stream, packets):
+    with _opened(file) as (name, _, stream):
+      packets = _demux(name, stream, lambda: None)
       size, latest = None, None
       number = 0
       for packet in [*packets, None]:
@@ -166,25 +171,27 @@ def read_frames(
       if not number:
         raise VideoError(f'{name}: none of its {len(packets)} video packets can be decoded')
 
-  with _demuxed(file, lambda: None) as (_, stream, _):
+  with _opened(file) as (_, _, stream):
     rate = stream.average_rate or fractions.Fraction(25)
   return rate, frames()
 
 
 @contextlib.contextmanager
-def _demuxed(
-  file, check: Callable[[], None], called: str = ''
-) -> Iterator[tuple[str, av.video.stream.VideoStream, list[av.Packet]]]:
-  """Yield a name for messages, the video stream and its packets in decoding order."""
+def _opened(
+  file, called: str = ''
+) -> Iterator[tuple[str, io.BytesIO | str, av.video.stream.VideoStream]]:
+  """Yield a name for messages, where the contents are, and the video stream."""
   if isinstance(file, bytes):
     file = io.BytesIO(file)
   in_memory = isinstance(file, io.BytesIO)
   name = called or ('video in memory' if in_memory else os.fspath(file))
   try:
-    if not in_memory and shards.is_member(os.fspath(file)):
-      file, in_memory = io.BytesIO(shards.read(os.fspath(file))), True
+    if not in_memory:
+      file = os.fspath(file)
+      if shards.is_member(file):
+        file = io.BytesIO(shards.read(file))
     # Titles and the like may be in any encoding.
-    with av.open(file if in_memory else os.fspath(file), metadata_errors='replace') as container:
+    with av.open(file, metadata_errors='replace') as container:
       pictures = av.stream.Disposition.attached_pic  # cover art of a sound file is not a video
       streams = [s for s in container.streams.video if not s.disposition & pictures]
       if not streams:
@@ -196,34 +203,57 @@ def _demuxed(
       # with the interpreter lock. For the same reason nothing here may touch av.logging.
       stream.codec_context.thread_type = 'NONE'
       stream.codec_context.thread_count = 1
-      packets = []
-      # PyAV stumbles, after all packets, if a stream began in the middle of the file (MPEG-TS).
-      with contextlib.suppress(IndexError):
-        for packet in container.demux(stream):
-          check()
-          if packet.size:
-            packets.append(packet)
-      if all(packet.is_discard for packet in packets):
-        raise VideoError(f'{name}: has a video stream without frames')
-      yield name, stream, packets
+      yield name, file, stream
   except (av.FFmpegError, OSError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise VideoError(f'{name}: cannot be read as a video ({reason})') from error
 
 
-def _pictures(
-  stream: av.video.stream.VideoStream, packets: list[av.Packet], wanted: set[int]
-) -> dict[int, np.ndarray] | None:
-  """Decode packets that are JPEG files, with a faster decoder than FFmpeg's; None for others."""
-  if stream.container.metadata.get('comment') != JPEG_FRAMES or len(packets) <= max(wanted):
-    return None
-  frames = {}
-  for i in wanted:
-    image = cv2.imdecode(np.frombuffer(packets[i], np.uint8), cv2.IMREAD_COLOR_RGB)
-    if image is None:
-      return None
-    frames[i] = image
-  return frames
+def _demux(
+  name: str, stream: av.video.stream.VideoStream, check: Callable[[], None]
+) -> list[av.Packet]:
+  """Read all packets, in decoding order."""
+  packets = []
+  # PyAV stumbles, after all packets, if a stream began in the middle of the file (MPEG-TS).
+  with contextlib.suppress(IndexError):
+    for packet in stream.container.demux(stream):
+      check()
+      if packet.size:
+        packets.append(packet)
+  if all(packet.is_discard for packet in packets):
+    raise VideoError(f'{name}: has a video stream without frames')
+  return packets
+
+
+def _find_pictures(
+  file: io.BytesIO | str, stream: av.video.stream.VideoStream
+) -> list[Callable[[], bytes]]:
+  """Where encode.py stored JPEG frames: functions that read one each, by the index of the file.
+
+  Empty for other files. Reading all packets takes as long as decoding two of them.
+  """
+  if stream.container.metadata.get('comment') != JPEG_FRAMES:
+    return []
+
+  def read(position: int, size: int) -> bytes:
+    if isinstance(file, io.BytesIO):
+      return bytes(file.getbuffer()[position:position + size])
+    with open(file, 'rb') as opened:
+      opened.seek(position)
+      return opened.read(size)
+
+  return [functools.partial(read, entry.pos, entry.size) for entry in stream.index_entries]
+
+
+def _decode_picture(name: str, read: Callable[[], bytes]) -> np.ndarray:
+  """Decode a JPEG file, faster than FFmpeg does."""
+  content = read()
+  image = None
+  if content[:2] == b'\xff\xd8' and content[-2:] == b'\xff\xd9':         # of one cut short, half
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)  # would be grey
+  if image is None:
+    raise VideoError(f'{name}: a picture of it is damaged')
+  return image
 
 
 def _is_timed(stream: av.video.stream.VideoStream, packets: list[av.Packet]) -> bool:

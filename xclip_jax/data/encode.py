@@ -27,7 +27,7 @@ class Encoding:
   Attributes:
     format: 'h264' (all frames) or 'jpeg' (`fps` frames a second, each on its own).
     short_side: pixels; larger videos are made smaller, with antialiasing, smaller ones are kept.
-    crf: x264's quality, 0 (lossless) to 51.
+    crf: quality for x264, 0 (lossless) to 51; 23 is its own default.
     gop: frames from key frame to key frame. There are no B-frames.
     quality: of JPEG, 1 to 100.
     fps: JPEG frames stored for each second of video, all of them if it has fewer.
@@ -35,7 +35,7 @@ class Encoding:
 
   format: str = 'h264'
   short_side: int = 256
-  crf: int = 20
+  crf: int = 23
   gop: int = 12
   quality: int = 90
   fps: float = 4.0

@@ -47,12 +47,12 @@ class VideosConfig(tfds.core.BuilderConfig):
   videos: str = ''
   split: int = 1
   split_files: str = ''
-  format: str = 'h264'
-  short_side: int = 256
-  crf: int = 20
-  gop: int = 12
-  quality: int = 90
-  fps: float = 4.0
+  format: str = encode.Encoding.format
+  short_side: int = encode.Encoding.short_side
+  crf: int = encode.Encoding.crf
+  gop: int = encode.Encoding.gop
+  quality: int = encode.Encoding.quality
+  fps: float = encode.Encoding.fps
 
   def encoding(self) -> encode.Encoding:
     """Return the last six fields; ValueError if one is out of range."""
