@@ -76,6 +76,7 @@ def get_config() -> config_dict.ConfigDict:
   )
 
   c.optim = config_dict.ConfigDict()
+  c.optim.name = 'adamw'                  # adamw | lion | adafactor; see docs/options.md
   c.optim.lr = 8e-6                       # of the pretrained parts; `groups` multiplies it
   c.optim.groups = (                      # (regex over parameters, multiple of lr), first match
     (r'.*/message_.*|mit/.*|prompt/.*', 10.0),
@@ -86,8 +87,8 @@ def get_config() -> config_dict.ConfigDict:
   c.optim.warmup_steps = 0
   c.optim.lag_steps = 1                   # micro-steps the rate lags behind (reference: 1)
   c.optim.b1 = 0.9
-  c.optim.b2 = 0.98
-  c.optim.eps = 1e-8
+  c.optim.b2 = 0.98                       # adafactor: the most that its second moment keeps
+  c.optim.eps = 1e-8                      # adamw only
   c.optim.weight_decay = 0.001
   c.optim.decay = (                       # (regex, multiple of weight_decay), first match
     (r'.*/(bias|scale)|.*pos_embed|.*class_embed|.*alpha', 0.0),

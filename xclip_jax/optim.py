@@ -1,4 +1,4 @@
-"""The optimizer of a run: AdamW in groups, each with its learning rate and weight decay."""
+"""The optimizer of a run, in groups, each with its learning rate and weight decay."""
 
 import math
 from typing import Any
@@ -10,6 +10,7 @@ import optax
 from xclip_jax import paths
 
 FROZEN_TEXT = (r'text/.*|logit_scale', 0.0)
+NAMES = ('adamw', 'lion', 'adafactor')
 
 
 def make_schedule(
@@ -31,6 +32,37 @@ def make_schedule(
   return schedule
 
 
+def make_rule(
+  optim: Any, schedule: optax.Schedule, weight_decay: float
+) -> optax.GradientTransformation:
+  """Builds the update rule `optim.name` of one group.
+
+  Weight decay is decoupled and multiplied by the learning rate in all of them.
+
+  adamw: Loshchilov & Hutter 2019. lion: Chen et al. 2023, the sign of a momentum. adafactor:
+  Shazeer & Stern 2018 as Zhai et al. 2022 ("Scaling Vision Transformers", Sec. 3.4) use it: with a
+  momentum, without scaling by the size of a parameter, so that the learning rate means what it
+  does in adamw, and with the memory of the second moment limited to b2.
+
+  Raises:
+    ValueError: there is no rule of that name.
+  """
+  if optim.name == 'adamw':
+    return optax.adamw(schedule, optim.b1, optim.b2, optim.eps, weight_decay=weight_decay)
+  if optim.name == 'lion':
+    return optax.lion(schedule, optim.b1, optim.b2, weight_decay=weight_decay)
+  if optim.name == 'adafactor':
+    memory = lambda step, power: jnp.minimum(1 - (step + 1.0) ** -power, optim.b2)
+    return optax.chain(
+      optax.scale_by_factored_rms(decay_rate_fn=memory),
+      optax.clip_by_block_rms(1.0),
+      optax.ema(optim.b1, debias=False),
+      optax.add_decayed_weights(weight_decay),
+      optax.scale_by_learning_rate(schedule),
+    )
+  raise ValueError(f'config.optim.name={optim.name!r} is unknown; one of {list(NAMES)}')
+
+
 def make(
   optim: Any, params: Any, total_steps: int, warmup_steps: float, accumulation: int = 1,
   freeze_text: bool = False,
@@ -49,7 +81,8 @@ def make(
     The transformation, and the schedule of the group with multiple 1.
 
   Raises:
-    ValueError: a parameter that no rule matches, or a rule that is no parameter's first match.
+    ValueError: an unknown name, a parameter that no rule matches, or a rule that is no parameter's
+      first match.
   """
   names = list(paths.flatten(params))
   groups = ((FROZEN_TEXT,) if freeze_text else ()) + tuple(optim.groups)
@@ -66,18 +99,15 @@ def make(
     multiple = paths.match(name, groups)
     return f'lr {multiple} decay {paths.match(name, optim.decay)}' if multiple else 'frozen'
 
-  def adamw(name: str) -> optax.GradientTransformation:
+  def rule(name: str) -> optax.GradientTransformation:
     _, multiple, _, decay = name.split()
-    return optax.adamw(
-      schedule(float(multiple)), optim.b1, optim.b2, optim.eps,
-      weight_decay=optim.weight_decay * float(decay),
-    )
+    return make_rule(optim, schedule(float(multiple)), optim.weight_decay * float(decay))
 
   labels = paths.map_with_names(label, params)
   used = sorted(set(jax.tree.leaves(labels)) - {'frozen'})
   if not used:
     raise ValueError('config.optim.groups freezes every parameter; nothing would be trained')
-  update = optax.partition({u: adamw(u) for u in used} | {'frozen': optax.set_to_zero()}, labels)
+  update = optax.partition({u: rule(u) for u in used} | {'frozen': optax.set_to_zero()}, labels)
   if optim.clip_norm:
     # Frozen gradients must not count in the norm.
     trained = optax.partition(
