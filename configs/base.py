@@ -74,6 +74,9 @@ def get_config() -> config_dict.ConfigDict:
   c.train.init_scale = (                  # (regex over parameters, multiple of the random values
     (r'.*', 1.0),                         # that they start from), first match
   )
+  c.train.ema = 0.0                       # decay of a moving average of the parameters; 0: off
+  c.train.average_from = 1.0              # mean of the parameters from this share of the run on
+                                          # (SWA); 1: off. Either is then what is evaluated and used
 
   c.optim = config_dict.ConfigDict()
   c.optim.name = 'adamw'                  # adamw | lion | adafactor; see docs/options.md

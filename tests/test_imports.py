@@ -35,6 +35,7 @@ MAY_IMPORT = {
   'xclip_jax.optim': ({'jax', 'optax'}, {'xclip_jax.paths'}),
   'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models', 'xclip_jax.paths'}),
   'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {'xclip_jax.paths', 'xclip_jax.state'}),
+  'xclip_jax.progress': ({'jax', 'numpy'}, {'xclip_jax.checkpoint'}),
   'xclip_jax.evaluate': ({'jax', 'numpy', 'tqdm'}, {
     f'xclip_jax.{x}' for x in (
       'data', 'losses', 'metrics', 'models', 'report', 'sharding', 'tokenizer', 'weights')

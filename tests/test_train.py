@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tiny
-from xclip_jax import checkpoint, metrics, paths, sharding, train
+from xclip_jax import checkpoint, metrics, paths, progress, sharding, train
 from xclip_jax import losses as losses_lib
 from xclip_jax import state as state_lib
 from xclip_jax.checkpoint import CheckpointError, Checkpoints
@@ -158,7 +158,7 @@ def test_a_run_starts_from_the_weights_of_another(finished, root, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(root, tmp_path):
   config = tiny.config(root, optim__lr=1e30, optim__clip_norm=0.0, optim__warmup_steps=0)
-  with pytest.raises(train.NonFiniteLossError) as error:
+  with pytest.raises(progress.NonFiniteLossError) as error:
     train.run(config, tmp_path / 'run')
   message = str(error.value)
   assert 'at step 2 ' in message and '.mp4' in message and 'Last good checkpoint: none' in message

@@ -285,8 +285,9 @@ def load(source: str | os.PathLike, **options: Any) -> Classifier:
 
   Args:
     source: the workdir of a run (its checkpoint with the best validation accuracy, or the latest
-      where none was evaluated); a folder or file with weights of CLIP or X-CLIP in any dialect; or
-      a name, as `microsoft/xclip-base-patch32` or `ViT-B/16`. See `weights.hub.KNOWN`.
+      where none was evaluated; averaged weights where it kept them); a folder or file with weights
+      of CLIP or X-CLIP in any dialect; or a name, as `microsoft/xclip-base-patch32` or `ViT-B/16`.
+      See `weights.hub.KNOWN`.
     **options: heads, num_frames, image_size and seed as in `weights.hub.read`.
 
   Raises:
@@ -337,7 +338,7 @@ def _read_run(workdir: Path) -> native.Weights:
       raise ValueError(
         f'{workdir / "checkpoints"} holds no checkpoint yet; train until one is saved'
       )
-    params = jax.device_get(checkpoints.restore_params(step, abstract))
+    params = jax.device_get(checkpoints.restore_weights(step, abstract))
   return native.Weights(
     config, params, preprocess, template, source=str(workdir), dialect='run',
     licence='yours: trained by you, from what config.json names',

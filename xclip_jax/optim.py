@@ -1,6 +1,7 @@
 """The optimizer of a run, in groups, each with its learning rate and weight decay."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ import optax
 from xclip_jax import paths
 
 FROZEN_TEXT = (r'text/.*|logit_scale', 0.0)
+Average = Callable[[jax.Array], jax.Array]     # updates done -> what the new parameters count
 NAMES = ('adamw', 'lion', 'adafactor')
 
 
@@ -115,3 +117,37 @@ def make(
     )
     update = optax.chain(trained, optax.clip_by_global_norm(optim.clip_norm), update)
   return update, schedule(1.0)
+
+
+def make_average(train: Any, total_steps: int) -> Average | None:
+  """Builds the average of parameters that `config.train` asks for; None if none.
+
+  With `ema` = d: average = d * average + (1 - d) * params after every update, from the initial
+  parameters on. With `average_from` = s: the plain mean of the parameters after each of the updates
+  beyond s * total_steps (stochastic weight averaging, Izmailov et al. 2018); before, the parameters
+  themselves.
+
+  Raises:
+    ValueError: both are asked for, or a value outside [0, 1).
+  """
+  ema, since = train.ema, train.average_from
+  for field, value, off in (('ema', ema, 0.0), ('average_from', since, 1.0)):
+    if value != off and not 0 <= value < 1:
+      raise ValueError(f'config.train.{field} must lie in [0, 1), or be {off} (off), got {value}')
+  if ema and since < 1:
+    raise ValueError(
+      f'config.train.ema={ema} and config.train.average_from={since} are two ways to average; '
+      'set one, and leave the other at 0.0 or 1.0'
+    )
+  if ema:
+    return lambda step: jnp.float32(1 - ema)
+  if since < 1:
+    first = min(math.floor(since * total_steps), total_steps - 1)
+    return lambda step: 1 / jnp.maximum(step - first, 1).astype(jnp.float32)
+  return None
+
+
+def add_to_average(average: Any, params: Any, share: jax.Array) -> Any:
+  """Moves an average towards the parameters by a share of the way; exactly to them by 1."""
+  move = lambda mean, x: jnp.where(share == 1, x, mean + share.astype(x.dtype) * (x - mean))
+  return jax.tree.map(move, average, params)
