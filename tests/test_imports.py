@@ -47,6 +47,8 @@ MAY_IMPORT = {
   'xclip_jax.answers': (set(), set()),
   'xclip_jax.data_cli': (
     {'tqdm'}, {'xclip_jax.answers', 'xclip_jax.data', 'xclip_jax.report'}),
+  'xclip_jax.weights_cli': (
+    set(), {'xclip_jax.answers', 'xclip_jax.inference', 'xclip_jax.weights'}),
   'xclip_jax.cli': ({'jax', 'numpy', 'tqdm'}, EVERYTHING),
 }
 

@@ -26,7 +26,7 @@ import numpy as np
 from xclip_jax import losses, tokenizer
 from xclip_jax.data import augment, decode, sampling
 from xclip_jax.data.decode import VideoError
-from xclip_jax.models.xclip import XCLIP, VideoFeatures, XCLIPConfig, make_config
+from xclip_jax.models.xclip import XCLIP, VideoFeatures, XCLIPConfig, config_of_run
 from xclip_jax.weights import hub, native
 
 Video = str | os.PathLike | np.ndarray     # a file, or uint8 [N, H, W, 3] of any N, H and W
@@ -321,10 +321,7 @@ def _read_run(workdir: Path) -> native.Weights:
   try:
     content = native.read_json(file)
     model, data = content['model'], content['data']
-    config = make_config(
-      model['variant'], num_frames=model['num_frames'], dtype=model['dtype'],
-      residual_dtype=model['residual_dtype'], remat=model['remat'], **model['fields'],
-    )
+    config = config_of_run(model)
     preprocess = native.Preprocess(
       tuple(data['mean']), tuple(data['std']), data['eval_resize'], 'opencv'
     )

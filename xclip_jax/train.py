@@ -19,18 +19,14 @@ from xclip_jax import workdir as workdir_lib
 from xclip_jax.checkpoint import Checkpoints
 from xclip_jax.data import Split, augment, open_splits, pipeline
 from xclip_jax.data.source import ClassList
-from xclip_jax.models.xclip import XCLIP, make_config
+from xclip_jax.models.xclip import COMPUTE_FIELDS, XCLIP, config_of_run
 from xclip_jax.progress import Clock, Window, stop_signal
 from xclip_jax.weights import hub, rules
 
 
 def make_model(config: Any) -> XCLIP:
   """Builds the module of `config.model`."""
-  m = config.model
-  return XCLIP(make_config(
-    m.variant, num_frames=m.num_frames, dtype=m.dtype, residual_dtype=m.residual_dtype,
-    remat=m.remat, **m.fields,
-  ))
+  return XCLIP(config_of_run(config.model))
 
 
 def make_train_step(
@@ -72,7 +68,7 @@ def make_train_step(
       text = model.apply(variables, text, method='encode_text')
     logits = model.apply(
       variables, losses.normalize(video, data.mean, data.std), text, False, method='classify',
-      rngs={'drop_path': drop_key},
+      rngs={'drop_path': drop_key, 'patch_dropout': jax.random.fold_in(drop_key, 1)},
     ).logits
     loss = losses.cross_entropy(logits, targets, batch['mask'])
     hits = jnp.where(batch['mask'], logits.argmax(-1) == batch['label'], False)
@@ -276,10 +272,6 @@ def train_transform(config: Any, model: XCLIP) -> augment.TrainTransform:
     model.config.image_size, a.crop, a.flip, a.color_jitter, a.grayscale, a.rand_augment,
     a.rand_magnitude, a.erase, color_on,
   )
-
-
-# Fields of XCLIPConfig that may differ from those of the weights that a run starts from.
-COMPUTE_FIELDS = ('dtype', 'residual_dtype', 'attention', 'remat', 'drop_path', 'prompt_alpha')
 
 
 def load_params(
