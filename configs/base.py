@@ -35,6 +35,8 @@ def get_config() -> config_dict.ConfigDict:
   c.data.zero_shot = ''                   # annotation file of classes never trained on ('': none)
   c.data.zero_shot_classes = ''
   c.data.template = '{}'                  # prompt around a class name; the reference uses it bare
+  c.data.templates = ()                   # several instead: features are averaged (docs/options.md)
+  c.data.descriptions = ''                # CSV name,description: texts in place of class names
   c.data.workers = 0                      # decoding processes on this host; 0: threads only
   c.data.threads = 4                      # decoding threads (in each worker)
   c.data.sampling = 'sparse'              # sparse (all over the video: the reference) | dense

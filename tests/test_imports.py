@@ -28,6 +28,8 @@ MAY_IMPORT = {
     {'huggingface_hub', 'jax', 'numpy'},
     {'xclip_jax.weights', 'xclip_jax.models', 'xclip_jax.paths'},
   ),
+  'xclip_jax.prompts': (
+    {'jax', 'numpy'}, {'xclip_jax.data', 'xclip_jax.models', 'xclip_jax.tokenizer'}),
   'xclip_jax.losses': ({'jax'}, set()),
   'xclip_jax.colors': ({'jax'}, set()),
   'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
@@ -38,10 +40,11 @@ MAY_IMPORT = {
   'xclip_jax.progress': ({'jax', 'numpy'}, {'xclip_jax.checkpoint'}),
   'xclip_jax.evaluate': ({'jax', 'numpy', 'tqdm'}, {
     f'xclip_jax.{x}' for x in (
-      'data', 'losses', 'metrics', 'models', 'report', 'sharding', 'tokenizer', 'weights')
+      'data', 'losses', 'metrics', 'models', 'prompts', 'report', 'sharding', 'tokenizer',
+      'weights')
   }),
   'xclip_jax.workdir': (
-    {'jax'}, {'xclip_jax.data', 'xclip_jax.metrics', 'xclip_jax.paths'}),
+    {'jax'}, {f'xclip_jax.{x}' for x in ('data', 'metrics', 'paths', 'prompts')}),
   'xclip_jax.train': ({'jax', 'numpy', 'optax', 'tqdm'}, EVERYTHING),
   'xclip_jax.inference': ({'cv2', 'jax', 'numpy'}, EVERYTHING),
   'xclip_jax.answers': (set(), set()),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 import tqdm
 
-from xclip_jax import colors, evaluate, losses, optim, sharding
+from xclip_jax import colors, evaluate, losses, optim, prompts, sharding
 from xclip_jax import metrics as metrics_lib
 from xclip_jax import state as state_lib
 from xclip_jax import workdir as workdir_lib
@@ -31,7 +31,7 @@ def make_model(config: Any) -> XCLIP:
 
 def make_train_step(
   model: XCLIP, tx: optax.GradientTransformation, config: Any, classes: ClassList,
-  average: optim.Average | None = None,
+  average: optim.Average | None = None, several: prompts.Prompts | None = None,
 ) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
   """Builds step(state, batch, text, key) -> (state, metrics); to be jitted.
 
@@ -43,6 +43,8 @@ def make_train_step(
   With accumulation the batch is worked through in
   `config.train.accumulation` micro-batches, each blended by itself, and gradients are averaged.
   `average`, if there is one, says what new parameters count in the average of all so far.
+  `several`, if classes have several texts, are those in `text`, and one of each class is drawn for
+  every (micro-)batch; where the text tower is frozen, `text` is their average instead.
   """
   data, train = config.data, config.train
   if config.augment.reverse and None in classes.reverse:
@@ -65,6 +67,8 @@ def make_train_step(
     video, targets = losses.blend(blend_key, batch['video'], targets, blending)
     variables = {'params': params}
     if not train.freeze_text:
+      if several:
+        text = text[several.draw(jax.random.fold_in(drop_key, 2))]
       text = model.apply(variables, text, method='encode_text')
     logits = model.apply(
       variables, losses.normalize(video, data.mean, data.std), text, False, method='classify',
@@ -168,7 +172,9 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
     rows = sharding.batch_sharding(mesh)
     step_fn = jax.jit(
-      make_train_step(model, tx, config, splits['train'].classes, average), donate_argnums=0,
+      make_train_step(
+        model, tx, config, splits['train'].classes, average, evaluator.prompts['train']),
+      donate_argnums=0,
       in_shardings=(shardings, rows, sharding.replicated(mesh), sharding.replicated(mesh)),
       out_shardings=(shardings, sharding.replicated(mesh)),
     )
