@@ -18,6 +18,7 @@ def get_config() -> config_dict.ConfigDict:
   c.model.dtype = 'float32'               # operands of matrix products: float32 | bfloat16
   c.model.residual_dtype = 'float32'      # what flows between layers: float32 | bfloat16
   c.model.remat = config_dict.placeholder(str)   # None | 'dots' | 'nothing' (is saved)
+  c.model.patch_dropout = 0.0             # share of a clip's patches left out in training; 0: none
 
   # --- what it learns from ------------------------------------------------------------------------
   c.data = config_dict.ConfigDict()
@@ -36,6 +37,8 @@ def get_config() -> config_dict.ConfigDict:
   c.data.zero_shot = ''                   # annotation file of classes never trained on ('': none)
   c.data.zero_shot_classes = ''
   c.data.template = '{}'                  # prompt around a class name; the reference uses it bare
+  c.data.templates = ()                   # several instead: features are averaged (docs/options.md)
+  c.data.descriptions = ''                # CSV name,description: texts in place of class names
   c.data.workers = 0                      # decoding processes on this host; 0: threads only
   c.data.threads = 4                      # decoding threads (in each worker)
   c.data.sampling = 'sparse'              # sparse (all over the video: the reference) | dense
@@ -76,8 +79,12 @@ def get_config() -> config_dict.ConfigDict:
   c.train.init_scale = (                  # (regex over parameters, multiple of the random values
     (r'.*', 1.0),                         # that they start from), first match
   )
+  c.train.ema = 0.0                       # decay of a moving average of the parameters; 0: off
+  c.train.average_from = 1.0              # mean of the parameters from this share of the run on
+                                          # (SWA); 1: off. Either is then what is evaluated and used
 
   c.optim = config_dict.ConfigDict()
+  c.optim.name = 'adamw'                  # adamw | lion | adafactor; see docs/options.md
   c.optim.lr = 8e-6                       # of the pretrained parts; `groups` multiplies it
   c.optim.groups = (                      # (regex over parameters, multiple of lr), first match
     (r'.*/message_.*|mit/.*|prompt/.*', 10.0),
@@ -88,8 +95,8 @@ def get_config() -> config_dict.ConfigDict:
   c.optim.warmup_steps = 0
   c.optim.lag_steps = 1                   # micro-steps the rate lags behind (reference: 1)
   c.optim.b1 = 0.9
-  c.optim.b2 = 0.98
-  c.optim.eps = 1e-8
+  c.optim.b2 = 0.98                       # adafactor: the most that its second moment keeps
+  c.optim.eps = 1e-8                      # adamw only
   c.optim.weight_decay = 0.001
   c.optim.decay = (                       # (regex, multiple of weight_decay), first match
     (r'.*/(bias|scale)|.*pos_embed|.*class_embed|.*alpha', 0.0),

@@ -70,6 +70,19 @@ def test_a_config_is_short_and_its_docstring_says_how_and_what_came_out(name):
   assert re.search(rf'{PUBLISHED[name][3]} micro-batches of {clips}\b', ' '.join(about.split()))
 
 
+def test_the_frame_mean_baseline_is_the_authors():
+  c = load('k400_b16_frame_mean')
+  assert c.model.variant == 'B/16' and c.model.num_frames == 32
+  assert (c.train.batch_size, c.train.epochs, c.optim.lr) == (256, 10, 8e-6)
+  assert not c.train.freeze_text and c.train.init_from == 'ViT-B/16'
+  assert set(load('k400_b16_frame_mean').to_dict()) == set(base.get_config().to_dict())
+  params = state.abstract(train.make_model(c), optax.identity()).params
+  assert params.keys() == {'vision', 'text', 'logit_scale'}
+  optim.make(c.optim, params, 10, 1)                 # every rule finds a parameter
+  about = importlib.import_module('configs.k400_b16_frame_mean').__doc__
+  assert '51.3' in about and '76.8' in about and '71.2' in about and 'Not run here.' in about
+
+
 @pytest.mark.parametrize('shots', ['2', '4', '8', '16'])
 def test_few_shot_configs_take_the_number_of_videos(shots):
   for name in ('hmdb51_b16_32f', 'ucf101_b16_32f'):

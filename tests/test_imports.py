@@ -35,6 +35,8 @@ MAY_IMPORT = {
     {'huggingface_hub', 'jax', 'numpy'},
     {'xclip_jax.weights', 'xclip_jax.models', 'xclip_jax.paths'},
   ),
+  'xclip_jax.prompts': (
+    {'jax', 'numpy'}, {'xclip_jax.data', 'xclip_jax.models', 'xclip_jax.tokenizer'}),
   'xclip_jax.losses': ({'jax'}, set()),
   'xclip_jax.colors': ({'jax'}, set()),
   'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
@@ -42,17 +44,21 @@ MAY_IMPORT = {
   'xclip_jax.optim': ({'jax', 'optax'}, {'xclip_jax.paths'}),
   'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models', 'xclip_jax.paths'}),
   'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {'xclip_jax.paths', 'xclip_jax.state'}),
+  'xclip_jax.progress': ({'jax', 'numpy'}, {'xclip_jax.checkpoint'}),
   'xclip_jax.evaluate': ({'jax', 'numpy', 'tqdm'}, {
     f'xclip_jax.{x}' for x in (
-      'data', 'losses', 'metrics', 'models', 'report', 'sharding', 'tokenizer', 'weights')
+      'data', 'losses', 'metrics', 'models', 'prompts', 'report', 'sharding', 'tokenizer',
+      'weights')
   }),
   'xclip_jax.workdir': (
-    {'jax'}, {'xclip_jax.data', 'xclip_jax.metrics', 'xclip_jax.paths'}),
+    {'jax'}, {f'xclip_jax.{x}' for x in ('data', 'metrics', 'paths', 'prompts')}),
   'xclip_jax.train': ({'jax', 'numpy', 'optax', 'tqdm'}, EVERYTHING),
   'xclip_jax.inference': ({'cv2', 'jax', 'numpy'}, EVERYTHING),
   'xclip_jax.answers': (set(), set()),
   'xclip_jax.data_cli': (
     {'tqdm'}, {'xclip_jax.answers', 'xclip_jax.data', 'xclip_jax.report'}),
+  'xclip_jax.weights_cli': (
+    set(), {'xclip_jax.answers', 'xclip_jax.inference', 'xclip_jax.weights'}),
   'xclip_jax.cli': ({'jax', 'numpy', 'tqdm'}, EVERYTHING),
 }
 

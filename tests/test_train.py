@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tiny
-from xclip_jax import checkpoint, metrics, paths, sharding, train
+from xclip_jax import checkpoint, inference, metrics, paths, progress, sharding, train
 from xclip_jax import losses as losses_lib
 from xclip_jax import state as state_lib
 from xclip_jax.checkpoint import CheckpointError, Checkpoints
@@ -158,7 +158,7 @@ def test_a_run_starts_from_the_weights_of_another(finished, root, tmp_path):
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(root, tmp_path):
   config = tiny.config(root, optim__lr=1e30, optim__clip_norm=0.0, optim__warmup_steps=0)
-  with pytest.raises(train.NonFiniteLossError) as error:
+  with pytest.raises(progress.NonFiniteLossError) as error:
     train.run(config, tmp_path / 'run')
   message = str(error.value)
   assert 'at step 2 ' in message and '.mp4' in message and 'Last good checkpoint: none' in message
@@ -309,6 +309,35 @@ def test_blending_is_drawn_anew_each_step_and_again_the_same(root):
   again = step(state, batch, token_ids, key)[1]['loss']
   later = step(state.replace(step=state.step + 1), batch, token_ids, key)[1]['loss']
   assert one == again and one != later
+
+
+def test_patches_are_dropped_anew_each_step_and_only_then(root):
+  key = jax.random.key(3)
+  losses = {}
+  for rate in (0.0, 0.5):
+    _, step, state, batch, token_ids = make_step(tiny.config(root, model__patch_dropout=rate))
+    later = state.replace(step=state.step + 1)
+    losses[rate] = [float(step(s, batch, token_ids, key)[1]['loss']) for s in (state, later, state)]
+  assert losses[0.0][0] == losses[0.0][1]
+  first, second, again = losses[0.5]
+  assert first == again != second and first != losses[0.0][0]
+
+
+def test_a_run_without_message_integration_and_prompt_goes_through(root, tmp_path):
+  fields = tiny.FIELDS | dict(messages=False, mit=False, prompt=False)
+  config = tiny.config(
+    root, train__steps=2, optim__groups=(('.*', 1.0),), train__init_scale=(('.*', 1.0),),
+    report=False)
+  with config.unlocked():
+    config.model.fields = fields
+  results = train.run(config, tmp_path)
+  assert results['val/evaluated'] == 41
+  classifier = inference.load(tmp_path)
+  assert classifier.params.keys() == {'vision', 'text', 'logit_scale'}
+  video = sorted((root / 'videos/val').iterdir())[0]
+  assert np.isclose(classifier.classify(video, ['up', 'down']).probabilities.sum(), 1)
+  # Frames are a set to this model: shuffled, backwards, it answers as before.
+  assert results['time/reversed/top1'] == results['time/in_order/top1']
 
 
 def test_reversed_clips_are_of_the_partner_class():

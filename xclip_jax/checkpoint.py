@@ -114,16 +114,25 @@ class Checkpoints:
 
   def restore_params(self, step: int, abstract: Any, sharding: Any = None) -> Any:
     """Reads the parameters alone; `abstract` and errors as in `restore`."""
+    return self._restore_part('params', step, abstract, sharding)
+
+  def restore_weights(self, step: int, abstract: Any, sharding: Any = None) -> Any:
+    """Reads what is to be evaluated and used: the average where the run kept one, else params."""
+    saved = self._metadata(step)
+    return self._restore_part(
+      'average' if saved.get('average') else 'params', step, abstract, sharding)
+
+  def _restore_part(self, part: str, step: int, abstract: Any, sharding: Any) -> Any:
     self._check_shapes(step, abstract)
     sharding = sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    target = {'params': jax.tree.map(
+    target = {part: jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
     )}
     args = ocp.args.Composite(state=ocp.args.PyTreeRestore(
       target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
       partial_restore=True,
     ))
-    return self._read(step, args)['state']['params']
+    return self._read(step, args)['state'][part]
 
   def wait(self) -> None:
     """Blocks until everything is on disk."""
@@ -168,10 +177,13 @@ class Checkpoints:
         'If it is damaged, delete that folder; the run goes on from the one before.'
       ) from error
 
+  def _metadata(self, step: int) -> dict[str, Any]:
+    folder = epath.Path(self.folder / str(step) / 'state')
+    return ocp.PyTreeCheckpointHandler().metadata(folder).tree
+
   def _check_shapes(self, step: int, abstract: Any) -> None:
     """Compares shapes before Orbax does, to say what differs in our names."""
-    metadata = ocp.PyTreeCheckpointHandler().metadata(epath.Path(self.folder / str(step) / 'state'))
-    saved = {k: tuple(v.shape) for k, v in paths.flatten(metadata.tree['params']).items()}
+    saved = {k: tuple(v.shape) for k, v in paths.flatten(self._metadata(step)['params']).items()}
     want = {k: tuple(v.shape) for k, v in paths.flatten(abstract).items()}
     show = lambda shapes, k: list(shapes[k]) if k in shapes else 'nothing'
     differ = [

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import xclip_jax
-from xclip_jax import answers, data_cli
+from xclip_jax import answers, data_cli, weights_cli
 
 # Nothing else at the top: whoever asks for --help, or mistypes a name, should not wait for JAX.
 
@@ -160,23 +160,6 @@ def embed(arguments: argparse.Namespace) -> int:
   return _conclude(failed, len(files))
 
 
-def list_weights(arguments: argparse.Namespace) -> int:
-  """Prints the weights that have a name here."""
-  from xclip_jax.weights import hub
-
-  rows = [('NAME', 'MODEL', 'FRAMES', 'SIZE', 'LICENCE', 'PUBLISHED BY THE AUTHORS')]
-  for name, known in hub.KNOWN.items():
-    size = str(known.image_size)
-    rows.append((name, known.variant, str(known.num_frames), size, known.licence, known.published))
-  widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-  for row in rows:
-    print('  '.join(x.ljust(n) for x, n in zip(row, widths, strict=True)).rstrip())
-  print('\nAccuracies are percent as published by the authors of the weights; none was measured '
-        'with this program.\nSIZE is the side of a frame in pixels. Folders and files are taken '
-        'too, as are other repositories of the Hugging Face hub (owner/name).')
-  return 0
-
-
 def _parser() -> argparse.ArgumentParser:
   parser = _Parser(
     prog='xclip', description='X-CLIP: say what a video shows, in your own words.',
@@ -216,10 +199,7 @@ def _parser() -> argparse.ArgumentParser:
   command.add_argument('-o', '--output', required=True, metavar='FILE', help='.npz to write')
   command.set_defaults(run=embed)
 
-  command = commands.add_parser('weights', help='list weights that have a name',
-                                description=list_weights.__doc__)
-  command.set_defaults(run=list_weights)
-
+  weights_cli.add_commands(commands)
   data_cli.add_commands(commands)
   return parser
 

@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from xclip_jax import losses, metrics, report, sharding
+from xclip_jax import losses, metrics, prompts, report, sharding
 from xclip_jax.data import Split, augment, pipeline
 from xclip_jax.metrics import Predictions
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.tokenizer import write_prompts
+
+_TEXTS = 64        # texts encoded at once, where classes have several
 
 
 def in_order(video: np.ndarray, index: np.ndarray) -> np.ndarray:
@@ -131,15 +134,27 @@ class Evaluation:
     if 'zero_shot' in splits:
       self.names['zero_shot'] = splits['zero_shot'].classes.names
       self.names['zero_shot_all'] = self.names['zero_shot'] + self.names['val']
+    prompts.check_descriptions(config.data, sum(self.names.values(), ()))
+    length = model.config.context_length
+    # Where a class has several texts: which. Usually it has one.
+    self.prompts = {k: prompts.write(names, config.data, length) for k, names in self.names.items()}
     self.token_ids = {
-      k: write_prompts(names, config.data.template, model.config.context_length)
-      for k, names in self.names.items()
+      k: several.token_ids if several else write_prompts(
+        self.names[k], config.data.template, length)
+      for k, several in self.prompts.items()
     }
     self._evaluator = Evaluator(model, mesh, config.data.mean, config.data.std)
 
   def encode_text(self, params: Any, names: str) -> jax.Array:
     """Text features [K, E] of one of the class lists."""
-    return self._evaluator.encode_text(params, self.token_ids[names])
+    several = self.prompts[names]
+    if not several:
+      return self._evaluator.encode_text(params, self.token_ids[names])
+    ids = several.token_ids
+    ids = np.pad(ids, ((0, -len(ids) % _TEXTS), (0, 0)), 'edge').reshape(-1, _TEXTS, ids.shape[1])
+    with jax.set_mesh(self.mesh):
+      parts = [self._evaluator.encode_text(params, part) for part in ids]
+      return jax.jit(lambda parts: several.average(jnp.concatenate(parts)))(parts)
 
   def predict(
     self, params: Any, split: str, names: str, orders: tuple[str, ...] = ('in order',),

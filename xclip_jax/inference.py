@@ -23,10 +23,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xclip_jax import losses, tokenizer
+from xclip_jax import losses, prompts, tokenizer
 from xclip_jax.data import augment, decode, sampling
 from xclip_jax.data.decode import VideoError
-from xclip_jax.models.xclip import XCLIP, VideoFeatures, XCLIPConfig, make_config
+from xclip_jax.models.xclip import XCLIP, VideoFeatures, XCLIPConfig, config_of_run
 from xclip_jax.weights import hub, native
 
 Video = str | os.PathLike | np.ndarray     # a file, or uint8 [N, H, W, 3] of any N, H and W
@@ -65,7 +65,7 @@ class Classifier:
   model: XCLIP
   params: Any = dataclasses.field(repr=False)
   preprocess: native.Preprocess
-  template: str = '{}'           # written around every label
+  template: str | tuple[str, ...] = '{}'  # written around every label; features of several averaged
 
   @property
   def config(self) -> XCLIPConfig:
@@ -254,11 +254,16 @@ class Classifier:
 
     return jax.jit(score)
 
+  @property
+  def _templates(self) -> tuple[str, ...]:
+    return (self.template,) if isinstance(self.template, str) else tuple(self.template)
+
   @functools.cached_property
-  def _token_ids(self) -> Callable[[tuple[str, ...]], np.ndarray]:
-    return functools.lru_cache(_LABEL_SETS)(lambda labels: tokenizer.write_prompts(
-      labels, self.template, self.config.context_length
-    ))
+  def _token_ids(self) -> Callable[[tuple[str, ...]], tuple[np.ndarray, ...]]:
+    write = lambda labels, template: tokenizer.write_prompts(
+      labels, template, self.config.context_length)
+    return functools.lru_cache(_LABEL_SETS)(
+      lambda labels: tuple(write(labels, template) for template in self._templates))
 
   @functools.cached_property
   def _text_features(self) -> Callable[[tuple[str, ...]], jax.Array]:
@@ -267,15 +272,18 @@ class Classifier:
       lambda params, ids: self.model.apply({'params': params}, ids, method='encode_text')
     )
 
-    @functools.lru_cache(_LABEL_SETS)
-    def encode(labels):
-      ids = self._token_ids(labels)
+    def encode_one(ids):
       # Repeats of the last, as few programs for any number of labels are worth a little work.
       ids = np.pad(ids, ((0, -len(ids) % _TEXTS), (0, 0)), 'edge')
       parts = [encode_text(self.params, part) for part in ids.reshape(-1, _TEXTS, ids.shape[1])]
       while len(parts) & (len(parts) - 1):         # until it is a power of two
         parts.append(parts[-1])
       return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
+
+    @functools.lru_cache(_LABEL_SETS)
+    def encode(labels):
+      found = [encode_one(ids) for ids in self._token_ids(labels)]
+      return prompts.average(jnp.stack(found, axis=1)) if len(found) > 1 else found[0]
 
     return encode
 
@@ -285,8 +293,9 @@ def load(source: str | os.PathLike, **options: Any) -> Classifier:
 
   Args:
     source: the workdir of a run (its checkpoint with the best validation accuracy, or the latest
-      where none was evaluated); a folder or file with weights of CLIP or X-CLIP in any dialect; or
-      a name, as `microsoft/xclip-base-patch32` or `ViT-B/16`. See `weights.hub.KNOWN`.
+      where none was evaluated; averaged weights where it kept them); a folder or file with weights
+      of CLIP or X-CLIP in any dialect; or a name, as `microsoft/xclip-base-patch32` or `ViT-B/16`.
+      See `weights.hub.KNOWN`.
     **options: heads, num_frames, image_size and seed as in `weights.hub.read`.
 
   Raises:
@@ -320,14 +329,11 @@ def _read_run(workdir: Path) -> native.Weights:
   try:
     content = native.read_json(file)
     model, data = content['model'], content['data']
-    config = make_config(
-      model['variant'], num_frames=model['num_frames'], dtype=model['dtype'],
-      residual_dtype=model['residual_dtype'], remat=model['remat'], **model['fields'],
-    )
+    config = config_of_run(model)
     preprocess = native.Preprocess(
       tuple(data['mean']), tuple(data['std']), data['eval_resize'], 'opencv'
     )
-    template = data['template']
+    template = tuple(data.get('templates', ())) or data['template']
   except (ValueError, TypeError, KeyError) as error:
     raise ValueError(f'{file} is not the configuration of a run: {error!r}') from error
   abstract = jax.eval_shape(lambda: state.init_params(XCLIP(config), jax.random.key(0)))
@@ -337,7 +343,7 @@ def _read_run(workdir: Path) -> native.Weights:
       raise ValueError(
         f'{workdir / "checkpoints"} holds no checkpoint yet; train until one is saved'
       )
-    params = jax.device_get(checkpoints.restore_params(step, abstract))
+    params = jax.device_get(checkpoints.restore_weights(step, abstract))
   return native.Weights(
     config, params, preprocess, template, source=str(workdir), dialect='run',
     licence='yours: trained by you, from what config.json names',

@@ -1,6 +1,7 @@
-"""The optimizer of a run: AdamW in groups, each with its learning rate and weight decay."""
+"""The optimizer of a run, in groups, each with its learning rate and weight decay."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -10,6 +11,8 @@ import optax
 from xclip_jax import paths
 
 FROZEN_TEXT = (r'text/.*|logit_scale', 0.0)
+Average = Callable[[jax.Array], jax.Array]     # updates done -> what the new parameters count
+NAMES = ('adamw', 'lion', 'adafactor')
 
 
 def make_schedule(
@@ -31,6 +34,37 @@ def make_schedule(
   return schedule
 
 
+def make_rule(
+  optim: Any, schedule: optax.Schedule, weight_decay: float
+) -> optax.GradientTransformation:
+  """Builds the update rule `optim.name` of one group.
+
+  Weight decay is decoupled and multiplied by the learning rate in all of them.
+
+  adamw: Loshchilov & Hutter 2019. lion: Chen et al. 2023, the sign of a momentum. adafactor:
+  Shazeer & Stern 2018 as Zhai et al. 2022 ("Scaling Vision Transformers", Sec. 3.4) use it: with a
+  momentum, without scaling by the size of a parameter, so that the learning rate means what it
+  does in adamw, and with the memory of the second moment limited to b2.
+
+  Raises:
+    ValueError: there is no rule of that name.
+  """
+  if optim.name == 'adamw':
+    return optax.adamw(schedule, optim.b1, optim.b2, optim.eps, weight_decay=weight_decay)
+  if optim.name == 'lion':
+    return optax.lion(schedule, optim.b1, optim.b2, weight_decay=weight_decay)
+  if optim.name == 'adafactor':
+    memory = lambda step, power: jnp.minimum(1 - (step + 1.0) ** -power, optim.b2)
+    return optax.chain(
+      optax.scale_by_factored_rms(decay_rate_fn=memory),
+      optax.clip_by_block_rms(1.0),
+      optax.ema(optim.b1, debias=False),
+      optax.add_decayed_weights(weight_decay),
+      optax.scale_by_learning_rate(schedule),
+    )
+  raise ValueError(f'config.optim.name={optim.name!r} is unknown; one of {list(NAMES)}')
+
+
 def make(
   optim: Any, params: Any, total_steps: int, warmup_steps: float, accumulation: int = 1,
   freeze_text: bool = False,
@@ -49,7 +83,8 @@ def make(
     The transformation, and the schedule of the group with multiple 1.
 
   Raises:
-    ValueError: a parameter that no rule matches, or a rule that is no parameter's first match.
+    ValueError: an unknown name, a parameter that no rule matches, or a rule that is no parameter's
+      first match.
   """
   names = list(paths.flatten(params))
   groups = ((FROZEN_TEXT,) if freeze_text else ()) + tuple(optim.groups)
@@ -66,18 +101,15 @@ def make(
     multiple = paths.match(name, groups)
     return f'lr {multiple} decay {paths.match(name, optim.decay)}' if multiple else 'frozen'
 
-  def adamw(name: str) -> optax.GradientTransformation:
+  def rule(name: str) -> optax.GradientTransformation:
     _, multiple, _, decay = name.split()
-    return optax.adamw(
-      schedule(float(multiple)), optim.b1, optim.b2, optim.eps,
-      weight_decay=optim.weight_decay * float(decay),
-    )
+    return make_rule(optim, schedule(float(multiple)), optim.weight_decay * float(decay))
 
   labels = paths.map_with_names(label, params)
   used = sorted(set(jax.tree.leaves(labels)) - {'frozen'})
   if not used:
     raise ValueError('config.optim.groups freezes every parameter; nothing would be trained')
-  update = optax.partition({u: adamw(u) for u in used} | {'frozen': optax.set_to_zero()}, labels)
+  update = optax.partition({u: rule(u) for u in used} | {'frozen': optax.set_to_zero()}, labels)
   if optim.clip_norm:
     # Frozen gradients must not count in the norm.
     trained = optax.partition(
@@ -85,3 +117,37 @@ def make(
     )
     update = optax.chain(trained, optax.clip_by_global_norm(optim.clip_norm), update)
   return update, schedule(1.0)
+
+
+def make_average(train: Any, total_steps: int) -> Average | None:
+  """Builds the average of parameters that `config.train` asks for; None if none.
+
+  With `ema` = d: average = d * average + (1 - d) * params after every update, from the initial
+  parameters on. With `average_from` = s: the plain mean of the parameters after each of the updates
+  beyond s * total_steps (stochastic weight averaging, Izmailov et al. 2018); before, the parameters
+  themselves.
+
+  Raises:
+    ValueError: both are asked for, or a value outside [0, 1).
+  """
+  ema, since = train.ema, train.average_from
+  for field, value, off in (('ema', ema, 0.0), ('average_from', since, 1.0)):
+    if value != off and not 0 <= value < 1:
+      raise ValueError(f'config.train.{field} must lie in [0, 1), or be {off} (off), got {value}')
+  if ema and since < 1:
+    raise ValueError(
+      f'config.train.ema={ema} and config.train.average_from={since} are two ways to average; '
+      'set one, and leave the other at 0.0 or 1.0'
+    )
+  if ema:
+    return lambda step: jnp.float32(1 - ema)
+  if since < 1:
+    first = min(math.floor(since * total_steps), total_steps - 1)
+    return lambda step: 1 / jnp.maximum(step - first, 1).astype(jnp.float32)
+  return None
+
+
+def add_to_average(average: Any, params: Any, share: jax.Array) -> Any:
+  """Moves an average towards the parameters by a share of the way; exactly to them by 1."""
+  move = lambda mean, x: jnp.where(share == 1, x, mean + share.astype(x.dtype) * (x - mean))
+  return jax.tree.map(move, average, params)

@@ -19,21 +19,40 @@ class TrainState:
   step: jax.Array          # int32 [], updates applied
   params: Any
   opt_state: Any
+  average: Any = None      # of the parameters so far, where a run keeps one
+
+  @property
+  def weights(self) -> Any:
+    """What is evaluated and used: the average where there is one, else the parameters."""
+    return self.params if self.average is None else self.average
+
+  def start_from(self, params: Any) -> 'TrainState':
+    """The same state with other parameters; an average starts from them too."""
+    # Copied: a step is given both to overwrite.
+    average = None if self.average is None else jax.tree.map(jnp.copy, params)
+    return self.replace(params=params, average=average)
 
 
-def create(params: Any, tx: optax.GradientTransformation) -> TrainState:
+def create(
+  params: Any, tx: optax.GradientTransformation, keep_average: bool = False
+) -> TrainState:
   """The state before the first step."""
-  return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params))
+  return TrainState(
+    step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params),
+    average=jax.tree.map(jnp.copy, params) if keep_average else None,
+  )
 
 
-def abstract(model: XCLIP, tx: optax.GradientTransformation) -> TrainState:
+def abstract(
+  model: XCLIP, tx: optax.GradientTransformation, keep_average: bool = False
+) -> TrainState:
   """Shapes and dtypes of the state; allocates nothing."""
-  return jax.eval_shape(lambda: create(init_params(model, jax.random.key(0)), tx))
+  return jax.eval_shape(lambda: create(init_params(model, jax.random.key(0)), tx, keep_average))
 
 
 def init(
   model: XCLIP, tx: optax.GradientTransformation, seed: int, shardings: Any,
-  scale: Sequence[tuple[str, float]] = (('.*', 1.0),),
+  scale: Sequence[tuple[str, float]] = (('.*', 1.0),), keep_average: bool = False,
 ) -> TrainState:
   """Draws a state whose arrays are born where they belong.
 
@@ -43,6 +62,7 @@ def init(
     seed: of the parameters.
     shardings: of every leaf of the state.
     scale: (regex over parameter names, multiple of the drawn values), first match wins.
+    keep_average: the state holds an average of the parameters.
 
   Raises:
     ValueError: a parameter that no rule matches, or a rule that is no parameter's first match.
@@ -53,6 +73,6 @@ def init(
     params = init_params(model, key)
     paths.check_used(scale, paths.flatten(params), 'config.train.init_scale')
     params = paths.map_with_names(lambda name, x: x * paths.match(name, scale), params)
-    return create(params, tx)
+    return create(params, tx, keep_average)
 
   return jax.jit(create_state, out_shardings=shardings)(jax.random.key(seed))

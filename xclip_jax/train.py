@@ -3,44 +3,35 @@
 import contextlib
 import math
 import os
-import signal
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 import tqdm
 
-from xclip_jax import colors, evaluate, losses, optim, sharding
+from xclip_jax import colors, evaluate, losses, optim, prompts, sharding
 from xclip_jax import metrics as metrics_lib
 from xclip_jax import state as state_lib
 from xclip_jax import workdir as workdir_lib
 from xclip_jax.checkpoint import Checkpoints
 from xclip_jax.data import Split, augment, open_splits, pipeline
 from xclip_jax.data.source import ClassList
-from xclip_jax.models.xclip import XCLIP, make_config
+from xclip_jax.models.xclip import COMPUTE_FIELDS, XCLIP, config_of_run
+from xclip_jax.progress import Clock, Window, stop_signal
 from xclip_jax.weights import hub, rules
-
-
-class NonFiniteLossError(RuntimeError):
-  """The loss is NaN or infinite; says at which step, on which files, and what is safe."""
 
 
 def make_model(config: Any) -> XCLIP:
   """Builds the module of `config.model`."""
-  m = config.model
-  return XCLIP(make_config(
-    m.variant, num_frames=m.num_frames, dtype=m.dtype, residual_dtype=m.residual_dtype,
-    remat=m.remat, **m.fields,
-  ))
+  return XCLIP(config_of_run(config.model))
 
 
 def make_train_step(
   model: XCLIP, tx: optax.GradientTransformation, config: Any, classes: ClassList,
+  average: optim.Average | None = None, several: prompts.Prompts | None = None,
 ) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
   """Builds step(state, batch, text, key) -> (state, metrics); to be jitted.
 
@@ -51,6 +42,9 @@ def make_train_step(
   twice, forwards and backwards: the two differ in nothing but order, so that is what is learnt.
   With accumulation the batch is worked through in
   `config.train.accumulation` micro-batches, each blended by itself, and gradients are averaged.
+  `average`, if there is one, says what new parameters count in the average of all so far.
+  `several`, if classes have several texts, are those in `text`, and one of each class is drawn for
+  every (micro-)batch; where the text tower is frozen, `text` is their average instead.
   """
   data, train = config.data, config.train
   if config.augment.reverse and None in classes.reverse:
@@ -73,10 +67,12 @@ def make_train_step(
     video, targets = losses.blend(blend_key, batch['video'], targets, blending)
     variables = {'params': params}
     if not train.freeze_text:
+      if several:
+        text = text[several.draw(jax.random.fold_in(drop_key, 2))]
       text = model.apply(variables, text, method='encode_text')
     logits = model.apply(
       variables, losses.normalize(video, data.mean, data.std), text, False, method='classify',
-      rngs={'drop_path': drop_key},
+      rngs={'drop_path': drop_key, 'patch_dropout': jax.random.fold_in(drop_key, 1)},
     ).logits
     loss = losses.cross_entropy(logits, targets, batch['mask'])
     hits = jnp.where(batch['mask'], logits.argmax(-1) == batch['label'], False)
@@ -108,7 +104,8 @@ def make_train_step(
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics['grad_norm'] = optax.tree.norm(grads)
-    return state_lib.TrainState(state.step + 1, params, opt_state), metrics
+    mean = average and optim.add_to_average(state.average, params, average(state.step + 1))
+    return state_lib.TrainState(state.step + 1, params, opt_state, mean), metrics
 
   return step
 
@@ -126,7 +123,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
 
   Raises:
     ValueError: something in config, data or workdir is not as it must be.
-    NonFiniteLossError, CheckpointError: see there.
+    progress.NonFiniteLossError, CheckpointError: see there.
   """
   if mode not in ('train', 'eval'):
     raise ValueError(f'mode must be train or eval, got {mode!r}')
@@ -142,7 +139,8 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     config.optim, abstract_params, total, warmup, config.train.accumulation,
     config.train.freeze_text,
   )
-  abstract = state_lib.abstract(model, tx)
+  average = optim.make_average(config.train, total)
+  abstract = state_lib.abstract(model, tx, keep_average=average is not None)
   shardings = sharding.infer(abstract, config.sharding, mesh)
   evaluator = evaluate.Evaluation(config, model, mesh, splits)
 
@@ -152,7 +150,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
       step = ckpt.best_step() if config.eval.checkpoint == 'best' else start
       if step is None:
         raise ValueError(f'{workdir} holds no checkpoint to evaluate; train first')
-      params = ckpt.restore_params(step, abstract.params, sharding.replicated(mesh))
+      params = ckpt.restore_weights(step, abstract.params, sharding.replicated(mesh))
       return evaluator.finish(params, workdir, step)
 
     workdir_lib.claim(config, workdir, splits, fresh=start is None)
@@ -160,9 +158,10 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     if start is not None:                                   # 1 continue this run
       state, host = ckpt.restore(start, abstract, shardings)
     else:                                                   # 2 from scratch
-      state = state_lib.init(model, tx, config.seed, shardings, config.train.init_scale)
+      state = state_lib.init(
+        model, tx, config.seed, shardings, config.train.init_scale, average is not None)
       if config.train.init_from:                            # 3 from weights
-        state = state.replace(params=load_params(config, model, abstract, shardings))
+        state = state.start_from(load_params(config, model, abstract, shardings))
     start = start or 0
     announce(model, splits, mesh, total, start)
 
@@ -173,7 +172,9 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
     rows = sharding.batch_sharding(mesh)
     step_fn = jax.jit(
-      make_train_step(model, tx, config, splits['train'].classes), donate_argnums=0,
+      make_train_step(
+        model, tx, config, splits['train'].classes, average, evaluator.prompts['train']),
+      donate_argnums=0,
       in_shardings=(shardings, rows, sharding.replicated(mesh), sharding.replicated(mesh)),
       out_shardings=(shardings, sharding.replicated(mesh)),
     )
@@ -227,7 +228,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
         if step and due(step, eval_steps) and step not in evaluated and not stopped():
           window.fetch()                       # what is not finite is not worth evaluating
           with clock.paused():
-            found = evaluator.during_training(state.params, stopped)
+            found = evaluator.during_training(state.weights, stopped)
           if found:
             results = found
             writer.write(step, results)
@@ -239,83 +240,8 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
           return {}
     ckpt.wait()
     workdir_lib.write_bad_files(workdir, bad)
-    params = jax.device_put(state.params, sharding.replicated(mesh))
+    params = jax.device_put(state.weights, sharding.replicated(mesh))
     return evaluator.finish(params, workdir, total, clock.seconds)
-
-
-class Window:
-  """Metrics since the last log row: on the device until somebody has to look at them."""
-
-  def __init__(self, rows: list[dict[str, float]], videos: Any, ckpt: Checkpoints):
-    self.rows = list(rows)
-    self._pending: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
-    self._videos, self._ckpt = videos, ckpt
-
-  def add(self, step: int, metrics: dict[str, jax.Array], index: np.ndarray) -> None:
-    self._pending.append((step, metrics, index))
-
-  def fetch(self) -> None:
-    """Waits for the device; raises NonFiniteLossError at the first bad step."""
-    for step, metrics, index in self._pending:
-      row = {k: float(v) for k, v in jax.device_get(metrics).items()}
-      if not all(map(math.isfinite, row.values())):
-        files = sorted({self._videos[int(i)]['path'] for i in index if i >= 0})
-        last = self._ckpt.latest_step()
-        good = self._ckpt.folder / str(last) if last else 'none yet'
-        raise NonFiniteLossError(
-          f'at step {step} the loss is {row["loss"]} (gradient norm {row["grad_norm"]}); stopped, '
-          f'nothing of it was saved.\nLast good checkpoint: {good}\n'
-          'Lower config.optim.lr, set config.optim.clip_norm, or look at the videos of that batch:'
-          '\n  ' + '\n  '.join(files[:64])
-        )
-      self.rows.append(row)
-    self._pending.clear()
-
-  def mean(self) -> dict[str, float]:
-    """Averages the window and empties it."""
-    self.fetch()
-    rows, self.rows = self.rows, []
-    return {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
-
-
-class Clock:
-  """Seconds spent training, evaluations left out."""
-
-  def __init__(self, step: int):
-    self._start, self._mark, self._step = time.monotonic(), time.monotonic(), step
-
-  @property
-  def seconds(self) -> float:
-    return time.monotonic() - self._start
-
-  def rate(self, step: int) -> float:
-    """Steps a second since the last call."""
-    now = time.monotonic()
-    rate = (step - self._step) / max(now - self._mark, 1e-9)
-    self._mark, self._step = now, step
-    return rate
-
-  @contextlib.contextmanager
-  def paused(self) -> Iterator[None]:
-    begin = time.monotonic()
-    yield
-    self._start += time.monotonic() - begin
-    self._mark += time.monotonic() - begin
-
-
-@contextlib.contextmanager
-def stop_signal() -> Iterator[Callable[[], bool]]:
-  """Yields a function that says whether SIGTERM has come (pre-emption): save, then leave."""
-  came = []
-  try:
-    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
-  except ValueError:       # not in the main thread: somebody else's business
-    yield lambda: False
-    return
-  try:
-    yield lambda: bool(came)
-  finally:
-    signal.signal(signal.SIGTERM, before)
 
 
 def run_length(config: Any, num_videos: int) -> tuple[int, float]:
@@ -354,10 +280,6 @@ def train_transform(config: Any, model: XCLIP) -> augment.TrainTransform:
   )
 
 
-# Fields of XCLIPConfig that may differ from those of the weights that a run starts from.
-COMPUTE_FIELDS = ('dtype', 'residual_dtype', 'attention', 'remat', 'drop_path', 'prompt_alpha')
-
-
 def load_params(
   config: Any, model: XCLIP, abstract: state_lib.TrainState, shardings: Any
 ) -> Any:
@@ -372,7 +294,7 @@ def load_params(
       step = ckpt.best_step()
       if step is None:
         raise ValueError(f'config.train.init_from={source!r} holds no checkpoint')
-      params = ckpt.restore_params(step, abstract.params)
+      params = ckpt.restore_weights(step, abstract.params)
   else:
     want = model.config
     size = dict(num_frames=want.num_frames, image_size=want.image_size)

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from xclip_jax import metrics, paths
+from xclip_jax import metrics, paths, prompts
 from xclip_jax.data import Split, pipeline
 
 # Fields that may change between restarts of one run: they move no weight.
@@ -26,6 +26,7 @@ def claim(config: Any, workdir: Path, splits: dict[str, Split], fresh: bool) -> 
   """
   resolved = json.loads(config.to_json_best_effort())
   resolved['data_fingerprint'] = {k: split.videos.fingerprint for k, split in splits.items()}
+  resolved['data_fingerprint'] |= prompts.fingerprint(config.data)
   path = workdir / 'config.json'
   if path.exists() and not fresh:
     old, new = _flat(json.loads(path.read_text())), _flat(resolved)

@@ -21,12 +21,15 @@ class MultiframeTransformer(nn.Module):
   mlp_width: int
   activation: str = 'quick_gelu'
   dtype: Any = jnp.float32
+  positions: bool = True         # without them a video is a set of frames
 
   @nn.compact
   def __call__(self, frames: jax.Array) -> jax.Array:
     """Args: frames [B, T, E]. Returns float32 [B, E], not normalised."""
     T, E = frames.shape[1:]
-    x = frames + self.param('pos_embed', nn.initializers.normal(0.02), (T, E), jnp.float32)
+    x = frames
+    if self.positions:
+      x += self.param('pos_embed', nn.initializers.normal(0.02), (T, E), jnp.float32)
     for i in range(self.layers):
       x = Block(
         self.heads, self.mlp_width, small_init(E), self.activation, dtype=self.dtype,

@@ -60,13 +60,37 @@ class DropPath(nn.Module):
     return jnp.where(keep.reshape(-1, *(1,) * (x.ndim - 1)), x / (1 - self.rate), 0)
 
 
+class PatchDropout(nn.Module):
+  """Keeps a random subset of the patch tokens of each video, and every class token.
+
+  Liu et al., "PatchDropout", WACV 2023; Li et al., "FLIP", CVPR 2023. Their number is always the
+  same, so shapes stay static. All frames of a video keep the same places: what the prompts read is
+  a mean over time at each place.
+  """
+
+  rate: float
+
+  @nn.compact
+  def __call__(self, x: jax.Array, num_videos: int, deterministic: bool) -> jax.Array:
+    """Args: x [B*T, 1+M, D], of num_videos = B videos. Returns [B*T, 1+m, D]."""
+    if deterministic or self.rate == 0:
+      return x
+    M = x.shape[1] - 1
+    kept = max(round(M * (1 - self.rate)), 1)
+    draws = jax.random.uniform(self.make_rng('patch_dropout'), (num_videos, M))
+    place = jnp.sort(jnp.argsort(draws, axis=1)[:, :kept], axis=1) + 1              # [B, m]
+    place = jnp.concatenate([jnp.zeros((num_videos, 1), place.dtype), place], axis=1)
+    place = jnp.repeat(place, x.shape[0] // num_videos, axis=0)                     # [B*T, 1+m]
+    return jnp.take_along_axis(x, place[..., None], axis=1)
+
+
 class CrossFrameBlock(nn.Module):
   """Cross-frame attention over messages, then attention and MLP inside each frame (Eq. 2 to 5).
 
   Every frame writes a message, the messages of a video attend to each other (cross-frame fusion),
   and the frame's tokens read their own message as one more key (intra-frame diffusion). The
   reference appends the message to the tokens and cuts it off after; as its own query is never
-  used, a key and a value are all it needs to be.
+  used, a key and a value are all it needs to be. Without messages it is a block of CLIP.
   """
 
   num_frames: int
@@ -76,6 +100,7 @@ class CrossFrameBlock(nn.Module):
   drop_path: float = 0.0
   dtype: Any = jnp.float32
   implementation: str = 'xla'
+  messages: bool = True
 
   @nn.compact
   def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
@@ -90,15 +115,18 @@ class CrossFrameBlock(nn.Module):
     drop = lambda y: DropPath(self.drop_path)(y, B, deterministic).astype(x.dtype)
     x = shard_batch(x)
 
-    message = Dense(
-      D, self.dtype, kernel_init=uniform(D**-0.5), bias_init=uniform(D**-0.5), name='message_fc'
-    )(x[:, 0])
-    message = shard_batch(message.astype(x.dtype).reshape(B, T, D))
-    fused = attention('message_attn', 'xla')(LayerNorm(name='message_ln')(message))
-    message = (message + drop(fused)).reshape(B * T, 1, D)
+    tokens = x
+    if self.messages:
+      message = Dense(
+        D, self.dtype, kernel_init=uniform(D**-0.5), bias_init=uniform(D**-0.5), name='message_fc'
+      )(x[:, 0])
+      message = shard_batch(message.astype(x.dtype).reshape(B, T, D))
+      fused = attention('message_attn', 'xla')(LayerNorm(name='message_ln')(message))
+      message = (message + drop(fused)).reshape(B * T, 1, D)
+      tokens = jnp.concatenate([x, message], axis=1)                           # [B*T, L+1, D]
 
-    tokens = LayerNorm(name='ln_1')(jnp.concatenate([x, message], axis=1))     # [B*T, L+1, D]
-    x += drop(attention('attn', self.implementation)(tokens[:, :-1], tokens))
+    tokens = LayerNorm(name='ln_1')(tokens)
+    x += drop(attention('attn', self.implementation)(tokens[:, :x.shape[1]], tokens))
     mlp = Mlp(self.mlp_width, init, self.activation, self.dtype, name='mlp')
     return shard_batch(x + drop(mlp(LayerNorm(name='ln_2')(x))))
 
@@ -119,6 +147,8 @@ class VisionEncoder(nn.Module):
   residual_dtype: Any = jnp.float32
   implementation: str = 'xla'
   remat: str | None = None
+  messages: bool = True
+  patch_dropout: float = 0.0
 
   @nn.compact
   def __call__(self, video: jax.Array, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
@@ -126,11 +156,12 @@ class VisionEncoder(nn.Module):
 
     Args:
       video: [B, T, H, W, 3].
-      deterministic: no stochastic depth.
+      deterministic: no stochastic depth, and no patch is dropped.
 
     Returns:
       frames float32 [B, T, E]: class token after ln_post and projection.
-      patches [B, T, M, D]: raw output of the last block, before any normalisation.
+      patches [B, T, M, D]: raw output of the last block, before any normalisation; of those that
+        were not dropped.
     """
     B, T = video.shape[:2]
     D = self.width
@@ -141,6 +172,7 @@ class VisionEncoder(nn.Module):
     class_embed = self.param('class_embed', normal, (D,), jnp.float32)
     x = jnp.concatenate([jnp.broadcast_to(class_embed, (B * T, 1, D)), x], axis=1)  # [B*T, L, D]
     x += self.param('pos_embed', normal, x.shape[1:], jnp.float32)
+    x = PatchDropout(self.patch_dropout, name='patch_dropout')(x, B, deterministic)
     x = LayerNorm(name='ln_pre')(x).astype(self.residual_dtype)
 
     block = CrossFrameBlock
@@ -150,7 +182,7 @@ class VisionEncoder(nn.Module):
       rate = self.drop_path * i / max(self.layers - 1, 1)
       x = block(
         self.num_frames, self.heads, self.mlp_width, self.activation, rate, self.dtype,
-        self.implementation, name=f'blocks_{i}',
+        self.implementation, self.messages, name=f'blocks_{i}',
       )(x, deterministic)
 
     frames = LayerNorm(name='ln_post')(x[:, 0])

@@ -1,6 +1,7 @@
 """X-CLIP (Ni et al., ECCV 2022): what the model is, its sizes and its entry points."""
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -51,6 +52,11 @@ class XCLIPConfig:
   text_activation: str = 'quick_gelu'
   mit_activation: str = 'quick_gelu'
   prompt_activation: str = 'quick_gelu'
+  messages: bool = True           # frames talk to each other (cross-frame attention)
+  mit: bool = True                # integration transformer; without it: the mean over frames
+  mit_positions: bool = True      # the one place that knows the order of frames
+  prompt: bool = True             # texts look at the video
+  patch_dropout: float = 0.0      # share of the patches left out in training
   drop_path: float = 0.0          # stochastic depth of the last vision block; linear from 0
   dtype: str = 'float32'          # operands of matrix products: float32 | bfloat16
   residual_dtype: str = 'float32' # what flows between blocks of the towers: float32 | bfloat16
@@ -62,6 +68,8 @@ class XCLIPConfig:
       value = getattr(self, field.name)
       if field.type is int and (not isinstance(value, int) or value < 1):
         raise ValueError(f'XCLIPConfig.{field.name} must be a positive integer, got {value!r}')
+      if field.type is bool and not isinstance(value, bool):
+        raise ValueError(f'XCLIPConfig.{field.name} must be True or False, got {value!r}')
     for width, heads in (
       ('vision_width', 'vision_heads'), ('text_width', 'text_heads'),
       ('embed_dim', 'mit_heads'), ('embed_dim', 'prompt_heads'),
@@ -85,8 +93,9 @@ class XCLIPConfig:
         raise ValueError(
           f'XCLIPConfig.{name}={getattr(self, name)!r} is unknown; one of {list(allowed)}'
         )
-    if not 0 <= self.drop_path < 1:
-      raise ValueError(f'XCLIPConfig.drop_path must lie in [0, 1), got {self.drop_path}')
+    for name in ('drop_path', 'patch_dropout'):
+      if not 0 <= getattr(self, name) < 1:
+        raise ValueError(f'XCLIPConfig.{name} must lie in [0, 1), got {getattr(self, name)}')
 
 
 _LARGE = dict(
@@ -103,6 +112,14 @@ VARIANTS = {
 }
 
 
+# Fields that say how a model is computed or trained. Those of the same weights may differ in them.
+COMPUTE_FIELDS = (
+  'dtype', 'residual_dtype', 'attention', 'remat', 'drop_path', 'patch_dropout', 'prompt_alpha',
+)
+# The fields that make CLIP's image tower on every frame of it, and their mean: ViFi-CLIP.
+FRAME_MEAN = dict(messages=False, mit=False, prompt=False)
+
+
 def make_config(variant: str, **fields) -> XCLIPConfig:
   """Looks up a published size and replaces some of its fields.
 
@@ -117,13 +134,23 @@ def make_config(variant: str, **fields) -> XCLIPConfig:
   return dataclasses.replace(VARIANTS[variant], **fields)
 
 
+def config_of_run(model: Mapping[str, Any]) -> XCLIPConfig:
+  """The architecture of a run: `config.model` is a variant and fields that differ from it.
+
+  Raises:
+    ValueError: unknown variant or field.
+  """
+  direct = {k: v for k, v in model.items() if k != 'fields'}
+  return make_config(**(direct | dict(model['fields'])))
+
+
 @flax.struct.dataclass
 class VideoFeatures:
   """What the text side needs to know of B videos. All float32, nothing normalised."""
 
   video_features: jax.Array      # [B, E]
   frame_features: jax.Array      # [B, T, E], before the integration transformer
-  patch_features: jax.Array      # [B, M, E], mean over time; what prompts look at
+  patch_features: jax.Array | None  # [B, M, E], mean over time; what prompts look at, if any do
 
 
 @flax.struct.dataclass
@@ -134,7 +161,7 @@ class XCLIPOutput:
   video_features: jax.Array             # [B, E]
   frame_features: jax.Array             # [B, T, E]
   text_features: jax.Array              # [K, E], without having seen the video
-  conditioned_text_features: jax.Array  # [B, K, E], with the video-specific prompt added
+  conditioned_text_features: jax.Array  # [B, K, E], with the video-specific prompt added, if any
 
 
 class XCLIP(nn.Module):
@@ -153,17 +180,20 @@ class XCLIP(nn.Module):
     self.vision = VisionEncoder(
       c.num_frames, c.patch_size, c.vision_width, c.vision_layers, c.vision_heads, c.vision_mlp,
       c.embed_dim, c.vision_activation, c.drop_path, dtype, residual, c.attention, c.remat,
+      c.messages, c.patch_dropout,
     )
-    self.mit = MultiframeTransformer(
-      c.mit_layers, c.mit_heads, c.mit_mlp, c.mit_activation, dtype
-    )
+    if c.mit:
+      self.mit = MultiframeTransformer(
+        c.mit_layers, c.mit_heads, c.mit_mlp, c.mit_activation, dtype, c.mit_positions
+      )
     self.text = TextEncoder(
       c.vocab_size, c.context_length, c.text_width, c.text_layers, c.text_heads, c.text_mlp,
       c.embed_dim, c.text_activation, dtype, residual, c.remat,
     )
-    self.prompt = VideoPrompt(
-      c.prompt_layers, c.prompt_heads, c.embed_dim, c.prompt_alpha, c.prompt_activation, dtype
-    )
+    if c.prompt:
+      self.prompt = VideoPrompt(
+        c.prompt_layers, c.prompt_heads, c.embed_dim, c.prompt_alpha, c.prompt_activation, dtype
+      )
     self.logit_scale = self.param(
       'logit_scale', nn.initializers.constant(np.log(1 / 0.07)), (), jnp.float32
     )
@@ -176,7 +206,8 @@ class XCLIP(nn.Module):
     Args:
       video: float [B, T, H, W, 3], RGB, normalised with the checkpoint's mean and std.
       token_ids: int [K, S], from `Tokenizer`.
-      deterministic: False draws stochastic depth from the rng stream 'drop_path'.
+      deterministic: False draws stochastic depth from the rng stream 'drop_path', and the patches
+        to leave out from 'patch_dropout'.
 
     Raises:
       ValueError: a shape or dtype that this configuration does not take.
@@ -189,9 +220,10 @@ class XCLIP(nn.Module):
     check_video(video, self.config)
     frames, patches = self.vision(shard_batch(video), deterministic)
     return VideoFeatures(
-      video_features=shard_batch(self.mit(frames)),
+      video_features=shard_batch(self.mit(frames) if self.config.mit else frames.mean(axis=1)),
       frame_features=frames,
-      patch_features=shard_batch(self.prompt.encode_patches(patches)),
+      patch_features=(
+        shard_batch(self.prompt.encode_patches(patches)) if self.config.prompt else None),
     )
 
   def encode_text(self, token_ids: jax.Array) -> jax.Array:
@@ -211,7 +243,10 @@ class XCLIP(nn.Module):
     if not isinstance(video, VideoFeatures):
       video = self.encode_video(video, deterministic)
     text_features = text_features.astype(jnp.float32)
-    conditioned = text_features + self.prompt(text_features, video.patch_features)
+    B = len(video.video_features)
+    conditioned = jnp.broadcast_to(text_features, (B, *text_features.shape))
+    if self.config.prompt:
+      conditioned += self.prompt(text_features, video.patch_features)
     logits = jnp.exp(self.logit_scale) * einsum(
       'BE,BKE->BK', l2_normalize(video.video_features), l2_normalize(conditioned)
     )

@@ -105,7 +105,7 @@ def to_params(
       f'these weights do not fit the model ({len(problems)} differences):\n  '
       + '\n  '.join(sorted(problems))
     )
-  if is_clip:
+  if want.keys() - flat.keys():
     flat |= _draw(config, is_new, seed)
   return paths.unflatten({key: flat[key] for key in want})
 
@@ -123,9 +123,23 @@ def to_state_dict(params: Any, dialect: str) -> dict[str, np.ndarray]:
   """Turns our parameters into a foreign state dict; the inverse of `to_params`.
 
   A dialect of CLIP gets the two towers and the logit scale, which is all that CLIP has.
+
+  Raises:
+    ValueError: a dialect of X-CLIP, for a model without some part of it.
   """
   flat = paths.flatten(params)
   state = {}
+  lacking = [
+    rule.ours[0] for rule in rules.DIALECTS[dialect]
+    if not any(map(_pattern(rule.ours[0]).fullmatch, flat))
+  ]
+  if lacking:
+    raise ValueError(
+      f'the model has no {lacking[0]} (and {len(lacking) - 1} more), so its weights are not those '
+      f'of an X-CLIP, which {dialect} names; keep them in our own format'
+      + ('' if any(map(re.compile(rules.NEW_PARAMETERS).fullmatch, flat)) else
+         f', or write the CLIP that it is ({", ".join(rules.CLIP_DIALECTS)})')
+    )
   for rule in rules.DIALECTS[dialect]:
     pattern = _pattern(rule.ours[0])
     for key in flat:
@@ -147,8 +161,9 @@ def resample(
   """
   flat = dict(paths.flatten(params))
   if num_frames and num_frames != config.num_frames:
-    table = np.asarray(flat['mit/pos_embed'], np.float32)
-    flat['mit/pos_embed'] = _weights(config.num_frames, num_frames, _linear) @ table
+    if 'mit/pos_embed' in flat:
+      table = np.asarray(flat['mit/pos_embed'], np.float32)
+      flat['mit/pos_embed'] = _weights(config.num_frames, num_frames, _linear) @ table
     config = _replaced(config, num_frames=num_frames)
   if image_size and image_size != config.image_size:
     new = _replaced(config, image_size=image_size)

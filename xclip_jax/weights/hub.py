@@ -175,13 +175,18 @@ def _read_foreign(
     config, told = _judge_heads(config, heads)
     notes += [f'{config_file.name} {told}'] if told else []
   if is_clip and new_modules:
-    like = {k: v for k, v in vars(new_modules).items() if k.split('_')[0] in ('mit', 'prompt')}
+    like = {
+      k: v for k, v in vars(new_modules).items()
+      if k.split('_')[0] in ('messages', 'mit', 'prompt')
+    }
     config = dataclasses.replace(config, **like)
   if is_clip:
-    notes.append(
-      f'weights of CLIP: message, integration and prompt modules are new, drawn from seed {seed}; '
-      'train before use'
-    )
+    parts = {'messages': 'message', 'mit': 'integration', 'prompt': 'prompt'}
+    new = [name for field, name in parts.items() if getattr(config, field)]
+    if new:
+      what = f'{", ".join(new[:-1])} and {new[-1]}' if new[1:] else new[0]
+      notes.append(
+        f'weights of CLIP: {what} modules are new, drawn from seed {seed}; train before use')
     if file_config is None and contents.kind != 'torchscript':
       notes.append(
         'no config beside the weights: QuickGELU is assumed, as in OpenAI\'s; most models trained '

@@ -47,7 +47,7 @@ class Weights:
   config: XCLIPConfig
   params: Any = dataclasses.field(repr=False)     # nested dicts of float32 arrays
   preprocess: Preprocess = REFERENCE
-  template: str = '{}'                 # written around every label
+  template: str | tuple[str, ...] = '{}'  # written around every label; of several: the mean
   source: str = ''                     # file, folder or name that they were read from
   dialect: str = 'native'              # native, or a key of rules.DIALECTS
   licence: str = 'unknown'
@@ -151,10 +151,12 @@ def read(folder: str | os.PathLike) -> Weights:
   preprocess = read_json(folder / 'preprocess.json')
   preprocess |= {k: tuple(preprocess[k]) for k in ('mean', 'std') if k in preprocess}
   preprocess = _record(Preprocess, preprocess, folder / 'preprocess.json', 'its top level')
+  template = content.get('template', '{}')
+  template = tuple(template) if isinstance(template, list) else template
   flat, _ = archive.state_dict(archive.read(folder / 'params.safetensors'))
   _check_params(flat, config, folder / 'params.safetensors')
   return Weights(
-    config, paths.unflatten(flat), preprocess, content.get('template', '{}'),
+    config, paths.unflatten(flat), preprocess, template,
     content.get('source', ''), content.get('dialect', 'native'), content.get('licence', 'unknown'),
   )
 

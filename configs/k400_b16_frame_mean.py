@@ -1,0 +1,24 @@
+"""Kinetics-400, B/16, 32 frames, CLIP on every frame and their mean; both towers trained.
+
+  python train.py --config configs/k400_b16_frame_mean.py --workdir runs/k400_b16_frame_mean \\
+      --config.data.root=/data/k400
+
+The baseline of ViFi-CLIP (Rasheed et al., CVPR 2023) and its settings for zero-shot recognition:
+10 epochs of 256 clips an update, in 8 micro-batches of 32, learning rate 8e-6. What remains of the
+recipe (augmentation, schedule, decay) is X-CLIP's, whose code theirs is made from. Published, one
+view, classes never trained on: HMDB51 51.3, UCF101 76.8, Kinetics-600's new classes 71.2 % top-1
+(on other lists of videos than X-CLIP's). Not run here.
+"""
+
+from configs import base
+
+
+def get_config():
+  c = base.get_config()
+  c.data.name, c.data.template = 'kinetics', 'a photo of a {}.'
+  c.model.variant, c.model.num_frames, c.model.dtype = 'B/16', 32, 'bfloat16'
+  c.model.fields = dict(messages=False, mit=False, prompt=False)
+  c.optim.groups = (('.*', 1.0),)          # there are no new parts, which would learn faster
+  c.train.init_from, c.train.accumulation, c.train.epochs = 'ViT-B/16', 8, 10.0
+  c.train.freeze_text = False
+  return c

@@ -1,0 +1,92 @@
+"""What the loop of a run knows about itself: its metrics, its speed, and whether to stop."""
+
+import contextlib
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from xclip_jax.checkpoint import Checkpoints
+
+
+class NonFiniteLossError(RuntimeError):
+  """The loss is NaN or infinite; says at which step, on which files, and what is safe."""
+
+
+class Window:
+  """Metrics since the last log row: on the device until somebody has to look at them."""
+
+  def __init__(self, rows: list[dict[str, float]], videos: Any, ckpt: Checkpoints):
+    self.rows = list(rows)
+    self._pending: list[tuple[int, dict[str, jax.Array], np.ndarray]] = []
+    self._videos, self._ckpt = videos, ckpt
+
+  def add(self, step: int, metrics: dict[str, jax.Array], index: np.ndarray) -> None:
+    self._pending.append((step, metrics, index))
+
+  def fetch(self) -> None:
+    """Waits for the device; raises NonFiniteLossError at the first bad step."""
+    for step, metrics, index in self._pending:
+      row = {k: float(v) for k, v in jax.device_get(metrics).items()}
+      if not all(map(math.isfinite, row.values())):
+        files = sorted({self._videos[int(i)]['path'] for i in index if i >= 0})
+        last = self._ckpt.latest_step()
+        good = self._ckpt.folder / str(last) if last else 'none yet'
+        raise NonFiniteLossError(
+          f'at step {step} the loss is {row["loss"]} (gradient norm {row["grad_norm"]}); stopped, '
+          f'nothing of it was saved.\nLast good checkpoint: {good}\n'
+          'Lower config.optim.lr, set config.optim.clip_norm, or look at the videos of that batch:'
+          '\n  ' + '\n  '.join(files[:64])
+        )
+      self.rows.append(row)
+    self._pending.clear()
+
+  def mean(self) -> dict[str, float]:
+    """Averages the window and empties it."""
+    self.fetch()
+    rows, self.rows = self.rows, []
+    return {k: float(np.mean([row[k] for row in rows])) for k in rows[0]}
+
+
+class Clock:
+  """Seconds spent training, evaluations left out."""
+
+  def __init__(self, step: int):
+    self._start, self._mark, self._step = time.monotonic(), time.monotonic(), step
+
+  @property
+  def seconds(self) -> float:
+    return time.monotonic() - self._start
+
+  def rate(self, step: int) -> float:
+    """Steps a second since the last call."""
+    now = time.monotonic()
+    rate = (step - self._step) / max(now - self._mark, 1e-9)
+    self._mark, self._step = now, step
+    return rate
+
+  @contextlib.contextmanager
+  def paused(self) -> Iterator[None]:
+    begin = time.monotonic()
+    yield
+    self._start += time.monotonic() - begin
+    self._mark += time.monotonic() - begin
+
+
+@contextlib.contextmanager
+def stop_signal() -> Iterator[Callable[[], bool]]:
+  """Yields a function that says whether SIGTERM has come (pre-emption): save, then leave."""
+  came = []
+  try:
+    before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))
+  except ValueError:       # not in the main thread: somebody else's business
+    yield lambda: False
+    return
+  try:
+    yield lambda: bool(came)
+  finally:
+    signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,49 @@
+"""Weights between two models: WiSE-FT."""
+
+import dataclasses
+
+import jax
+import numpy as np
+
+from xclip_jax import paths
+from xclip_jax.models.xclip import COMPUTE_FIELDS
+from xclip_jax.weights.native import Weights
+
+
+def interpolate(first: Weights, second: Weights, alpha: float) -> Weights:
+  """Returns (1 - alpha) * first + alpha * second, every parameter; all else is the second's.
+
+  WiSE-FT (Wortsman et al., CVPR 2022): `first` is the model that fine-tuning began with, `second`
+  what came out. 0 is the first and 1 the second, exactly.
+
+  Raises:
+    ValueError: alpha outside [0, 1], or models that differ; lists how.
+  """
+  if not 0 <= alpha <= 1:
+    raise ValueError(f'alpha must lie in [0, 1], got {alpha}')
+  check_alike(first, second)
+
+  def mix(a, b):
+    mixed = (1 - alpha) * np.asarray(a, np.float64) + alpha * np.asarray(b, np.float64)
+    return mixed.astype(np.float32)
+
+  return dataclasses.replace(
+    second, params=jax.tree.map(mix, first.params, second.params),
+    source=f'{1 - alpha:g} x {first.source} + {alpha:g} x {second.source}',
+    licence='; and '.join(dict.fromkeys((first.licence, second.licence))),
+    notes=tuple(dict.fromkeys(first.notes + second.notes)),
+  )
+
+
+def check_alike(first: Weights, second: Weights) -> None:
+  """Raises ValueError unless both are of one architecture."""
+  left, right = vars(first.config), vars(second.config)
+  differ = [f'{k}: {v} and {right[k]}' for k, v in left.items()
+            if v != right[k] and k not in COMPUTE_FIELDS]
+  shapes = [{k: np.shape(x) for k, x in paths.flatten(w.params).items()} for w in (first, second)]
+  differ += ['their parameters'] if shapes[0] != shapes[1] and not differ else []
+  if differ:
+    raise ValueError(
+      f'{first.source} and {second.source} are not the same model, so nothing lies between them:'
+      '\n  ' + '\n  '.join(differ)
+    )
