@@ -31,6 +31,7 @@ MAY_IMPORT = {
   'xclip_jax.losses': ({'jax'}, set()),
   'xclip_jax.colors': ({'jax'}, set()),
   'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
+  'xclip_jax.protocols': ({'numpy'}, set()),
   'xclip_jax.report': ({'matplotlib', 'numpy'}, {'xclip_jax.metrics'}),
   'xclip_jax.optim': ({'jax', 'optax'}, {'xclip_jax.paths'}),
   'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models', 'xclip_jax.paths'}),
