@@ -40,7 +40,11 @@ MAY_IMPORT = {
   'xclip_jax.losses': ({'jax'}, set()),
   'xclip_jax.colors': ({'jax'}, set()),
   'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
+  'xclip_jax.protocols': ({'numpy'}, set()),
+  'xclip_jax.scores': ({'numpy'}, {'xclip_jax.metrics', 'xclip_jax.protocols'}),
   'xclip_jax.report': ({'matplotlib', 'numpy'}, {'xclip_jax.metrics'}),
+  'xclip_jax.eval_report': ({'matplotlib', 'numpy'}, {
+    f'xclip_jax.{x}' for x in ('protocols', 'report', 'scores')}),
   'xclip_jax.optim': ({'jax', 'optax'}, {'xclip_jax.paths'}),
   'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models', 'xclip_jax.paths'}),
   'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {'xclip_jax.paths', 'xclip_jax.state'}),
@@ -50,6 +54,10 @@ MAY_IMPORT = {
       'data', 'losses', 'metrics', 'models', 'prompts', 'report', 'sharding', 'tokenizer',
       'weights')
   }),
+  'xclip_jax.scorer': ({'jax', 'numpy'}, {
+    f'xclip_jax.{x}' for x in ('data', 'losses', 'models', 'sharding', 'tokenizer', 'weights')}),
+  'xclip_jax.evaluation_sets': ({'numpy'}, {'xclip_jax.data', 'xclip_jax.scores'}),
+  'xclip_jax.evaluation_results': ({'numpy'}, EVERYTHING),
   'xclip_jax.workdir': (
     {'jax'}, {f'xclip_jax.{x}' for x in ('data', 'metrics', 'paths', 'prompts')}),
   'xclip_jax.train': ({'jax', 'numpy', 'optax', 'tqdm'}, EVERYTHING),
@@ -59,6 +67,10 @@ MAY_IMPORT = {
     {'tqdm'}, {'xclip_jax.answers', 'xclip_jax.data', 'xclip_jax.report'}),
   'xclip_jax.weights_cli': (
     set(), {'xclip_jax.answers', 'xclip_jax.inference', 'xclip_jax.weights'}),
+  'xclip_jax.eval_cli': ({'tqdm'}, {
+    f'xclip_jax.{x}' for x in (
+      'answers', 'eval_report', 'evaluation_results', 'evaluation_sets', 'inference', 'scorer',
+      'sharding')}),
   'xclip_jax.cli': ({'jax', 'numpy', 'tqdm'}, EVERYTHING),
 }
 

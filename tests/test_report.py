@@ -151,7 +151,7 @@ def test_many_classes_are_cut_to_the_best_and_worst(tmp_path):
 @pytest.mark.parametrize('K', [3, 36, 60])
 def test_labels_of_the_confusion_matrix_do_not_overlap(K):
   with matplotlib.rc_context(report.STYLE):
-    figure = report._confusion(noisy(K, 100, 0.5, names=(NAMES * 2)[:K]))
+    figure = report.confusion(noisy(K, 100, 0.5, names=(NAMES * 2)[:K]))
     figure.draw_without_rendering()
   for axis, low, high in (figure.axes[0].xaxis, 'x0', 'x1'), (figure.axes[0].yaxis, 'y0', 'y1'):
     boxes = [label.get_window_extent() for label in axis.get_ticklabels()]

@@ -1,12 +1,14 @@
 """What the `xclip` command writes: lines for a terminal, CSV, JSON, files whole or not at all."""
 
+import contextlib
 import csv
 import io
 import json
 import os
+import shutil
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +119,71 @@ class Output:
       raise Refused(f'{self._path} is not a file')
     if self.target.exists() and not self._overwrite:
       raise Refused(f'{self._path} exists; choose another name, or add --overwrite')
+
+
+class Folder:
+  """A folder that appears whole or not at all, begun at once so that a bad place is refused first.
+
+  Only a folder that holds nothing else than what is written again is ever replaced.
+  """
+
+  def __init__(self, path: str, overwrite: bool, ours: Callable[[str], bool]):
+    """Args: ours tells by its name whether a file is one that the command writes."""
+    self.path, self._overwrite, self._ours = Path(os.path.realpath(path)), overwrite, ours
+    self.temporary = self.path.with_name(f'.{self.path.name}.{os.getpid()}.tmp')
+
+  def __enter__(self) -> 'Folder':
+    self._check_free()
+    try:
+      self.temporary.mkdir(parents=True)
+    except OSError as error:
+      raise Refused(f'cannot write {self.path}: {error.strerror}') from error
+    return self
+
+  def keep(self) -> None:
+    """Makes the folder appear with what is in `temporary`."""
+    self._check_free()
+    try:
+      old = self.temporary.with_suffix('.old')
+      if self.path.exists():
+        os.replace(self.path, old)
+      os.replace(self.temporary, self.path)
+      shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+      raise Refused(f'cannot write {self.path}: {error.strerror}') from error
+
+  def __exit__(self, *_: Any) -> None:
+    shutil.rmtree(self.temporary, ignore_errors=True)
+
+  def _check_free(self) -> None:
+    if not self.path.exists():
+      return
+    if not self.path.is_dir():
+      raise Refused(f'{self.path} is not a folder')
+    held = sorted(x.name for x in self.path.iterdir())
+    if held and not self._overwrite:
+      raise Refused(f'{self.path} exists; choose another name, or add --overwrite')
+    other = [name for name in held if not self._ours(name)]
+    if other:
+      raise Refused(
+        f'{self.path} holds {other[0]}, which is not of an evaluation, so it is not overwritten; '
+        'choose another name')
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+  """Turns what the library says to its caller into one line for the user."""
+  try:
+    yield
+  except Refused:
+    raise
+  except Exception as error:
+    expected = (ValueError, OSError)
+    if 'xclip_jax.checkpoint' in sys.modules:     # who has not loaded it has not met its errors
+      expected += (sys.modules['xclip_jax.checkpoint'].CheckpointError,)
+    if not isinstance(error, expected):
+      raise
+    raise Refused(' '.join(str(error).split())) from error
 
 
 def print_past_bar(text: str, file: Any = None) -> None:

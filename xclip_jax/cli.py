@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import xclip_jax
-from xclip_jax import answers, data_cli, weights_cli
+from xclip_jax import answers, data_cli, eval_cli, weights_cli
 
 # Nothing else at the top: whoever asks for --help, or mistypes a name, should not wait for JAX.
 
@@ -84,7 +84,7 @@ def classify(arguments: argparse.Namespace) -> int:
       raise answers.Refused(f'--csv and --json both write to {arguments.csv}')
     table = answers.Table(files) if '-' not in (arguments.csv, arguments.json) else None
     classifier, times = _load(arguments)
-    with _refusing():
+    with answers.refusing():
       results = zip(files, classifier.classify_each(files, labels), strict=True)
     found, failed, begun = [], [], time.perf_counter()
     for file, answer in _progress(results, len(files), arguments.quiet):
@@ -128,7 +128,7 @@ def embed(arguments: argparse.Namespace) -> int:
 
     arrays, failed, paths, rows = {}, [], [], []
     if labels:
-      with _refusing():
+      with answers.refusing():
         arrays |= {'text_features': classifier.embed_text(labels), 'labels': np.array(labels, str)}
         if not np.isfinite(arrays['text_features']).all():
           raise ValueError(f'{arguments.weights}: {_NOT_FINITE}')
@@ -201,6 +201,7 @@ def _parser() -> argparse.ArgumentParser:
 
   weights_cli.add_commands(commands)
   data_cli.add_commands(commands)
+  eval_cli.add_commands(commands, _keep_compilations)
   return parser
 
 
@@ -216,7 +217,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
 
   imported = time.perf_counter()
   options = {'heads': arguments.heads, 'num_frames': arguments.frames}
-  with _refusing():
+  with answers.refusing():
     classifier = inference.load(
       arguments.weights, **{k: x for k, x in options.items() if x is not None}
     )
@@ -256,7 +257,7 @@ def _labels(arguments: argparse.Namespace) -> list[str]:
     header = [name.strip() for name in lines[0].split(',')] if lines else []
     if where.lower().endswith('.csv') or {'id', 'name'} <= set(header):
       from xclip_jax.data import source
-      with _refusing():
+      with answers.refusing():
         labels = source.read_classes(where).names
     else:
       labels = [line.strip() for line in lines if not line.lstrip().startswith('#')]
@@ -305,20 +306,6 @@ def _videos_in(folder: str, suffixes: tuple[str, ...]) -> list[str]:
       if name.lower().endswith(suffixes) and not name.startswith('.')
     ]
   return sorted(found)
-
-
-@contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-  """Turns what the library says to its caller into one line for the user."""
-  try:
-    yield
-  except Exception as error:
-    expected = (ValueError, OSError)
-    if 'xclip_jax.checkpoint' in sys.modules:     # who has not loaded it has not met its errors
-      expected += (sys.modules['xclip_jax.checkpoint'].CheckpointError,)
-    if not isinstance(error, expected):
-      raise
-    raise answers.Refused(' '.join(str(error).split())) from error
 
 
 def _progress(results: Iterable[Any], total: int, quiet: bool) -> Iterator[Any]:

@@ -118,7 +118,7 @@ def check(arguments: argparse.Namespace) -> int:
     )
     if arguments.report and arguments.clean and report.target == clean.target:
       raise answers.Refused(f'--report and --clean both write to {arguments.clean}')
-    with _refusing():
+    with answers.refusing():
       columns, _ = source.read_rows(path, ('path',))
       if arguments.clean and source.is_reference_list(path) != source.is_reference_list(
         arguments.clean):
@@ -161,7 +161,7 @@ def show(arguments: argparse.Namespace) -> int:
     raise answers.Refused(f'-o {arguments.output} must end in .png')
   if min(arguments.count, arguments.frames, arguments.size) < 1:
     raise answers.Refused('--count, --frames and --size must be at least 1')
-  with answers.Output(arguments.output, arguments.overwrite) as output, _refusing():
+  with answers.Output(arguments.output, arguments.overwrite) as output, answers.refusing():
     from xclip_jax import report
     from xclip_jax.data import augment, pipeline, source
 
@@ -210,7 +210,7 @@ def prepare(arguments: argparse.Namespace) -> int:
   for name in given:
     if name not in own[arguments.format]:
       raise answers.Refused(f'--{name} does nothing to --format {arguments.format}')
-  with _refusing(), _ending_on_sigterm():
+  with answers.refusing(), _ending_on_sigterm():
     columns, _ = source.read_rows(arguments.list, ('path',))
     place = (arguments.list, _root(arguments),
              _classes(arguments) if 'label' in columns else None, arguments.output)
@@ -271,7 +271,7 @@ def _ending_on_sigterm() -> Iterator[None]:
 
 def write_lists(arguments: argparse.Namespace) -> int:
   """Writes train.csv, val.csv and classes.csv, for the commands that want lists."""
-  with _refusing():
+  with answers.refusing():
     from xclip_jax import data
     from xclip_jax.data import lists
 
@@ -290,7 +290,7 @@ def write_lists(arguments: argparse.Namespace) -> int:
 
 def few_shot(arguments: argparse.Namespace) -> int:
   """Writes a list of K videos of each class, drawn with a seed."""
-  with answers.Output(arguments.output, arguments.overwrite) as output, _refusing():
+  with answers.Output(arguments.output, arguments.overwrite) as output, answers.refusing():
     from xclip_jax.data import lists, source
 
     if Path(arguments.output).suffix != Path(arguments.list).suffix:
@@ -307,7 +307,7 @@ def base_novel(arguments: argparse.Namespace) -> int:
 
   The first list, of training, says how frequent a class is; the others are split alike.
   """
-  with _refusing():
+  with answers.refusing():
     from xclip_jax.data import lists, source
 
     classes = source.read_classes(_classes(arguments))
@@ -317,7 +317,7 @@ def base_novel(arguments: argparse.Namespace) -> int:
 
 def _write_all(arguments: argparse.Namespace, texts: dict[str, str]) -> int:
   folder = Path(arguments.output)
-  with _refusing():
+  with answers.refusing():
     folder.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
     outputs = {
@@ -366,14 +366,3 @@ def _bar(quiet: bool) -> Any:
 
   return lambda items, **options: tqdm.tqdm(
     items, unit='file', dynamic_ncols=True, leave=False, **options)
-
-
-@contextlib.contextmanager
-def _refusing() -> Iterator[None]:
-  """Turns what the library says to its caller into one line for the user."""
-  try:
-    yield
-  except answers.Refused:
-    raise
-  except (ValueError, OSError) as error:
-    raise answers.Refused(' '.join(str(error).split())) from error

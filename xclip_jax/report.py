@@ -80,7 +80,7 @@ def write(
       'time': (order and _time(order, partner), _time_caption(order, partner)),
       'contact_sheet': (clips and _contact_sheet(clips[:12]),
                         'What the model saw, the true class, and its three best guesses.'),
-      'confusion': (_confusion(val), 'Each row shows where the videos of one class went; '
+      'confusion': (confusion(val), 'Each row shows where the videos of one class went; '
                     'a perfect model fills the diagonal.'),
     }
     for name, (figure, _) in pictures.items():
@@ -91,10 +91,10 @@ def write(
       else:
         (folder / f'{name}.png').unlink(missing_ok=True)
   page = '\n\n'.join([
-    f'# {_escape(title)}', _result(val, zero_shot, zero_shot_all), *_failures(val),
-    *([_table(('run', ''), facts.items())] if facts else []),
+    f'# {escape(title)}', _result(val, zero_shot, zero_shot_all), *failures(val.failed),
+    *([table(('run', ''), facts.items())] if facts else []),
     *(f'![{name}]({name}.png)\n\n*{text}*' for name, (figure, text) in pictures.items() if figure),
-    _per_class(val),
+    class_tables(val),
   ])
   partial = folder / '.report.partial'
   partial.write_text(page + '\n', encoding='utf-8')
@@ -122,9 +122,9 @@ def time_sentence(order: dict[str, Predictions], partner: Sequence[int | None]) 
   falls = _is_clear(wins - _wins(shuffled, partner)[j])
   if not _has_pairs(partner):
     claim = 'Accuracy depends on' if falls else 'No sign that accuracy depends on'
-    a, b = _percent(ordered.top(1)), _percent(shuffled.top(1))
+    a, b = percent(ordered.top(1)), percent(shuffled.top(1))
     return f'{claim} the order of the frames: {a} top-1 in order, {b} shuffled'
-  a, b = _percent(ordered.against(partner)), _percent(shuffled.against(partner))
+  a, b = percent(ordered.against(partner)), percent(shuffled.against(partner))
   if not _is_clear(wins):
     return ('No sign that the model tells a clip from its reversal: '
             f'{a} of choices between the two are right, chance is 50%')
@@ -189,7 +189,7 @@ def _curves(history: list[dict], val: Predictions, zero_shot: Predictions | None
     steps, values = _series(history, key)
     if len(steps):
       right.plot(steps, values, color=color, linewidth=2, marker='o' if len(steps) < 40 else None,
-                 markersize=4, markeredgewidth=0, label=f'{name}, {_percent(values[-1])}')
+                 markersize=4, markeredgewidth=0, label=f'{name}, {percent(values[-1])}')
     if split is not None:
       right.axhline(1 / len(split.class_names), color=color, **CHANCE)
   right.plot([], [], color=MUTED, **CHANCE, label='chance')
@@ -226,7 +226,8 @@ def _draw_noisy(ax: Axes, steps: np.ndarray, values: np.ndarray, color: str, nam
           marker='o' if len(steps) == 1 else None, markersize=4, label=name)
 
 
-def _confusion(val: Predictions) -> Figure:
+def confusion(val: Predictions, title: str = 'Confusion, validation') -> Figure:
+  """Draws where the videos of each class went."""
   K, counts = len(val.class_names), val.confusion()
   total = counts.sum(axis=1, keepdims=True)
   shares = np.ma.masked_invalid(counts / np.where(total, total, np.nan))
@@ -239,14 +240,14 @@ def _confusion(val: Predictions) -> Figure:
   ax.set(xlim=(0, K), ylim=(K, 0), xticks=[], yticks=[], xlabel='predicted', ylabel='true')
   ax.grid(False)
   ax.spines['bottom'].set_visible(False)
-  ax.set_title('Confusion, validation' if K <= NAMED_CLASSES else
-               f'Confusion, validation: {K:,} classes, too many to name at the sides')
+  ax.set_title(title if K <= NAMED_CLASSES else
+               f'{title}: {K:,} classes, too many to name at the sides')
   if K <= NAMED_CLASSES:
     size = float(np.clip(0.66 * 72 * side / K, 4.5, 8))
-    names = [_fit(name, size, 150) for name in val.class_names]
+    names = [fit(name, size, 150) for name in val.class_names]
     ax.set_yticks(np.arange(K) + 0.5, names, fontsize=size, color=INK)
     if flat := K <= 4:
-      names = ['\n'.join(_fit(line, size, 78) for line in
+      names = ['\n'.join(fit(line, size, 78) for line in
                          textwrap.wrap(name, 14, break_long_words=False)) for name in names]
     ax.set_xticks(np.arange(K) + 0.5, names, fontsize=size, color=INK, rotation=0 if flat else 90)
   if K <= 12:
@@ -280,15 +281,15 @@ def _contact_sheet(clips: list[Clip]) -> Figure:
     if clip.top:
       right = clip.top[0][0] == clip.label
       ax.text(x, y, '✓' if right else '✗', color=GREEN if right else RED, va='center', size=10)
-    ax.text(x + 0.18 * bool(clip.top), y, _fit(clip.label, 8.5, 220), va='center', weight='bold')
+    ax.text(x + 0.18 * bool(clip.top), y, fit(clip.label, 8.5, 220), va='center', weight='bold')
     for rank, (name, share) in enumerate(clip.top[:3]):
       y += 0.19
       color = GREEN if name == clip.label else '#b4bdc6' if rank else RED
-      ax.text(x + 0.18, y, _fit(name, 7.5, 150), va='center', fontsize=7.5,
+      ax.text(x + 0.18, y, fit(name, 7.5, 150), va='center', fontsize=7.5,
               color=MUTED if rank and name != clip.label else INK)
       ax.add_patch(Rectangle((x + 2.38, y - 0.035), 1.08, 0.07, facecolor=TRACK))
       ax.add_patch(Rectangle((x + 2.38, y - 0.035), 1.08 * share, 0.07, facecolor=color))
-      ax.text(x + width, y, _percent(share, 0), va='center', ha='right', fontsize=7.5, color=MUTED)
+      ax.text(x + width, y, percent(share, 0), va='center', ha='right', fontsize=7.5, color=MUTED)
   ax.set(xlim=(0, size[0]), ylim=(size[1], 0))
   ax.axis('off')
   return figure
@@ -316,14 +317,14 @@ def _time(order: dict[str, Predictions], partner: Sequence[int | None]) -> Figur
     for n, (color, value) in enumerate(bars.items()):
       x = group + 0.25 * (n - (len(bars) - 1) / 2)
       ax.bar(x, np.nan_to_num(value), 0.22, color=color, label=names.pop(color, None))
-      ax.text(x, np.nan_to_num(value) + 0.02, _percent(value, 0), ha='center', fontsize=7.5,
+      ax.text(x, np.nan_to_num(value) + 0.02, percent(value, 0), ha='center', fontsize=7.5,
               path_effects=[withStroke(linewidth=3, foreground='white')])
   chances = {1 / K: BLUE} | ({0.5: AMBER} if pairs else {})
   for chance, color in chances.items():
     ax.axhline(chance, color=color, **CHANCE, zorder=0.9)
-    ax.annotate(f'chance {_percent(chance)}', (1, chance), (6, 0), ax.get_yaxis_transform(),
+    ax.annotate(f'chance {percent(chance)}', (1, chance), (6, 0), ax.get_yaxis_transform(),
                 textcoords='offset points', va='center', fontsize=7.5, color=color)
-  ax.set_xticks(range(len(order)), [_fit(name, 9, 420 / len(order)) for name in order],
+  ax.set_xticks(range(len(order)), [fit(name, 9, 420 / len(order)) for name in order],
                 fontsize=9, color=INK)
   ax.set(xlim=(-0.5, len(order) - 0.5), ylim=(0, 1.08), yticks=np.linspace(0, 1, 5))
   ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
@@ -335,7 +336,7 @@ def _time(order: dict[str, Predictions], partner: Sequence[int | None]) -> Figur
   return figure
 
 
-def _fit(text: str, size: float, width: float) -> str:
+def fit(text: str, size: float, width: float) -> str:
   """Shortens text to at most `width` points at a font size."""
   text = ' '.join(text.split())
   measure = lambda part: TextPath((0, 0), part, size=size).get_extents().width
@@ -354,21 +355,22 @@ def _result(
   """Returns a paragraph about the validation set and a table of all sets."""
   K = len(val.class_names)
   text = (f'On the validation set the right one of {K:,} classes is ranked first for '
-          f'{_percent(val.top(1))} of the videos (top-1; chance is {_percent(1 / K)})')
+          f'{percent(val.top(1))} of the videos (top-1; chance is {percent(1 / K)})')
   if K > 5:
-    text += f' and is among the best five for {_percent(val.top(5))} (top-5)'
+    text += f' and is among the best five for {percent(val.top(5))} (top-5)'
   text += f'; {len(val.label):,} of {val.expected:,} videos were evaluated.'
   splits = {'validation': val, 'never trained on, among new classes only': zero_shot,
             'never trained on, among trained and new classes': zero_shot_all}
-  return f'{text}\n\n' + _table(('', 'classes', 'videos', 'top-1', 'top-5', 'chance (top-1)'), [
-    (name, f'{len(p.class_names):,}', f'{len(p.label):,} of {p.expected:,}', _percent(p.top(1)),
-     _percent(p.top(5) if len(p.class_names) > 5 else np.nan), _percent(1 / len(p.class_names)))
+  return f'{text}\n\n' + table(('', 'classes', 'videos', 'top-1', 'top-5', 'chance (top-1)'), [
+    (name, f'{len(p.class_names):,}', f'{len(p.label):,} of {p.expected:,}', percent(p.top(1)),
+     percent(p.top(5) if len(p.class_names) > 5 else np.nan), percent(1 / len(p.class_names)))
     for name, p in splits.items() if p is not None
   ])
 
 
-def _failures(val: Predictions) -> list[str]:
-  lines = [f'- row {row}: {_escape(reason)}' for row, reason in sorted(val.failed.items())]
+def failures(failed: dict[int, str]) -> list[str]:
+  """Returns paragraphs that say which rows of a list are missing, and why."""
+  lines = [f'- row {row}: {escape(reason)}' for row, reason in sorted(failed.items())]
   more = len(lines) - LISTED_FAILURES
   listed = lines[:LISTED_FAILURES] + [f'- and {more:,} more'] * (more > 0)
   return [f'Not evaluated, because unreadable ({len(lines):,}):', '\n'.join(listed)] * bool(lines)
@@ -378,11 +380,12 @@ def _time_caption(order: dict[str, Predictions], partner: Sequence[int | None]) 
   text = 'The same validation clips with their frames rearranged'
   if 'reversed' in order and _has_pairs(partner):
     share = _share_as_partner(order['reversed'], partner)
-    text += f'; played backwards, {_percent(share)} are taken for the class they have become'
+    text += f'; played backwards, {percent(share)} are taken for the class they have become'
   return text + '.'
 
 
-def _per_class(val: Predictions) -> str:
+def class_tables(val: Predictions) -> str:
+  """Returns the accuracy of each class, or of the best and worst ten."""
   K, accuracy, counts = len(val.class_names), val.per_class(), val.confusion()
   mistakes = counts - np.diag(np.diag(counts))
   parts = {'Accuracy of each class': np.arange(K)}
@@ -390,21 +393,23 @@ def _per_class(val: Predictions) -> str:
     ranked = np.argsort(accuracy, kind='stable')[:np.isfinite(accuracy).sum()]   # nan sorts last
     parts = {'The ten best classes': ranked[::-1][:10], 'The ten worst classes': ranked[:10]}
   return '\n\n'.join(
-    f'## {head}\n\n' + _table(('class', 'videos', 'top-1', 'most often mistaken for'), [
-      (val.class_names[c], f'{counts[c].sum():,}', _percent(accuracy[c]),
+    f'## {head}\n\n' + table(('class', 'videos', 'top-1', 'most often mistaken for'), [
+      (val.class_names[c], f'{counts[c].sum():,}', percent(accuracy[c]),
        val.class_names[mistakes[c].argmax()] if mistakes[c].any() else '') for c in classes])
     for head, classes in parts.items())
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-  lines = [head, ['---'] * len(head), *([_escape(cell) for cell in row] for row in rows)]
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+  """Returns a table of Markdown."""
+  lines = [head, ['---'] * len(head), *([escape(cell) for cell in row] for row in rows)]
   return '\n'.join('| ' + ' | '.join(line) + ' |' for line in lines)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
   """Makes text from outside stand for itself in Markdown, on one line."""
   return re.sub(r'([\\`*_<>|\[\]#$~&])', r'\\\1', ' '.join(str(text).split()))
 
 
-def _percent(share: float, digits: int = 1) -> str:
+def percent(share: float, digits: int = 1) -> str:
+  """Returns a share as people read it, n/a if it is none."""
   return f'{100 * share:.{digits}f}%' if np.isfinite(share) else 'n/a'

@@ -202,8 +202,9 @@ def read_rows(
 ) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
   """Read a list as it is written: column names, and (line number, fields) of every row.
 
-  A CSV names its columns in its first line; those of a `.txt` are path and label. Lines before that
-  which start with a hash and a blank are comments.
+  A CSV names its columns in its first line; where path and label are wanted, that line may be
+  missing and labels be ids, as in lists for PySlowFast. Columns of a `.txt` are path and label.
+  Lines before that which start with a hash and a blank are comments.
 
   Raises:
     ValueError: a column is missing, a row is malformed, or there is none.
@@ -223,6 +224,8 @@ def read_rows(
     columns = []
     try:
       columns = [name.strip() for name in next(reader, [])]
+      if set(required) <= {'path', 'label'} and len(columns) == 2 and columns[1].isdecimal():
+        columns, reader = ['path', 'label'], csv.reader(lines[comments:], strict=True)
       if not set(required) <= set(columns):
         found = f'line {comments + 1}: the header must hold {wanted}, found {",".join(columns)!r}'
         raise ValueError(f'{path}, {found}')

@@ -1,0 +1,214 @@
+"""A model that scores every view of every video against texts, on any number of devices and hosts.
+
+What comes out does not depend on the batch size, the devices, the hosts or the threads, but for the
+last bits of a float where a matrix product of another shape adds up in another order.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from xclip_jax import losses, sharding, tokenizer
+from xclip_jax.data import augment, pipeline
+from xclip_jax.models.xclip import XCLIP
+from xclip_jax.weights.native import Weights
+
+_TEXTS = 256          # texts that are encoded, or compared with a batch of videos, at once
+
+
+@dataclasses.dataclass(frozen=True)
+class Views:
+  """Which clips and crops of a video are seen.
+
+  Fields:
+    clips: of each video; crops: 1 or 3 of each clip; there are V = crops x clips views.
+    choice: how several clips are chosen, 'centred' or 'reference'; see `data.sampling.Sampler`.
+    resize: short side before the crops, over the image size; None: as the weights say, and 1 for
+      three crops with 'reference', as there.
+    sampling: 'sparse' or 'dense', with `stride`.
+  """
+
+  clips: int = 1
+  crops: int = 1
+  choice: str = 'centred'
+  resize: float | None = None
+  sampling: str = 'sparse'
+  stride: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class _Paths:
+  """Videos by path, as the pipeline reads them; what their labels are is nothing to it."""
+
+  paths: tuple[str, ...]
+
+  def __len__(self) -> int:
+    return len(self.paths)
+
+  def __getitem__(self, row: int) -> dict[str, Any]:
+    return {'path': self.paths[row], 'label': 0, 'index': row}
+
+
+class Scorer:
+  """Weights on a mesh, compiled for one batch size."""
+
+  def __init__(self, weights: Weights, mesh: Mesh, batch_size: int = 16, threads: int = 4):
+    """Args: batch_size is of videos, over all hosts, rounded up to a multiple of the devices."""
+    if min(batch_size, threads) < 1:
+      raise ValueError(f'batch_size={batch_size} and threads={threads} must be at least 1')
+    self.weights, self.mesh, self.threads = weights, mesh, threads
+    self.batch_size = -(-batch_size // mesh.size) * mesh.size
+    model, preprocess = XCLIP(weights.config), weights.preprocess
+    everywhere = sharding.replicated(mesh)
+    self._params = jax.device_put(weights.params, everywhere)
+
+    def encode_video(params, video):
+      video = losses.normalize(video, preprocess.mean, preprocess.std)
+      return model.apply({'params': params}, video, method='encode_video')
+
+    def compare(params, features, text):
+      return model.apply({'params': params}, features, text, method='classify').logits
+
+    encode = lambda params, ids: model.apply({'params': params}, ids, method='encode_text')
+    self._encode_video = jax.jit(encode_video)
+    # Replicated results: every host holds every row.
+    self._compare = jax.jit(compare, out_shardings=everywhere)
+    self._encode_text = jax.jit(encode, out_shardings=everywhere)
+    self._gather = jax.jit(lambda x: x, out_shardings=everywhere)
+
+  def encode_texts(
+    self, texts: Sequence[str], templates: Sequence[str] = ('{}',), truncate: bool = False
+  ) -> np.ndarray:
+    """Encodes K texts, each in every template, to float32 [K, E].
+
+    With several templates the features of a text are normalised and averaged, as CLIP does; but as
+    X-CLIP's prompts look at features that are not normalised, the average then gets the mean norm
+    that they had. With one template that is its feature.
+
+    Args:
+      texts: K.
+      templates: each with {} for the text.
+      truncate: cut what is too long for the model, instead of a ValueError.
+    """
+    missing = [template for template in templates if '{}' not in template]
+    if missing or not templates:
+      raise ValueError(f'every template must hold {{}} for the label, got {missing or "none"}')
+    written = [template.replace('{}', text) for template in templates for text in texts]
+    context = self.weights.config.context_length
+    ids = tokenizer.bucket(tokenizer.Tokenizer(context)(written, truncate=truncate))
+    parts = []
+    with jax.set_mesh(self.mesh):
+      for part, count in _blocks(ids):
+        placed = jax.device_put(part, sharding.replicated(self.mesh))
+        parts.append(np.asarray(self._encode_text(self._params, placed))[:count])
+    features = np.concatenate(parts).reshape(len(templates), len(texts), -1)
+    return features[0] if len(templates) == 1 else _ensemble(features)
+
+  def score(
+    self, paths: Sequence[str], text_features: np.ndarray, views: Views = Views(),
+    clip_seconds: float = 60.0, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+  ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    """Compares every view of R videos with K texts.
+
+    Args:
+      paths: R files.
+      text_features: float32 [K, E], from `encode_texts`.
+      views: of each video.
+      clip_seconds: a video that is not read by then is unreadable; 0: no limit.
+      progress: wraps the batches.
+
+    Returns:
+      logits, float32 [N, V, K], of the videos that could be read; their rows, int32 [N], ascending;
+      and for the other rows, why not.
+
+    Raises:
+      ValueError: no videos, views that are none, or a model that answers with no number at all.
+    """
+    config = self.weights.config
+    transform = augment.EvalTransform(
+      config.image_size, self.resize_ratio(views), self.weights.preprocess.filter, views.crops)
+    V, K = views.clips * views.crops, len(text_features)
+    failed, parts, waiting = {}, [], None
+    with jax.set_mesh(self.mesh), pipeline.eval_batches(
+      _Paths(tuple(paths)), transform, num_frames=config.num_frames, batch_size=self.batch_size,
+      threads=self.threads, host_index=jax.process_index(), host_count=jax.process_count(),
+      sampling=views.sampling, stride=views.stride, clips=views.clips, views=views.choice,
+      clip_seconds=clip_seconds,
+    ) as batches:
+      texts = [(jax.device_put(part, sharding.replicated(self.mesh)), count)
+               for part, count in _blocks(np.asarray(text_features, np.float32))]
+      for batch in progress(batches):
+        for i in np.flatnonzero(batch['failed'] >= 0):
+          failed[int(batch['failed'][i])] = batch['error'][i].decode(errors='replace')
+        started = self._start(batch, V, texts)
+        if waiting:                    # one batch late, so the device always has one to go on with
+          parts.append(_fetch(*waiting))
+        waiting = started, texts, K
+    parts.append(_fetch(*waiting))
+    index, mask, logits = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return _sort_out(index[mask], logits[mask], failed, len(paths))
+
+  def resize_ratio(self, views: Views) -> float:
+    """Returns the short side before the crops, over the image size."""
+    if views.resize is not None:
+      return views.resize
+    as_reference = views.choice == 'reference' and views.crops == 3
+    return 1.0 if as_reference else self.weights.preprocess.resize_ratio
+
+  def _start(self, batch: dict[str, np.ndarray], V: int, texts: list) -> tuple:
+    """Sends a batch to the devices; results are there later."""
+    video = batch['video']
+    video = video.reshape(len(video), V, *video.shape[-4:])             # [B, V, T, H, W, 3]
+    rows = self._gather(sharding.put_batch({k: batch[k] for k in ('index', 'mask')}, self.mesh))
+    logits = []
+    for v in range(V):       # one view after another: memory is that of one, however many there are
+      view = sharding.put_batch(np.ascontiguousarray(video[:, v]), self.mesh)
+      features = self._encode_video(self._params, view)
+      logits.append([self._compare(self._params, features, text) for text, _ in texts])
+    return rows, logits
+
+
+def _fetch(started: tuple, texts: list, K: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+  rows, logits = jax.device_get(started)
+  counts = [count for _, count in texts]
+  joined = np.stack([                                                     # [B, V, K]
+    np.concatenate([x[:, :count] for x, count in zip(view, counts, strict=True)], axis=1)
+    for view in logits], axis=1)
+  assert joined.shape[-1] == K
+  return rows['index'], rows['mask'], joined
+
+
+def _sort_out(
+  index: np.ndarray, logits: np.ndarray, failed: dict[int, str], count: int
+) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+  order = np.argsort(index, kind='stable')
+  index, logits = index[order], logits[order]
+  good = np.isfinite(logits).all(axis=(1, 2))
+  if len(good) and not good.any():
+    raise ValueError('the model answers with NaN or infinity; its weights are damaged')
+  failed = failed | {int(i): 'the model answers with NaN or infinity' for i in index[~good]}
+  index, logits = index[good], logits[good]
+  for row in set(range(count)) - set(index.tolist()) - failed.keys():
+    failed[row] = 'unreadable, as another host found'
+  return logits, index, dict(sorted(failed.items()))
+
+
+def _blocks(rows: np.ndarray) -> list[tuple[np.ndarray, int]]:
+  """Cuts rows into blocks of one size, the last padded with its last row, and their counts."""
+  size = min(len(rows), _TEXTS)
+  parts = [rows[i:i + size] for i in range(0, len(rows), size)]
+  pad = lambda part: np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+  return [(pad(part), len(part)) for part in parts]
+
+
+def _ensemble(features: np.ndarray) -> np.ndarray:
+  """Averages float32 features [templates, K, E] to [K, E]; see `Scorer.encode_texts`."""
+  features = features.astype(np.float64)
+  norms = np.linalg.norm(features, axis=-1, keepdims=True)
+  direction = (features / norms).mean(axis=0)
+  direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
+  return (direction * norms.mean(axis=0)).astype(np.float32)
