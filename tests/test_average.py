@@ -101,6 +101,7 @@ def test_an_interrupted_average_goes_on_exactly(finished, root, tmp_path, monkey
       np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_training_itself_is_not_touched(finished, root, tmp_path):
   plain = config(root, eval__every_steps=STEPS)
   train.run(plain, tmp_path)
@@ -120,6 +121,7 @@ def test_no_average_takes_no_memory(root):
   assert state_lib.abstract(model, train.optax.identity()).average is None
 
 
+@pytest.mark.slow
 def test_an_average_is_split_over_devices_like_its_parameters(finished, root, tmp_path):
   c, workdir, _ = finished['ema']
   done = tiny.finish(

@@ -229,7 +229,7 @@ def test_fewer_than_five_classes_are_enough(root, tmp_path):
   ({'model__variant': 'B/8'}, "unknown variant 'B/8'"),
   ({'train__batch_size': 7, 'train__accumulation': 2}, r'train.batch_size=7 does not divide by'),
   ({'eval__batch_size': 0}, r'eval.batch_size=0 does not divide'),
-  ({'data__name': 'tfds'}, r"config.data.name='tfds' is unknown"),
+  ({'data__name': 'webvid'}, r"config.data.name='webvid' is unknown"),
   ({'data__train': 'nothing.csv'}, r'nothing.csv: cannot be read'),
   ({'data__template': 'a video'}, r'must hold \{\}'),
   ({'train__init_from': 'nowhere'}, r"init_from: 'nowhere' is not there"),

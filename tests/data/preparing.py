@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import pathlib
+import signal
 import subprocess
 import sys
 import time
@@ -53,6 +54,8 @@ def run(*args):
 
 def start(store, folder, name='train.csv', **options):
   command = [sys.executable, '-m', 'xclip_jax.cli', 'data', 'prepare', store / name, '-o', folder]
+  if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:      # tests in the background; inherited
+    signal.signal(signal.SIGINT, signal.default_int_handler)
   return subprocess.Popen([*map(str, [*command, *COMMAND])], cwd=ROOT, text=True,
                           stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
 

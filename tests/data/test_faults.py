@@ -256,13 +256,13 @@ def test_a_hanging_file_is_replaced_as_if_it_were_missing(hanging, tmp_path, wor
   missing.mkdir()
   for folder, row in itertools.product((tmp_path, missing), (0, 1, 3)):
     write(folder / f'video {row}.mp4')
-  got = train(listed, 2, clip_seconds=2, workers=workers)   # that others need less, on any machine
+  got = train(listed, 2, clip_seconds=1, workers=workers)   # that others need less, on any machine
   want = train(list_of(missing), 2)
   for a, b in zip(got, want, strict=True):
     for name in ('video', 'label', 'index', 'mask', 'failed'):
       np.testing.assert_array_equal(a[name], b[name], err_msg=name)
   reasons = {error for batch in got for error in batch['error'] if error}
-  assert len(reasons) == 1 and b'video 2.mp4: not read within 2 s' in reasons.pop()
+  assert len(reasons) == 1 and b'video 2.mp4: not read within 1 s' in reasons.pop()
 
 
 def test_a_process_full_of_hanging_reads_says_so(hanging, monkeypatch):

@@ -152,8 +152,13 @@ def test_every_gradient_matches_pytorch(case):
     np.testing.assert_allclose(g, want[name], atol=atol, rtol=0, err_msg=name)
 
 
+# The smallest case by default; `pytest -m slow tests/models` has them all.
 @pytest.mark.parametrize('remat', ['dots', 'nothing'])
-def test_remat_changes_no_gradient(case, remat):
+@pytest.mark.parametrize('name', [CASES[0], *(pytest.param(x, marks=pytest.mark.slow)
+                                              for x in CASES[1:])])
+def test_remat_changes_no_gradient(name, remat):
+  case = Case(name)
+
   def grads(config):
     loss_fn = lambda params: optax.softmax_cross_entropy(
       XCLIP(config).apply({'params': params}, case.video, case.token_ids).logits, case.target

@@ -151,15 +151,14 @@ class XclipVideos(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager: Any) -> dict[str, Any]:
     del dl_manager
     root = os.path.abspath(self.builder_config.root)
-    encoding = self.builder_config.encoding()
-    build = _with_beam if self._beam else _in_process
     return {
-      name: build(list(_rows(split, root)), encoding, self.data_path, name)
+      name: self._generate_examples(list(_rows(split, root)), name)
       for name, split in self.source_splits().items()
     }
 
-  def _generate_examples(self, **kwargs: Any) -> Any:
-    raise NotImplementedError('_split_generators returns what yields examples')
+  def _generate_examples(self, rows: list['_Row'], name: str) -> Any:
+    build = _with_beam if self._beam else _in_process
+    return build(rows, self.builder_config.encoding(), self.data_path, name)
 
 
 @dataclasses.dataclass(frozen=True)
