@@ -55,7 +55,8 @@ MAY_IMPORT = {
       'weights')
   }),
   'xclip_jax.scorer': ({'jax', 'numpy'}, {
-    f'xclip_jax.{x}' for x in ('data', 'losses', 'models', 'sharding', 'tokenizer', 'weights')}),
+    f'xclip_jax.{x}' for x in (
+      'data', 'losses', 'models', 'prompts', 'sharding', 'tokenizer', 'weights')}),
   'xclip_jax.evaluation_sets': ({'numpy'}, {'xclip_jax.data', 'xclip_jax.scores'}),
   'xclip_jax.evaluation_results': ({'numpy'}, EVERYTHING),
   'xclip_jax.workdir': (

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from xclip_jax import losses, sharding, tokenizer
+from xclip_jax import losses, prompts, sharding, tokenizer
 from xclip_jax.data import augment, pipeline
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.weights.native import Weights
@@ -85,9 +85,7 @@ class Scorer:
   ) -> np.ndarray:
     """Encodes K texts, each in every template, to float32 [K, E].
 
-    With several templates the features of a text are normalised and averaged, as CLIP does; but as
-    X-CLIP's prompts look at features that are not normalised, the average then gets the mean norm
-    that they had. With one template that is its feature.
+    With several templates the features of a text are averaged by `prompts.average`, as in training.
 
     Args:
       texts: K.
@@ -106,7 +104,9 @@ class Scorer:
         placed = jax.device_put(part, sharding.replicated(self.mesh))
         parts.append(np.asarray(self._encode_text(self._params, placed))[:count])
     features = np.concatenate(parts).reshape(len(templates), len(texts), -1)
-    return features[0] if len(templates) == 1 else _ensemble(features)
+    if len(templates) == 1:
+      return features[0]
+    return np.asarray(prompts.average(features.swapaxes(0, 1)))
 
   def score(
     self, paths: Sequence[str], text_features: np.ndarray, views: Views = Views(),
@@ -203,12 +203,3 @@ def _blocks(rows: np.ndarray) -> list[tuple[np.ndarray, int]]:
   parts = [rows[i:i + size] for i in range(0, len(rows), size)]
   pad = lambda part: np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
   return [(pad(part), len(part)) for part in parts]
-
-
-def _ensemble(features: np.ndarray) -> np.ndarray:
-  """Averages float32 features [templates, K, E] to [K, E]; see `Scorer.encode_texts`."""
-  features = features.astype(np.float64)
-  norms = np.linalg.norm(features, axis=-1, keepdims=True)
-  direction = (features / norms).mean(axis=0)
-  direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
-  return (direction * norms.mean(axis=0)).astype(np.float32)
