@@ -229,6 +229,10 @@ def test_fewer_than_five_classes_are_enough(root, tmp_path):
   ({'model__variant': 'B/8'}, "unknown variant 'B/8'"),
   ({'train__batch_size': 7, 'train__accumulation': 2}, r'train.batch_size=7 does not divide by'),
   ({'eval__batch_size': 0}, r'eval.batch_size=0 does not divide'),
+  ({'eval__crops': 2}, 'config.eval: crops must be 1 or 3, found 2'),
+  ({'eval__clips': 0}, 'config.eval: clips must be at least 1'),
+  ({'eval__views': 'all'}, "config.eval: views must be 'centred' or 'reference'"),
+  ({'data__sampling': 'all'}, "config.data or config.eval: sampling must be 'sparse' or 'dense'"),
   ({'data__name': 'webvid'}, r"config.data.name='webvid' is unknown"),
   ({'data__train': 'nothing.csv'}, r'nothing.csv: cannot be read'),
   ({'data__template': 'a video'}, r'must hold \{\}'),
@@ -240,6 +244,7 @@ def test_fewer_than_five_classes_are_enough(root, tmp_path):
 def test_a_wrong_field_is_named(root, tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):
     train.run(tiny.config(root, **changes), tmp_path / 'run')
+  assert not metrics.read_metrics(tmp_path / 'run' / 'metrics.jsonl')  # nothing was trained
 
 
 def test_a_missing_folder_is_named(tmp_path):

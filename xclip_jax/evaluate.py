@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xclip_jax import losses, metrics, prompts, report, sharding
-from xclip_jax.data import Split, augment, pipeline
+from xclip_jax.data import Split, augment, pipeline, sampling
 from xclip_jax.metrics import Predictions
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.tokenizer import write_prompts
@@ -144,6 +144,15 @@ class Evaluation:
       for k, several in self.prompts.items()
     }
     self._evaluator = Evaluator(model, mesh, config.data.mean, config.data.std)
+    try:               # what is first used at the end of a run must not fail there
+      augment.EvalTransform(
+        model.config.image_size, config.data.eval_resize, crops=config.eval.crops)
+      sampling.Sampler(
+        model.config.num_frames, config.data.sampling, config.data.stride, config.eval.views)
+      if config.eval.clips < 1:
+        raise ValueError(f'clips must be at least 1, found {config.eval.clips}')
+    except ValueError as error:
+      raise ValueError(f'config.data or config.eval: {error}') from error
 
   def encode_text(self, params: Any, names: str) -> jax.Array:
     """Text features [K, E] of one of the class lists."""
