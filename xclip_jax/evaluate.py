@@ -237,6 +237,10 @@ class Evaluation:
         facts=self.facts(params, step, seconds),
       )
       print(f'report: {os.path.relpath(path)}')
+    for name, predictions in found.items():
+      if missing := predictions.expected - len(predictions.label):
+        why = ''.join(f'; one is {reason}' for reason in list(predictions.failed.values())[:1])
+        print(f'{name}: {missing} of {predictions.expected} videos could not be read{why}')
     print(', '.join(f'{k} {v:.3f}' for k, v in results.items() if k.endswith('top1')))
     return results
 
