@@ -39,6 +39,8 @@ MAY_IMPORT = {
     {'jax', 'numpy'}, {'xclip_jax.data', 'xclip_jax.models', 'xclip_jax.tokenizer'}),
   'xclip_jax.losses': ({'jax'}, set()),
   'xclip_jax.colors': ({'jax'}, set()),
+  'xclip_jax.objective': ({'jax'}, {
+    f'xclip_jax.{x}' for x in ('colors', 'data', 'losses', 'models', 'prompts')}),
   'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
   'xclip_jax.protocols': ({'numpy'}, set()),
   'xclip_jax.scores': ({'numpy'}, {'xclip_jax.metrics', 'xclip_jax.protocols'}),

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 import tqdm
 
-from xclip_jax import colors, evaluate, losses, optim, prompts, sharding
+from xclip_jax import evaluate, objective, optim, prompts, sharding
 from xclip_jax import metrics as metrics_lib
 from xclip_jax import state as state_lib
 from xclip_jax import workdir as workdir_lib
@@ -35,50 +35,13 @@ def make_train_step(
 ) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
   """Builds step(state, batch, text, key) -> (state, metrics); to be jitted.
 
-  `batch` holds uint8 video [B, T, H, W, 3], label [B] and mask [B]; and, to change colours here,
-  colors [B, T, 9]. `text` is int32 token ids
-  [K, S], or float32 features [K, E] where the text tower is frozen. `key` is the run's: what is
-  random in a step follows from it and state.step. With `config.augment.reverse` every clip is shown
-  twice, forwards and backwards: the two differ in nothing but order, so that is what is learnt.
-  With accumulation the batch is worked through in
+  `batch`, `text` and `several` are as objective.make says. `key` is the run's: what is random in a
+  step follows from it and state.step. With accumulation the batch is worked through in
   `config.train.accumulation` micro-batches, each blended by itself, and gradients are averaged.
   `average`, if there is one, says what new parameters count in the average of all so far.
-  `several`, if classes have several texts, are those in `text`, and one of each class is drawn for
-  every (micro-)batch; where the text tower is frozen, `text` is their average instead.
   """
-  data, train = config.data, config.train
-  if config.augment.reverse and None in classes.reverse:
-    raise ValueError(
-      'config.augment.reverse needs a class list that names for every class what it is when played '
-      f'backwards (column reverse); {classes.names[classes.reverse.index(None)]!r} has none'
-    )
-  smoothing = config.augment.label_smoothing
-  blending = losses.Blending(
-    config.augment.mixup, config.augment.cutmix, config.augment.cutmix_share
-  )
-
-  def loss_fn(params, batch, text, key):
-    blend_key, drop_key = jax.random.split(key)
-    if 'colors' in batch:
-      batch = batch | {'video': colors.apply(batch['video'], batch['colors'])}
-    if config.augment.reverse:
-      batch = losses.add_reversed(batch, classes.reverse)
-    targets = losses.soft_targets(batch['label'], len(classes), smoothing)
-    video, targets = losses.blend(blend_key, batch['video'], targets, blending)
-    variables = {'params': params}
-    if not train.freeze_text:
-      if several:
-        text = text[several.draw(jax.random.fold_in(drop_key, 2))]
-      text = model.apply(variables, text, method='encode_text')
-    logits = model.apply(
-      variables, losses.normalize(video, data.mean, data.std), text, False, method='classify',
-      rngs={'drop_path': drop_key, 'patch_dropout': jax.random.fold_in(drop_key, 1)},
-    ).logits
-    loss = losses.cross_entropy(logits, targets, batch['mask'])
-    hits = jnp.where(batch['mask'], logits.argmax(-1) == batch['label'], False)
-    return loss, {'loss': loss, 'accuracy': hits.sum() / jnp.maximum(batch['mask'].sum(), 1)}
-
-  grad_fn = jax.grad(loss_fn, has_aux=True)
+  train = config.train
+  grad_fn = jax.grad(objective.make(model, config, classes, several), has_aux=True)
 
   def micro_batches(batch):
     # Row a of every group of A rows: each device splits the rows that it has.
