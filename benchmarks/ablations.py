@@ -1,7 +1,7 @@
 """What is each part of X-CLIP, and each option, worth on the embedded data set?
 
   python benchmarks/ablations.py --workdir runs/ablations
-  python benchmarks/ablations.py --workdir runs/ablations --only full,frame_mean --seeds 0 --steps 200
+  python benchmarks/ablations.py --workdir runs/ablations --only full --seeds 0 --steps 200
 
 Every run is the demo (configs/demo.py) with one thing changed, trained from random weights by
 `train.run` in a process of its own. A seed is one of the weights and of the videos: three seeds are
