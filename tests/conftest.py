@@ -1,6 +1,8 @@
 import os
 import pathlib
+import shutil
 import sys
+import tempfile
 
 from absl import flags
 
@@ -8,7 +10,22 @@ from absl import flags
 # asks for full optimization again (tests/models/test_parity.py).
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
 
+# And what one of them compiled, in whatever process, the others read from a folder of this session.
+if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:      # xdist's workers have it from their parent
+  SHARED = tempfile.mkdtemp(prefix='xclip-compiled-')
+  os.environ |= {
+    'JAX_COMPILATION_CACHE_DIR': SHARED, 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
+    'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES': '-1',
+  }
+else:
+  SHARED = None
+
 HERE = pathlib.Path(__file__).parent
 sys.path.insert(0, str(HERE))                          # `import videos` in any test
 sys.path.append(str(HERE.parent / 'benchmarks'))       # `import barcode_videos`
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's flags
+
+
+def pytest_unconfigure():
+  if SHARED:
+    shutil.rmtree(SHARED, ignore_errors=True)
