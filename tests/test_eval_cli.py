@@ -51,19 +51,6 @@ def root(tmp_path_factory):
   return root
 
 
-@pytest.fixture(scope='module', autouse=True)
-def compile_once(tmp_path_factory):
-  """Keeps compilations for the other tests of this file, and no longer."""
-  names = ('jax_compilation_cache_dir', 'jax_persistent_cache_min_compile_time_secs',
-           'jax_persistent_cache_min_entry_size_bytes')
-  before = {name: getattr(jax.config, name) for name in names}
-  for name, value in zip(names, (str(tmp_path_factory.mktemp('compiled')), 0, -1), strict=True):
-    jax.config.update(name, value)
-  yield
-  for name, value in before.items():
-    jax.config.update(name, value)
-
-
 @pytest.fixture
 def evaluate(root, tmp_path, capsys):
   """Runs `xclip eval`: exit code, standard output, standard error, results.json."""
