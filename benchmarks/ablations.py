@@ -84,7 +84,7 @@ def main() -> None:
         subprocess.run(
           [sys.executable, __file__, '--one', '--only', name, '--seeds', str(seed),
            '--steps', str(arguments.steps), '--workdir', str(folder)],
-          check=True, cwd=ROOT, env=os.environ | {'PYTHONPATH': str(ROOT)},
+          check=True, cwd=ROOT, env=environment(),
         )
       results = json.loads((folder / 'results.json').read_text())
       lines.append({'variant': name, 'seed': seed} | {k: results[k] for k in METRICS})
@@ -105,6 +105,10 @@ def train_one(name: str, seed: int, steps: int, workdir: Path) -> None:
   c.train.steps = c.eval.every_steps = steps           # nothing is chosen on the way
   VARIANTS[name](c)
   train.run(c, workdir)
+
+
+def environment() -> dict[str, str]:
+  return os.environ | {'PYTHONPATH': str(ROOT)}       # this checkout, not another one installed
 
 
 def about(steps: int) -> dict[str, Any]:

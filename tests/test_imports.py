@@ -15,7 +15,8 @@ EVERYTHING = {'xclip_jax'}
 
 # room: (libraries, rooms of the house) that its modules may import; the longest name counts.
 MAY_IMPORT = {
-  'configs': ({'ml_collections'}, {'configs'}),
+  'configs': (set(), {'configs', 'xclip_jax.config'}),
+  'xclip_jax.config': ({'ml_collections'}, set()),
   'train': ({'absl', 'jax', 'ml_collections'}, {'xclip_jax.train', 'xclip_jax.checkpoint'}),
   'xclip_jax': (set(), set()),
   'xclip_jax.paths': ({'jax'}, set()),

@@ -72,7 +72,7 @@ def make(
   """Builds the optimizer from `config.optim`.
 
   Args:
-    optim: see configs/base.py.
+    optim: see config.py.
     params: the (abstract) parameters; only their names count.
     total_steps: updates in the run.
     warmup_steps: updates of warm-up.

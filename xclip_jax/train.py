@@ -77,7 +77,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
   """Trains (or only evaluates) what config says, in workdir; goes on where it was interrupted.
 
   Args:
-    config: see configs/base.py.
+    config: see config.py.
     workdir: holds config.json, checkpoints/, metrics.jsonl, tensorboard/, predictions and report/.
     mode: 'train', or 'eval' for the checkpoint that is there.
 
