@@ -66,12 +66,14 @@ MAY_IMPORT = {
     {'jax'}, {f'xclip_jax.{x}' for x in ('data', 'metrics', 'paths', 'prompts')}),
   'xclip_jax.train': ({'jax', 'numpy', 'optax', 'tqdm'}, EVERYTHING),
   'xclip_jax.inference': ({'cv2', 'jax', 'numpy'}, EVERYTHING),
-  'xclip_jax.answers': (set(), set()),
+  'xclip_jax.answers': ({'tqdm'}, set()),
   'xclip_jax.data_cli': (
     {'tqdm'}, {'xclip_jax.answers', 'xclip_jax.data', 'xclip_jax.report'}),
-  'xclip_jax.weights_cli': (
-    set(), {'xclip_jax.answers', 'xclip_jax.inference', 'xclip_jax.weights'}),
-  'xclip_jax.eval_cli': ({'tqdm'}, {
+  'xclip_jax.weights_curve': ({'matplotlib', 'numpy'}, {f'xclip_jax.{x}' for x in (
+    'evaluation_sets', 'protocols', 'report', 'scorer', 'scores', 'sharding', 'weights')}),
+  'xclip_jax.weights_cli': (set(), {f'xclip_jax.{x}' for x in (
+    'answers', 'evaluation_sets', 'inference', 'weights', 'weights_curve')}),
+  'xclip_jax.eval_cli': (set(), {
     f'xclip_jax.{x}' for x in (
       'answers', 'eval_report', 'evaluation_results', 'evaluation_sets', 'inference', 'scorer',
       'sharding')}),

@@ -170,6 +170,24 @@ class Folder:
         'choose another name')
 
 
+def batch_bar(what: str, quiet: bool) -> Callable[[Any], Any]:
+  """What wraps batches to show their progress, in a terminal and unless told to be quiet."""
+  if quiet or not sys.stderr.isatty():
+    return iter
+  import tqdm
+
+  return lambda batches: tqdm.tqdm(
+    batches, total=len(batches), unit='batch', desc=what or None, dynamic_ncols=True, leave=False)
+
+
+def print_table(rows: Sequence[Sequence[str]]) -> None:
+  """Prints rows of text in aligned columns."""
+  rows = [[printable(x) for x in row] for row in rows]
+  widths = [max(map(columns, column)) for column in zip(*rows, strict=True)]
+  for row in rows:
+    print('  '.join(x + ' ' * (n - columns(x)) for x, n in zip(row, widths, strict=True)).rstrip())
+
+
 @contextlib.contextmanager
 def refusing() -> Iterator[None]:
   """Turns what the library says to its caller into one line for the user."""

@@ -199,7 +199,7 @@ def _parser() -> argparse.ArgumentParser:
   command.add_argument('-o', '--output', required=True, metavar='FILE', help='.npz to write')
   command.set_defaults(run=embed)
 
-  weights_cli.add_commands(commands)
+  weights_cli.add_commands(commands, _keep_compilations)
   data_cli.add_commands(commands)
   eval_cli.add_commands(commands, _keep_compilations)
   return parser

@@ -151,7 +151,8 @@ def _run(arguments: argparse.Namespace, protocol: str, sets: Sequence[Any]) -> i
       gc.enable()
       scores = {
         x.name: x.score(found, templates, views, arguments.average, arguments.clip_seconds,
-                        _bar(arguments.quiet), getattr(arguments, 'truncate', False))
+                        answers.batch_bar('', arguments.quiet),
+                        getattr(arguments, 'truncate', False))
         for x in sets
       }
       lines = evaluation_results.write(
@@ -263,12 +264,3 @@ def _add_classes(command: Any, nargs: str | None = None, more: str = '') -> None
     '--classes', metavar='FILE', nargs=nargs,
     help=f'class list, CSV with id,name or JSON with {{"name": id}}{more} '
     '(default: classes.csv beside the list)')
-
-
-def _bar(quiet: bool) -> Any:
-  if quiet or not sys.stderr.isatty():
-    return iter
-  import tqdm
-
-  return lambda batches: tqdm.tqdm(
-    batches, total=len(batches), unit='batch', dynamic_ncols=True, leave=False)

@@ -27,7 +27,7 @@ from xclip_jax import losses, prompts, tokenizer
 from xclip_jax.data import augment, decode, sampling
 from xclip_jax.data.decode import VideoError
 from xclip_jax.models.xclip import XCLIP, VideoFeatures, XCLIPConfig, config_of_run
-from xclip_jax.weights import hub, native
+from xclip_jax.weights import hub, native, rules
 
 Video = str | os.PathLike | np.ndarray     # a file, or uint8 [N, H, W, 3] of any N, H and W
 
@@ -319,6 +319,20 @@ def open_weights(source: str | os.PathLike, **options: Any) -> native.Weights:
     return hub.read(source, **options)
   weights = _read_run(folder)
   return hub.resampled(weights, options.get('num_frames'), options.get('image_size'))
+
+
+def open_before(
+  source: str | os.PathLike, config: XCLIPConfig, seed: int = 0
+) -> native.Weights:
+  """Reads what a model of `config` was trained from, as its run did.
+
+  A CLIP is completed by the parts that `config` has, drawn from the run's seed.
+  """
+  weights = open_weights(source)
+  if weights.dialect in rules.CLIP_DIALECTS and weights.config != config:
+    weights = open_weights(
+      source, seed=seed, new_modules=config, num_frames=config.num_frames)
+  return weights
 
 
 def _read_run(workdir: Path) -> native.Weights:

@@ -80,6 +80,17 @@ class Scorer:
     self._encode_text = jax.jit(encode, out_shardings=everywhere)
     self._gather = jax.jit(lambda x: x, out_shardings=everywhere)
 
+  def use(self, weights: Weights) -> None:
+    """Takes other weights of the same architecture; what is compiled stays.
+
+    Raises:
+      ValueError: another architecture, or other preprocessing.
+    """
+    if (weights.config, weights.preprocess) != (self.weights.config, self.weights.preprocess):
+      raise ValueError(f'{weights.source} is another model than {self.weights.source}')
+    self.weights = weights
+    self._params = jax.device_put(weights.params, sharding.replicated(self.mesh))
+
   def encode_texts(
     self, texts: Sequence[str], templates: Sequence[str] = ('{}',), truncate: bool = False
   ) -> np.ndarray:
