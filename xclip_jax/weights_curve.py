@@ -164,7 +164,7 @@ def draw(curve: Curve, names: tuple[str, str]) -> Figure:
     ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     ax.margins(y=0.12)
     ax.legend(loc='best')
-    ax.set_title(report.fit(f'From {names[0]} to {names[1]}', 10, 330))
+    ax.set_title(report.fit(f'From {names[0]} to {names[1]}', 10, 290))
     if two:
       _trade(figure.add_axes((0.58, 0.15, 0.38, 0.68)), curve)
   return figure
