@@ -65,6 +65,9 @@ MAY_IMPORT = {
   'xclip_jax.workdir': (
     {'jax'}, {f'xclip_jax.{x}' for x in ('data', 'metrics', 'paths', 'prompts')}),
   'xclip_jax.train': ({'jax', 'numpy', 'optax', 'tqdm'}, EVERYTHING),
+  'xclip_jax.finetune': ({'jax', 'numpy'}, EVERYTHING),
+  'xclip_jax.finetune_cli': (set(), {f'xclip_jax.{x}' for x in (
+    'answers', 'data', 'evaluation_sets', 'finetune', 'inference')}),
   'xclip_jax.inference': ({'cv2', 'jax', 'numpy'}, EVERYTHING),
   'xclip_jax.answers': ({'tqdm'}, set()),
   'xclip_jax.data_cli': (

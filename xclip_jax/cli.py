@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import xclip_jax
-from xclip_jax import answers, data_cli, eval_cli, weights_cli
+from xclip_jax import answers, data_cli, eval_cli, finetune_cli, weights_cli
 
 # Nothing else at the top: whoever asks for --help, or mistypes a name, should not wait for JAX.
 
@@ -199,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
   command.add_argument('-o', '--output', required=True, metavar='FILE', help='.npz to write')
   command.set_defaults(run=embed)
 
+  finetune_cli.add_commands(commands, _keep_compilations)
   weights_cli.add_commands(commands, _keep_compilations)
   data_cli.add_commands(commands)
   eval_cli.add_commands(commands, _keep_compilations)
