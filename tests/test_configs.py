@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from configs import base
-from xclip_jax import optim, paths, state, train
+from xclip_jax import optim, paths, state, targets, train
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'configs'
 # Variant, frames, clips an update, micro-batches, epochs, learning rate, published top-1: settings
@@ -81,6 +81,17 @@ def test_the_frame_mean_baseline_is_the_authors():
   optim.make(c.optim, params, 10, 1)                 # every rule finds a parameter
   about = importlib.import_module('configs.k400_b16_frame_mean').__doc__
   assert '51.3' in about and '76.8' in about and '71.2' in about and 'Not run here.' in about
+
+
+@pytest.mark.parametrize(('name', 'task', 'loss'), [
+  ('charades_b16', 'multi-label', 'sigmoid'), ('msrvtt_b16', 'captions', 'softmax')])
+def test_configs_of_other_tasks_ask_for_what_there_is(name, task, loss):
+  c = load(name)
+  targets.check(c)
+  assert (c.train.task, targets.loss_of(c.train)) == (task, loss)
+  assert train.make_model(train.resolved(c)).config.logit_bias == (loss == 'sigmoid')
+  about = importlib.import_module(f'configs.{name}').__doc__
+  assert f'configs/{name}.py' in about and 'Not run here.' in ' '.join(about.split())
 
 
 @pytest.mark.parametrize('shots', ['2', '4', '8', '16'])

@@ -78,6 +78,18 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(place, tmp_path, cap
   assert not (tmp_path / 'out').exists()
 
 
+def test_several_labels_a_clip_are_learnt_and_measured_by_map(place, tmp_path):
+  rows = [f'{name}/{n}.mp4,{name};bright\n' for name in COLORS for n in range(4)]
+  (place / 'clips/several.csv').write_text('path,label\n' + ''.join(rows) + 'blue/4.mp4,blue\n')
+  out = tmp_path / 'out'
+  assert run(place, out, '--lr', '0.003', '--epochs', '12', what='clips/several.csv') == 0
+  results = json.loads((out / 'results.json').read_text())
+  assert results['metric'] == 'mAP' and results['config']['train']['task'] == 'multi-label'
+  kept = scores.load(out / 'predictions.npz')
+  assert kept.kind == 'multi-label' and kept.summary()['map'] == results['lists']['val']['chosen']
+  assert native.read(out / 'weights').config.logit_bias
+
+
 def many(counts, **more):
   clips = tuple(
     own_clips.Clip(f'/x/{name}/{n}.mp4', (name,)) for name, k in counts.items() for n in range(k))

@@ -41,21 +41,27 @@ MAY_IMPORT = {
   'xclip_jax.losses': ({'jax'}, set()),
   'xclip_jax.colors': ({'jax'}, set()),
   'xclip_jax.objective': ({'jax'}, {
-    f'xclip_jax.{x}' for x in ('colors', 'data', 'losses', 'models', 'prompts')}),
+    f'xclip_jax.{x}' for x in (
+      'colors', 'data', 'losses', 'models', 'prompts', 'sharding', 'targets')}),
   'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
   'xclip_jax.protocols': ({'numpy'}, set()),
   'xclip_jax.scores': ({'numpy'}, {'xclip_jax.metrics', 'xclip_jax.protocols'}),
-  'xclip_jax.report': ({'matplotlib', 'numpy'}, {'xclip_jax.metrics'}),
+  'xclip_jax.style': ({'matplotlib', 'numpy'}, set()),
+  'xclip_jax.curves': ({'matplotlib', 'numpy'}, {'xclip_jax.style'}),
+  'xclip_jax.report': ({'matplotlib', 'numpy'}, {
+    f'xclip_jax.{x}' for x in ('curves', 'metrics', 'style')}),
+  'xclip_jax.targets': ({'numpy'}, {'xclip_jax.data', 'xclip_jax.tokenizer'}),
+  'xclip_jax.evaluate_lists': ({'jax', 'matplotlib', 'numpy'}, EVERYTHING),
   'xclip_jax.eval_report': ({'matplotlib', 'numpy'}, {
-    f'xclip_jax.{x}' for x in ('protocols', 'report', 'scores')}),
+    f'xclip_jax.{x}' for x in ('protocols', 'report', 'scores', 'style')}),
   'xclip_jax.optim': ({'jax', 'optax'}, {'xclip_jax.paths'}),
   'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models', 'xclip_jax.paths'}),
   'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {'xclip_jax.paths', 'xclip_jax.state'}),
-  'xclip_jax.progress': ({'jax', 'numpy'}, {'xclip_jax.checkpoint'}),
+  'xclip_jax.progress': ({'jax', 'numpy'}, {'xclip_jax.checkpoint', 'xclip_jax.models'}),
   'xclip_jax.evaluate': ({'jax', 'numpy', 'tqdm'}, {
     f'xclip_jax.{x}' for x in (
-      'data', 'losses', 'metrics', 'models', 'prompts', 'report', 'sharding', 'tokenizer',
-      'weights')
+      'data', 'losses', 'metrics', 'models', 'progress', 'prompts', 'report', 'sharding',
+      'tokenizer', 'weights')
   }),
   'xclip_jax.scorer': ({'jax', 'numpy'}, {
     f'xclip_jax.{x}' for x in (
@@ -73,7 +79,7 @@ MAY_IMPORT = {
   'xclip_jax.data_cli': (
     {'tqdm'}, {'xclip_jax.answers', 'xclip_jax.data', 'xclip_jax.report'}),
   'xclip_jax.weights_curve': ({'matplotlib', 'numpy'}, {f'xclip_jax.{x}' for x in (
-    'evaluation_sets', 'protocols', 'report', 'scorer', 'scores', 'sharding', 'weights')}),
+    'evaluation_sets', 'protocols', 'report', 'scorer', 'scores', 'sharding', 'style', 'weights')}),
   'xclip_jax.weights_cli': (set(), {f'xclip_jax.{x}' for x in (
     'answers', 'evaluation_sets', 'inference', 'weights', 'weights_curve')}),
   'xclip_jax.eval_cli': (set(), {

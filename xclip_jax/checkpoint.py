@@ -80,7 +80,7 @@ class Checkpoints:
     return self._manager.best_step() or self.latest_step()
 
   def save(
-    self, step: int, state: TrainState, host: dict[str, Any], top1: float | None = None
+    self, step: int, state: TrainState, host: dict[str, Any], metric: float | None = None
   ) -> None:
     """Starts writing the state, and `host` as JSON; a step that is there already is left alone.
 
@@ -93,7 +93,7 @@ class Checkpoints:
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
     )
-    metrics = None if top1 is None else {'top1': top1}
+    metrics = None if metric is None else {'top1': metric}      # its name in files, whatever it is
     self._guard(lambda: self._manager.save(step, args=args, metrics=metrics))
 
   def restore(self, step: int, abstract: TrainState, shardings: Any) -> tuple[TrainState, dict]:
@@ -133,6 +133,10 @@ class Checkpoints:
       partial_restore=True,
     ))
     return self._read(step, args)['state'][part]
+
+  def parameter_names(self, step: int) -> set[str]:
+    """Names of the parameters that were saved."""
+    return set(paths.flatten(self._metadata(step)['params']))
 
   def wait(self) -> None:
     """Blocks until everything is on disk."""

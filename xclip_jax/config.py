@@ -39,6 +39,7 @@ def get_config() -> config_dict.ConfigDict:
   c.data.template = '{}'                  # prompt around a class name; the reference uses it bare
   c.data.templates = ()                   # several instead: features are averaged (docs/options.md)
   c.data.descriptions = ''                # CSV name,description: texts in place of class names
+  c.data.truncate_captions = False        # cut captions that are too long, instead of an error
   c.data.workers = 0                      # decoding processes on this host; 0: threads only
   c.data.threads = 4                      # decoding threads (in each worker)
   c.data.sampling = 'sparse'              # sparse (all over the video: the reference) | dense
@@ -68,6 +69,10 @@ def get_config() -> config_dict.ConfigDict:
 
   # --- how ----------------------------------------------------------------------------------------
   c.train = config_dict.ConfigDict()
+  c.train.task = 'single-label'           # what lists say of a video: single-label | multi-label
+                                          # | captions; docs/train.md
+  c.train.loss = 'auto'                   # softmax | sigmoid (docs/options.md) | auto, which is
+                                          # sigmoid for multi-label, else softmax
   c.train.batch_size = 256                # videos an update, over all devices and micro-batches
   c.train.accumulation = 1                # micro-batches an update
   c.train.epochs = 30.0                   # length of the run; `steps` overrides it
@@ -99,7 +104,7 @@ def get_config() -> config_dict.ConfigDict:
   c.optim.eps = 1e-8                      # adamw only
   c.optim.weight_decay = 0.001
   c.optim.decay = (                       # (regex, multiple of weight_decay), first match
-    (r'.*/(bias|scale)|.*pos_embed|.*class_embed|.*alpha', 0.0),
+    (r'.*/(bias|scale)|.*pos_embed|.*class_embed|.*alpha|logit_bias', 0.0),
     (r'.*', 1.0),
   )
   c.optim.clip_norm = 0.0                 # global gradient norm; 0: off

@@ -11,8 +11,9 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from xclip_jax import protocols, report
-from xclip_jax.report import AMBER, BLUE, CHANCE, INK, MUTED, RED, STYLE, TRACK, fit, percent
+from xclip_jax.report import fit
 from xclip_jax.scores import Scores
+from xclip_jax.style import AMBER, BLUE, CHANCE, INK, MUTED, RED, STYLE, TRACK, percent
 
 BARS = 40             # with more classes than this a picture shows the best and worst half of it
 _NAMES = 2.3          # inches for the names of classes, beside bars

@@ -1,7 +1,5 @@
 """Evaluation: every video counted once, on any number of devices and hosts."""
 
-import json
-import math
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from xclip_jax import losses, metrics, prompts, report, sharding
+from xclip_jax import losses, metrics, progress, prompts, report, sharding
 from xclip_jax.data import Split, augment, pipeline, sampling
 from xclip_jax.metrics import Predictions
 from xclip_jax.models.xclip import XCLIP
@@ -128,6 +126,8 @@ class Evaluator:
 class Evaluation:
   """The evaluations of a run: over val (and zero-shot) in the loop, and at length at its end."""
 
+  metric = 'val/top1'           # the number that the best checkpoint is chosen by
+
   def __init__(self, config: Any, model: XCLIP, mesh: Mesh, splits: dict[str, Split]):
     self.config, self.model, self.mesh, self.splits = config, model, mesh, splits
     self.names = {'train': splits['train'].classes.names, 'val': splits['val'].classes.names}
@@ -225,16 +225,16 @@ class Evaluation:
       return results
     for name, predictions in found.items():
       predictions.save(workdir / f'predictions_{name}.npz')
-    metrics.write_text(
-      workdir / 'results.json', json.dumps({'step': step} | _finite(results), indent=1) + '\n'
-    )
+    metrics.write_results(workdir, step, results)
     if self.config.report:
       path = report.write(
         workdir / 'report', title=f'X-CLIP, {workdir.name}, step {step}',
         history=metrics.read_metrics(workdir / 'metrics.jsonl'), val=found['val'],
         zero_shot=found.get('zero_shot'), zero_shot_all=found.get('zero_shot_all'), order=orders,
         partner=partner, clips=self.sample_clips(found['val']),
-        facts=self.facts(params, step, seconds),
+        facts=progress.facts(
+          self.config, self.model.config, params, len(self.splits['train'].videos), self.mesh,
+          step, seconds) | {'Classes': str(len(self.names['val']))},
       )
       print(f'report: {os.path.relpath(path)}')
     for name, predictions in found.items():
@@ -263,21 +263,6 @@ class Evaluation:
             ))
     return clips
 
-  def facts(self, params: Any, step: int, seconds: float | None) -> dict[str, str]:
-    """What the report's table says about the run."""
-    c = self.model.config
-    facts = {
-      'Parameters': f'{sum(x.size for x in jax.tree.leaves(params)) / 1e6:.2f} million',
-      'Input': f'{c.num_frames} frames of {c.image_size} x {c.image_size} pixels',
-      'Training clips': str(len(self.splits['train'].videos)),
-      'Classes': str(len(self.names['val'])),
-      'Updates': f'{step}, of {self.config.train.batch_size} clips',
-      'Devices': f'{self.mesh.size} x {jax.devices()[0].device_kind}',
-    }
-    if seconds:
-      facts['Training time'] = f'{seconds / 60:.1f} minutes in this process, evaluations left out'
-    return facts
-
 
 def _collect(
   parts: list[dict[str, np.ndarray]], class_names: tuple[str, ...], expected: int,
@@ -294,7 +279,3 @@ def _collect(
     expected=expected,
     failed=failed,
   )
-
-
-def _finite(row: dict[str, float]) -> dict[str, float | None]:
-  return {k: v if math.isfinite(v) else None for k, v in row.items()}

@@ -13,8 +13,8 @@ import numpy as np
 
 import xclip_jax
 from xclip_jax import eval_report, paths, protocols, scores
-from xclip_jax.report import percent
 from xclip_jax.scores import Scores
+from xclip_jax.style import percent
 
 # Counted up whenever the same predictions would give another number.
 PROTOCOLS = {

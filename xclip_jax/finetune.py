@@ -22,7 +22,7 @@ from xclip_jax import eval_report, evaluation_sets, inference, report, train, we
 from xclip_jax.data import own_clips
 from xclip_jax.data.own_clips import Clips
 from xclip_jax.models.xclip import COMPUTE_FIELDS, FRAME_MEAN, VARIANTS
-from xclip_jax.report import percent
+from xclip_jax.style import percent
 from xclip_jax.weights import interpolate, native
 
 FEW = 16                       # clips of a class up to which the few-shot recipe is taken
@@ -81,6 +81,7 @@ def recipe(clips: Clips, weights: native.Weights, given: str, out: Path, options
   c.data.eval_resize, c.data.threads = weights.preprocess.resize_ratio, options.threads
   sides = any(map(_SIDES.search, clips.classes))
   c.augment.flip = (0.0 if sides else 0.5) if options.flip is None else options.flip
+  c.train.task = 'multi-label' if clips.several else 'single-label'
   c.train.init_from, c.train.freeze_text = given, not options.tune_text
   c.train.batch_size, c.train.steps = batch, steps
   c.optim.lr = options.lr or 8e-6 * batch / 256

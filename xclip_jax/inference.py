@@ -332,6 +332,10 @@ def open_before(
   if weights.dialect in rules.CLIP_DIALECTS and weights.config != config:
     weights = open_weights(
       source, seed=seed, new_modules=config, num_frames=config.num_frames)
+  if config.logit_bias and not weights.config.logit_bias:     # its run began with some bias
+    weights = dataclasses.replace(
+      weights, config=dataclasses.replace(weights.config, logit_bias=True),
+      params=weights.params | {'logit_bias': np.zeros((), np.float32)})
   return weights
 
 

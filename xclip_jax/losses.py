@@ -104,7 +104,58 @@ def blend(
   return by_mixup(None) if options.mixup else (video, targets)
 
 
+def multi_hot(labels: jax.Array, smoothing: float) -> jax.Array:
+  """Targets of several labels, bool [B, K] to float32: 1 - s + s / K where set, s / K elsewhere.
+
+  As `soft_targets` has it for one label, so that a list with one label each has the same targets.
+  """
+  return (1 - smoothing) * labels.astype(jnp.float32) + smoothing / labels.shape[-1]
+
+
 def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
   """Mean over the rows of mask [B] of -sum_k targets * log softmax(logits), both [B, K]."""
   losses = -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
   return jnp.sum(jnp.where(mask, losses, 0)) / jnp.maximum(mask.sum(), 1)
+
+
+def sigmoid_cross_entropy(
+  logits: jax.Array, targets: jax.Array, mask: jax.Array, columns: jax.Array | None = None
+) -> jax.Array:
+  """Every (video, text) pair is a question of its own: yes or no.
+
+  The sum over texts of -t log sigmoid(x) - (1 - t) log sigmoid(-x), mean over videos: SigLIP's loss
+  (Zhai et al., ICCV 2023, Eq. 2, whose labels are 1 and -1 for t = 1 and 0).
+
+  Args:
+    logits: [B, K].
+    targets: [B, K], 0 to 1.
+    mask: bool [B], which videos count.
+    columns: bool [K], which texts do; None: all.
+  """
+  logits = logits.astype(jnp.float32)
+  losses = -targets * jax.nn.log_sigmoid(logits) - (1 - targets) * jax.nn.log_sigmoid(-logits)
+  if columns is not None:
+    losses = jnp.where(columns, losses, 0)
+  return jnp.sum(jnp.where(mask, losses.sum(-1), 0)) / jnp.maximum(mask.sum(), 1)
+
+
+def contrastive(logits: jax.Array, positives: jax.Array, mask: jax.Array) -> jax.Array:
+  """CLIP's symmetric loss (Radford et al., ICML 2021): find the text of a video, and the reverse.
+
+  The mean of both directions' cross entropies. Where a row has several positives its target is
+  spread evenly over them.
+
+  Args:
+    logits: [B, B], videos by texts.
+    positives: bool [B, B], which belong together; the diagonal does.
+    mask: bool [B], which rows count, as videos and as texts.
+  """
+  both = mask[:, None] & mask[None, :]
+  logits = jnp.where(both, logits.astype(jnp.float32), -1e9)
+  positives = jnp.where(both, positives, False).astype(jnp.float32)
+
+  def one_way(logits, positives):
+    targets = positives / jnp.maximum(positives.sum(-1, keepdims=True), 1)
+    return cross_entropy(logits, targets, mask)
+
+  return (one_way(logits, positives) + one_way(logits.T, positives.T)) / 2

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -130,3 +131,9 @@ def write_text(path: Path, text: str) -> None:
 def _plain(value: Any) -> int | float:
   value = np.asarray(value).item()
   return value if isinstance(value, int) else float(np.float32(value))
+
+
+def write_results(workdir: Path, step: int, results: Mapping[str, float]) -> None:
+  """Writes results.json; numbers that are none are null there."""
+  plain = {k: v if math.isfinite(v) else None for k, v in results.items()}
+  write_text(workdir / 'results.json', json.dumps({'step': step} | plain, indent=1) + '\n')

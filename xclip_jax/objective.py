@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from xclip_jax import colors, losses, prompts
+from xclip_jax import colors, losses, prompts, sharding, targets
 from xclip_jax.data.source import ClassList
 from xclip_jax.models.xclip import XCLIP
 
@@ -20,24 +20,37 @@ def make(
 ) -> Objective:
   """Builds objective(params, batch, text, key) -> (loss, metrics), all float32 scalars.
 
-  `batch` holds uint8 video [B, T, H, W, 3], label [B] and mask [B]; and, to change colours here,
-  colors [B, T, 9]. `text` is int32 token ids
-  [K, S], or float32 features [K, E] where the text tower is frozen. With `config.augment.reverse`
-  every clip is shown twice, forwards and backwards: the two differ in nothing but order, so that is
-  what is learnt. `several`, if classes have several texts, are those in `text`, and one of each
-  class is drawn; where the text tower is frozen, `text` is their average instead. `key` decides all
-  that is random.
+  `batch` holds uint8 video [B, T, H, W, 3], mask [B], what `config.train.task` is taught with
+  (label [B]; labels [B, K]; token_ids [B, S] and file [B]), and, to change colours here, colors
+  [B, T, 9].
+  `text` is int32 token ids [K, S] of the classes, or float32 features [K, E] where the text tower
+  is frozen; for captions it is not looked at. With `config.augment.reverse` every clip is shown
+  twice, forwards and backwards: the two differ in nothing but order, so that is what is learnt.
+  `several`, if classes have several texts, are those in `text`, and one of each class is drawn;
+  where the text tower is frozen, `text` is their average instead. `key` decides all that is random.
 
   Raises:
-    ValueError: clips are to be reversed, and a class does not say what it then is.
+    ValueError: clips are to be reversed, and a class does not say what it then is; a loss or an
+      augmentation that the task cannot have.
   """
-  data, train = config.data, config.train
+  targets.check(config)
+  if config.train.task == 'captions':
+    return _captions(model, config)
+  return _classes(model, config, classes, several)
+
+
+def _classes(
+  model: XCLIP, config: Any, classes: ClassList, several: prompts.Prompts | None
+) -> Objective:
+  data, train, smoothing = config.data, config.train, config.augment.label_smoothing
+  one_label = train.task == 'single-label'
+  loss_of = losses.sigmoid_cross_entropy if targets.loss_of(train) == 'sigmoid' else (
+    losses.cross_entropy)
   if config.augment.reverse and None in classes.reverse:
     raise ValueError(
       'config.augment.reverse needs a class list that names for every class what it is when played '
       f'backwards (column reverse); {classes.names[classes.reverse.index(None)]!r} has none'
     )
-  smoothing = config.augment.label_smoothing
   blending = losses.Blending(
     config.augment.mixup, config.augment.cutmix, config.augment.cutmix_share
   )
@@ -48,19 +61,90 @@ def make(
       batch = batch | {'video': colors.apply(batch['video'], batch['colors'])}
     if config.augment.reverse:
       batch = losses.add_reversed(batch, classes.reverse)
-    targets = losses.soft_targets(batch['label'], len(classes), smoothing)
-    video, targets = losses.blend(blend_key, batch['video'], targets, blending)
+    wanted = (losses.soft_targets(batch['label'], len(classes), smoothing) if one_label else
+              losses.multi_hot(batch['labels'], smoothing))
+    video, wanted = losses.blend(blend_key, batch['video'], wanted, blending)
     variables = {'params': params}
     if not train.freeze_text:
       if several:
         text = text[several.draw(jax.random.fold_in(drop_key, 2))]
       text = model.apply(variables, text, method='encode_text')
-    logits = model.apply(
-      variables, losses.normalize(video, data.mean, data.std), text, False, method='classify',
-      rngs={'drop_path': drop_key, 'patch_dropout': jax.random.fold_in(drop_key, 1)},
-    ).logits
-    loss = losses.cross_entropy(logits, targets, batch['mask'])
-    hits = jnp.where(batch['mask'], logits.argmax(-1) == batch['label'], False)
-    return loss, {'loss': loss, 'accuracy': hits.sum() / jnp.maximum(batch['mask'].sum(), 1)}
+    logits = _classify(model, variables, losses.normalize(video, data.mean, data.std), text,
+                       drop_key)
+    loss = loss_of(logits, wanted, batch['mask'])
+    best = logits.argmax(-1)
+    hits = best == batch['label'] if one_label else (
+      jnp.take_along_axis(batch['labels'], best[:, None], axis=1)[:, 0])
+    return loss, {'loss': loss, 'accuracy': _share(hits, batch['mask'])}
 
   return objective
+
+
+def _captions(model: XCLIP, config: Any) -> Objective:
+  """Every video of the batch, on whatever device, with every caption of it."""
+  data, train = config.data, config.train
+  sigmoid = targets.loss_of(train) == 'sigmoid'
+
+  def objective(params, batch, text, key):
+    del text
+    _, drop_key = jax.random.split(key)
+    video, mask = batch['video'], batch['mask']
+    if 'colors' in batch:
+      video = colors.apply(video, batch['colors'])
+    if train.freeze_text:
+      params = params | {'text': jax.lax.stop_gradient(params['text'])}
+    variables = {'params': params}
+    ids, file, there = (sharding.gather_batch(x) for x in (batch['token_ids'], batch['file'], mask))
+    text = model.apply(variables, batch['token_ids'], method='encode_text')
+    logits = _classify(model, variables, losses.normalize(video, data.mean, data.std),
+                       sharding.gather_batch(text), drop_key)                        # [B, B]
+    # The same text, or the same video, twice in a batch: no reason to tell them apart.
+    same = (ids[:, None] == ids[None, :]).all(-1) | (file[:, None] == file[None, :])
+    loss = (losses.sigmoid_cross_entropy(logits, same.astype(jnp.float32), mask, there) if sigmoid
+            else losses.contrastive(logits, same, there))
+    best = jnp.where(there, logits, -jnp.inf).argmax(-1)
+    hits = jnp.take_along_axis(same, best[:, None], axis=1)[:, 0]
+    return loss, {'loss': loss, 'accuracy': _share(hits, mask)}
+
+  return objective
+
+
+def _classify(model: XCLIP, variables: Any, video: jax.Array, text: jax.Array, key: Any):
+  return model.apply(
+    variables, video, text, False, method='classify',
+    rngs={'drop_path': key, 'patch_dropout': jax.random.fold_in(key, 1)},
+  ).logits
+
+
+def _share(hits: jax.Array, mask: jax.Array) -> jax.Array:
+  return jnp.where(mask, hits, False).sum() / jnp.maximum(mask.sum(), 1)
+
+
+def start_bias(
+  model: XCLIP, config: Any, params: Any, batch: dict[str, jax.Array], text: jax.Array,
+  several: prompts.Prompts | None = None,
+) -> jax.Array:
+  """The logit bias to start from: such that the mean logit is the log-odds of a positive.
+
+  SigLIP starts from -10 for the same reason: nearly all pairs do not belong together, and a model
+  that does not know it spends its first steps on learning it. Here the share of positives and the
+  mean logit are those of a batch, as `objective` takes it.
+  """
+  variables, train = {'params': params}, config.train
+  if train.task == 'captions':
+    ids, file, mask = batch['token_ids'], batch['file'], batch['mask']
+    same = (ids[:, None] == ids[None, :]).all(-1) | (file[:, None] == file[None, :])
+    share = jnp.sum(same & mask & mask[:, None]) / jnp.maximum(mask.sum() ** 2, 1)
+    text = sharding.gather_batch(model.apply(variables, ids, method='encode_text'))
+  else:
+    share = (1 / text.shape[0] if several is None else 1 / len(several.counts)
+             ) if train.task == 'single-label' else batch['labels'].mean()
+    if not train.freeze_text:
+      text = model.apply(variables, text if several is None else text[several.rows[:, 0]],
+                         method='encode_text')
+  video = losses.normalize(batch['video'], config.data.mean, config.data.std)
+  logits = model.apply(variables, video, text, method='classify').logits - params['logit_bias']
+  share = jnp.clip(share, 1e-4, 1 - 1e-4)
+  mean = jnp.where(batch['mask'][:, None], logits, 0).sum() / jnp.maximum(
+    batch['mask'].sum() * logits.shape[1], 1)
+  return jnp.log(share / (1 - share)) - mean

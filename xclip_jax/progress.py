@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from xclip_jax.checkpoint import Checkpoints
+from xclip_jax.models.xclip import XCLIPConfig
 
 
 class NonFiniteLossError(RuntimeError):
@@ -75,6 +77,23 @@ class Clock:
     yield
     self._start += time.monotonic() - begin
     self._mark += time.monotonic() - begin
+
+
+def facts(
+  config: Any, model: XCLIPConfig, params: Any, videos: int, mesh: Mesh, step: int,
+  seconds: float | None,
+) -> dict[str, str]:
+  """What the table of a report says about a run."""
+  found = {
+    'Parameters': f'{sum(x.size for x in jax.tree.leaves(params)) / 1e6:.2f} million',
+    'Input': f'{model.num_frames} frames of {model.image_size} x {model.image_size} pixels',
+    'Training clips': str(videos),
+    'Updates': f'{step}, of {config.train.batch_size} clips',
+    'Devices': f'{mesh.size} x {jax.devices()[0].device_kind}',
+  }
+  if seconds:
+    found['Training time'] = f'{seconds / 60:.1f} minutes in this process, evaluations left out'
+  return found
 
 
 @contextlib.contextmanager

@@ -11,30 +11,29 @@ from typing import Any, BinaryIO
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import PercentFormatter
 
+from xclip_jax import curves
 from xclip_jax.metrics import Predictions
+from xclip_jax.style import (
+  AMBER,
+  BLUE,
+  BLUES,
+  CHANCE,
+  GREEN,
+  INK,
+  MUTED,
+  PLUM,
+  RED,
+  STYLE,
+  TRACK,
+  percent,
+)
 
-INK, MUTED, TRACK = '#243342', '#7a8794', '#edf0f3'
-BLUE, AMBER, PLUM, GREEN, RED = '#2f6690', '#e0a03b', '#8e6c9e', '#3c9d74', '#cf5261'
-BLUES = LinearSegmentedColormap.from_list('blues', ['#f5f7f9', '#8fb6d0', BLUE, '#12304a'])
-CHANCE = {'linewidth': 1, 'linestyle': (0, (4, 3))}         # how a line of chance is drawn
-STYLE = {
-  'font.family': 'DejaVu Sans', 'font.size': 8.5, 'text.color': INK,   # ships with matplotlib
-  'text.parse_math': False, 'savefig.dpi': 160,              # a class name may hold a dollar sign
-  'axes.titlesize': 10, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',
-  'axes.titlepad': 12, 'axes.labelcolor': MUTED, 'axes.edgecolor': '#c9d0d7',
-  'axes.spines.top': False, 'axes.spines.right': False, 'axes.spines.left': False,
-  'axes.grid': True, 'axes.grid.axis': 'y', 'axes.axisbelow': True, 'grid.color': TRACK,
-  'xtick.color': MUTED, 'ytick.color': MUTED, 'xtick.major.size': 0, 'ytick.major.size': 0,
-  'legend.frameon': False, 'legend.fontsize': 8, 'legend.handlelength': 1.4,
-}
 NAMED_CLASSES = 60    # a confusion matrix with more classes than this has no names at its sides
 LISTED_CLASSES = 40   # with more classes than this the page lists the best and worst ten
 LISTED_FAILURES = 20
@@ -75,7 +74,10 @@ def write(
   folder.mkdir(parents=True, exist_ok=True)
   with matplotlib.rc_context(STYLE):
     pictures = {                        # name -> figure if there is one, caption
-      'curves': (_curves(history, val, zero_shot),
+      'curves': (curves.draw(history, 'Top-1 accuracy', [
+        ('val/top1', 'validation', BLUE, 1 / len(val.class_names)),
+        ('zero_shot/top1', 'zero-shot', AMBER,
+         1 / len(zero_shot.class_names) if zero_shot else None)]),
                  'Training loss and accuracy over the course of the run.'),
       'time': (order and _time(order, partner), _time_caption(order, partner)),
       'contact_sheet': (clips and _contact_sheet(clips[:12]),
@@ -171,59 +173,6 @@ def _share_as_partner(predictions: Predictions, partner: Sequence[int | None]) -
 
 
 # --- pictures -------------------------------------------------------------------------------------
-
-
-def _curves(history: list[dict], val: Predictions, zero_shot: Predictions | None) -> Figure:
-  figure = Figure(figsize=(8, 3.3), layout='constrained')
-  left, right = figure.subplots(1, 2)
-  figure.get_layout_engine().set(wspace=0.09)
-  _draw_noisy(left, *_series(history, 'loss'), BLUE, 'training batches')
-  broken = sum('loss' in row and not np.isfinite(row['loss']) for row in history)
-  if broken:
-    left.plot([], [], ' ', label=f'{broken} not finite, left out')
-  left.set_title('Training loss')
-  _draw_noisy(right, *_series(history, 'accuracy'), MUTED, 'training batches')
-  for key, name, color, split in (
-    ('val/top1', 'validation', BLUE, val), ('zero_shot/top1', 'zero-shot', AMBER, zero_shot),
-  ):
-    steps, values = _series(history, key)
-    if len(steps):
-      right.plot(steps, values, color=color, linewidth=2, marker='o' if len(steps) < 40 else None,
-                 markersize=4, markeredgewidth=0, label=f'{name}, {percent(values[-1])}')
-    if split is not None:
-      right.axhline(1 / len(split.class_names), color=color, **CHANCE)
-  right.plot([], [], color=MUTED, **CHANCE, label='chance')
-  right.set(ylim=(0, 1.02))
-  right.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
-  right.set_title('Top-1 accuracy')
-  for ax, keys in (left, ['loss']), (right, ['accuracy', 'val/top1', 'zero_shot/top1']):
-    ax.set_xlabel('step')
-    ax.xaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
-    ax.xaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
-    if any(len(_series(history, key)[0]) for key in keys):
-      ax.legend(loc='upper left', bbox_to_anchor=(-0.02, -0.2), borderaxespad=0, ncols=2)
-    else:
-      ax.text(0.5, 0.5, 'nothing recorded', color=MUTED, ha='center', transform=ax.transAxes)
-      ax.set(xticks=[], yticks=[])
-  return figure
-
-
-def _series(history: list[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the steps [n] and finite values [n] of one metric."""
-  rows = [(row['step'], row[key]) for row in history if key in row and np.isfinite(row[key])]
-  steps, values = np.array(rows, float).reshape(-1, 2).T
-  return steps, values
-
-
-def _draw_noisy(ax: Axes, steps: np.ndarray, values: np.ndarray, color: str, name: str) -> None:
-  """Draws values thin and pale, and their running mean over a twentieth of them on top."""
-  if not len(steps):
-    return
-  window = np.ones(2 * (len(values) // 40) + 1)
-  counts = np.convolve(np.ones(len(values)), window, 'same')    # fewer neighbours at the ends
-  ax.plot(steps, values, color=color, linewidth=0.8, alpha=0.3)
-  ax.plot(steps, np.convolve(values, window, 'same') / counts, color=color, linewidth=2,
-          marker='o' if len(steps) == 1 else None, markersize=4, label=name)
 
 
 def confusion(val: Predictions, title: str = 'Confusion, validation') -> Figure:
@@ -408,8 +357,3 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def escape(text: str) -> str:
   """Makes text from outside stand for itself in Markdown, on one line."""
   return re.sub(r'([\\`*_<>|\[\]#$~&])', r'\\\1', ' '.join(str(text).split()))
-
-
-def percent(share: float, digits: int = 1) -> str:
-  """Returns a share as people read it, n/a if it is none."""
-  return f'{100 * share:.{digits}f}%' if np.isfinite(share) else 'n/a'

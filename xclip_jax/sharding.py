@@ -47,6 +47,12 @@ def shard_batch(x: jax.Array) -> jax.Array:
   return x if mesh.empty else jax.lax.with_sharding_constraint(x, P(mesh.axis_names))
 
 
+def gather_batch(x: jax.Array) -> jax.Array:
+  """Gives every device all rows of x; a no-op without a mesh."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return x if mesh.empty else jax.lax.with_sharding_constraint(x, P())
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, P(mesh.axis_names))
 

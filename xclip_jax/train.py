@@ -1,6 +1,7 @@
 """What a run is: from a config and a folder to trained weights, numbers and a report."""
 
 import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Callable
@@ -9,10 +10,11 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import tqdm
 
-from xclip_jax import evaluate, objective, optim, prompts, sharding
+from xclip_jax import evaluate, evaluate_lists, objective, optim, prompts, sharding, targets
 from xclip_jax import metrics as metrics_lib
 from xclip_jax import state as state_lib
 from xclip_jax import workdir as workdir_lib
@@ -91,7 +93,8 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
   if mode not in ('train', 'eval'):
     raise ValueError(f'mode must be train or eval, got {mode!r}')
   workdir = Path(workdir).resolve()
-  splits = open_splits(config.data)
+  config = resolved(config)
+  splits = open_splits(config.data, config.train.task)
   mesh = sharding.make_mesh(config.mesh)
   check_batch_size(config, mesh.size)
   model = make_model(config)
@@ -105,7 +108,11 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
   average = optim.make_average(config.train, total)
   abstract = state_lib.abstract(model, tx, keep_average=average is not None)
   shardings = sharding.infer(abstract, config.sharding, mesh)
-  evaluator = evaluate.Evaluation(config, model, mesh, splits)
+  make_evaluation = evaluate.Evaluation if config.train.task == 'single-label' else (
+    evaluate_lists.ListEvaluation)
+  evaluator = make_evaluation(config, model, mesh, splits)
+  taught = targets.of_rows(
+    splits['train'], config.train.task, model.config.context_length, config.data.truncate_captions)
 
   with Checkpoints(workdir, config.checkpoint.keep_latest, config.checkpoint.keep_best) as ckpt:
     start = ckpt.latest_step()
@@ -125,11 +132,13 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
         model, tx, config.seed, shardings, config.train.init_scale, average is not None)
       if config.train.init_from:                            # 3 from weights
         state = state.start_from(load_params(config, model, abstract, shardings))
+    starts_bias = start is None and model.config.logit_bias and not float(
+      state.params['logit_bias'])
     start = start or 0
     announce(model, splits, mesh, total, start)
 
     text = evaluator.token_ids['train']
-    if config.train.freeze_text:
+    if config.train.freeze_text and text is not None:
       text = evaluator.encode_text(state.params, 'train')
     text = jax.device_put(text, sharding.replicated(mesh))
     key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
@@ -150,14 +159,20 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     window = Window(host['window'], splits['train'].videos, ckpt)
     results: dict[str, float] = {}
 
-    def save(step, top1=None):
+    def start_bias(state, batch):
+      find = lambda state, batch, text: state.start_from(state.params | {
+        'logit_bias': objective.start_bias(
+          model, config, state.params, batch, text, evaluator.prompts['train'])})
+      return jax.jit(find, donate_argnums=0, out_shardings=shardings)(state, batch, text)
+
+    def save(step, metric=None):
       window.fetch()
-      ckpt.save(step, state, {'bad_files': bad.items, 'window': window.rows}, top1)
+      ckpt.save(step, state, {'bad_files': bad.items, 'window': window.rows}, metric)
 
     with (
       contextlib.closing(metrics_lib.MetricsWriter(workdir, start)) as writer,
       pipeline.train_batches(
-        splits['train'].videos, train_transform(config, model), num_frames=model.config.num_frames,
+        splits['train'].rows, train_transform(config, model), num_frames=model.config.num_frames,
         batch_size=config.train.batch_size, seed=config.seed, start_step=start,
         workers=config.data.workers, threads=config.data.threads,
         host_index=jax.process_index(), host_count=jax.process_count(),
@@ -170,14 +185,17 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
       jax.set_mesh(mesh),
     ):
       done = metrics_lib.read_metrics(writer.path)
-      evaluated = {row['step'] for row in done if 'val/top1' in row}
+      evaluated = {row['step'] for row in done if evaluator.metric in row}
       clock = Clock(start)
       for step in range(start, total + 1):
         if step > start:
           batch = next(batches)
           bad.update(batch)
           on_device = {k: batch[k] for k in ('video', 'label', 'mask', 'colors') if k in batch}
-          state, metrics = step_fn(state, sharding.put_batch(on_device, mesh), text, key)
+          on_device = sharding.put_batch(on_device | targets.look_up(taught, batch['index']), mesh)
+          if step == 1 and starts_bias:
+            state = start_bias(state, on_device)
+          state, metrics = step_fn(state, on_device, text, key)
           window.add(step, metrics, batch['index'])
           bar.update()
           if due(step, config.log_steps):
@@ -195,7 +213,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
           if found:
             results = found
             writer.write(step, results)
-            save(step, results['val/top1'])
+            save(step, results[evaluator.metric])
         if step > start and (due(step, save_steps) or stopped()):
           save(step)
         if stopped():
@@ -205,6 +223,14 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     workdir_lib.write_bad_files(workdir, bad)
     params = jax.device_put(state.weights, sharding.replicated(mesh))
     return evaluator.finish(params, workdir, total, clock.seconds)
+
+
+def resolved(config: Any) -> Any:
+  """The config with what follows from it: a sigmoid loss comes with a bias of the logits."""
+  if targets.loss_of(config.train) == 'sigmoid' and not config.model.fields.get('logit_bias'):
+    config = config.copy_and_resolve_references()
+    config.model.fields = dict(config.model.fields) | {'logit_bias': True}
+  return config
 
 
 def run_length(config: Any, num_videos: int) -> tuple[int, float]:
@@ -257,7 +283,8 @@ def load_params(
       step = ckpt.best_step()
       if step is None:
         raise ValueError(f'config.train.init_from={source!r} holds no checkpoint')
-      params = ckpt.restore_weights(step, abstract.params)
+      want = with_logit_bias(abstract.params, 'logit_bias' in ckpt.parameter_names(step))
+      params = ckpt.restore_weights(step, want)
   else:
     want = model.config
     size = dict(num_frames=want.num_frames, image_size=want.image_size)
@@ -267,6 +294,9 @@ def load_params(
       )
     except ValueError as error:
       raise ValueError(f'config.train.init_from: {error}') from error
+    if weights.config.logit_bias != want.logit_bias:
+      weights = dataclasses.replace(
+        weights, config=dataclasses.replace(weights.config, logit_bias=want.logit_bias))
     if weights.dialect in rules.CLIP_DIALECTS:         # their frame count is free
       weights = hub.resampled(weights, want.num_frames, None)
     found, wanted = (
@@ -283,7 +313,15 @@ def load_params(
       for note in weights.notes:
         print(f'{source}: {note}')
     params = weights.params
+  params = with_logit_bias(params, 'logit_bias' in abstract.params)
   return jax.device_put(params, shardings.params)
+
+
+def with_logit_bias(params: Any, wanted: bool) -> Any:
+  """Parameters with a logit bias, of 0 where they have none, or without."""
+  rest = {k: v for k, v in params.items() if k != 'logit_bias'}
+  zero = np.zeros((), np.float32)
+  return rest | {'logit_bias': params.get('logit_bias', zero)} if wanted else rest
 
 
 def announce(
@@ -292,7 +330,8 @@ def announce(
   """Prints what is about to happen, in one line."""
   if jax.process_index() == 0:
     videos = ', '.join(f'{split.count} {name}' for name, split in splits.items())
+    classes = len(splits['train'].classes)
     print(
-      f'{videos} videos, {len(splits["train"].classes)} classes; {mesh.size} '
+      f'{videos} videos, {f"{classes} classes" if classes else "each with a caption"}; {mesh.size} '
       f'{jax.devices()[0].platform} device(s); steps {start + 1} to {total}', flush=True
     )

@@ -19,8 +19,8 @@ from matplotlib.ticker import PercentFormatter
 
 from xclip_jax import protocols, report, scores, sharding
 from xclip_jax.evaluation_sets import EvaluationSet
-from xclip_jax.report import AMBER, BLUE, GREEN, INK, MUTED, PLUM, RED, STYLE, percent
 from xclip_jax.scorer import Scorer, Views
+from xclip_jax.style import AMBER, BLUE, GREEN, INK, MUTED, PLUM, RED, STYLE, percent
 from xclip_jax.weights import interpolate
 from xclip_jax.weights.native import Weights
 

@@ -4,9 +4,12 @@ To add a kind of data set, write what yields its examples and name it in `open_s
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from xclip_jax.data import formats, source
 
@@ -21,6 +24,28 @@ class Split:
   classes: source.ClassList
   listed: int
   captions: Sequence[str] = ()     # of each video, where annotations can hold them
+  name: str = ''                   # for messages: the list
+
+  @property
+  def rows(self) -> Any:
+    """The videos as the pipeline reads them: label is 0 where a video has several, or none."""
+    single = getattr(self.videos, 'is_single_label', True)
+    return self.videos if single else source.Unlabelled(self.videos)
+
+  @functools.cached_property
+  def labels(self) -> np.ndarray:
+    """Which classes each video shows, bool [R, K]."""
+    found = np.zeros((len(self.videos), len(self.classes)), bool)
+    for row in range(len(found)):
+      found[row, list(np.atleast_1d(self.videos[row]['label']))] = True
+    return found
+
+  @functools.cached_property
+  def file_numbers(self) -> np.ndarray:
+    """A number for each row, int32 [R], the same for rows of the same file."""
+    numbers: dict[str, int] = {}
+    paths = (self.videos[row]['path'] for row in range(len(self.videos)))
+    return np.array([numbers.setdefault(path, len(numbers)) for path in paths], np.int32)
 
   @property
   def count(self) -> str:
@@ -29,18 +54,31 @@ class Split:
     return str(present) if present == self.listed else f'{present} of {self.listed} present'
 
 
-def open_splits(data: Any) -> dict[str, Split]:
+def open_splits(data: Any, task: str = 'single-label') -> dict[str, Split]:
   """Opens the annotation files of `config.data`; renders the synthetic set on first use.
+
+  Args:
+    data: see config.py.
+    task: what the lists say of a video: one class ('single-label'), one or several ('multi-label'),
+      or a text ('captions', which have no classes).
 
   Returns:
     'train' and 'val' with the same classes; 'zero_shot', if there is one, with its own.
 
   Raises:
     ValueError: unknown name, a file that is missing or wrong (see data/source.py and formats.py),
-      or a list that does not give each video one class.
+      or a list that does not say what the task wants.
   """
   if data.name not in _NAMES:
     raise ValueError(f'config.data.name={data.name!r} is unknown; one of {", ".join(_NAMES)}')
+  if task != 'single-label' and data.name not in ('files', 'synthetic'):
+    raise ValueError(
+      f'config.train.task={task!r} reads lists of its own: set config.data.name to files, found '
+      f'{data.name!r}')
+  if task == 'captions' and data.zero_shot:
+    raise ValueError(
+      'config.data.zero_shot is a list of classes, and config.train.task is captions; leave it '
+      'empty, and use `xclip eval zero-shot`')
   if data.name == 'synthetic':
     from xclip_jax.data import synthetic  # who only wants to read a video has no use for it
     root = synthetic.prepare(data.root or None, **data.synthetic)
@@ -56,14 +94,15 @@ def open_splits(data: Any) -> dict[str, Split]:
     found = {k: tfds_source.TfdsVideos(root, getattr(data, k)) for k in ('train', 'val')}
     splits = {k: Split(videos, videos.classes, len(videos)) for k, videos in found.items()}
   else:
-    splits = _read_lists(data, root)
+    splits = _read_lists(data, root, task)
   if data.zero_shot:
     classes = source.read_classes(root / data.zero_shot_classes)
-    splits['zero_shot'] = _split(_read_list(root, data.zero_shot, classes), classes, root)
+    splits['zero_shot'] = _split(
+      _read_list(root, data.zero_shot, classes, task), classes, root, data.zero_shot)
   return splits
 
 
-def _read_lists(data: Any, root: Path) -> dict[str, Split]:
+def _read_lists(data: Any, root: Path, task: str) -> dict[str, Split]:
   videos, official = root / data.videos, root / data.split_files
   if data.name == 'folder':
     classes, train = formats.read_folder(root / data.train)
@@ -79,29 +118,40 @@ def _read_lists(data: Any, root: Path) -> dict[str, Split]:
     classes = formats.read_ssv2_classes(root / data.classes)
     lists = {
       k: formats.read_ssv2(root / getattr(data, k), videos, classes) for k in ('train', 'val')}
+  elif task == 'captions':
+    classes = source.ClassList((), ())
+    lists = {}
+    for k in ('train', 'val'):
+      examples = source.read_captions(root / getattr(data, k), root)
+      lists[k] = formats.Listing(examples, len(examples))
   else:
     classes = source.read_classes(root / data.classes)
-    lists = {k: _read_list(root, getattr(data, k), classes) for k in ('train', 'val')}
-  return {name: _split(found, classes, root) for name, found in lists.items()}
+    lists = {k: _read_list(root, getattr(data, k), classes, task) for k in ('train', 'val')}
+  return {name: _split(found, classes, root, getattr(data, name, name))
+          for name, found in lists.items()}
 
 
-def _split(found: formats.Listing, classes: source.ClassList, root: Path) -> Split:
-  videos = source.VideoList(found.examples, classes, root)
-  return Split(videos, classes, found.listed, [example.caption for example in found.examples])
+def _split(found: formats.Listing, classes: source.ClassList, root: Path, name: str) -> Split:
+  # What captions say is part of what is listed.
+  listed = classes if classes.names else source.ClassList(
+    tuple(example.caption for example in found.examples), ())
+  videos = source.VideoList(found.examples, listed, root)
+  captions = [example.caption for example in found.examples]
+  return Split(videos, classes, found.listed, captions, str(root / name))
 
 
-def _read_list(root: Path, name: str, classes: source.ClassList) -> formats.Listing:
+def _read_list(root: Path, name: str, classes: source.ClassList, task: str) -> formats.Listing:
   path = root / name
   columns, _ = source.read_rows(path, ('path',))
   if 'caption' in columns and 'label' not in columns:
     raise ValueError(
-      f'{path}: gives captions and no labels; a run learns from classes so far, so add a column '
-      'label (source.read_captions reads such a list)'
+      f'{path}: gives captions and no labels; set config.train.task to captions, or add a column '
+      'label'
     )
   examples = source.read_annotations(path, root, classes)
-  if isinstance(examples[0].label, tuple):
+  if isinstance(examples[0].label, tuple) and task != 'multi-label':
     raise ValueError(
-      f'{path}: gives a video several labels, separated by `;`; a run learns from and is evaluated '
-      'on one label a video so far, so keep one in each row'
+      f'{path}: gives a video several labels, separated by `;`; set config.train.task to '
+      'multi-label, or keep one label in each row'
     )
   return formats.Listing(examples, len(examples))

@@ -197,6 +197,19 @@ class VideoList:
     return digest.hexdigest()
 
 
+@dataclasses.dataclass(frozen=True)
+class Unlabelled:
+  """A VideoList whose labels are 0: for who looks labels up by `index`."""
+
+  videos: VideoList
+
+  def __len__(self) -> int:
+    return len(self.videos)
+
+  def __getitem__(self, row: int) -> dict:
+    return self.videos[row] | {'label': 0}
+
+
 def read_rows(
   path: str | os.PathLike, required: Sequence[str], optional: Sequence[str] = ()
 ) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:

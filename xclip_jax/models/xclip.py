@@ -56,6 +56,7 @@ class XCLIPConfig:
   mit: bool = True                # integration transformer; without it: the mean over frames
   mit_positions: bool = True      # the one place that knows the order of frames
   prompt: bool = True             # texts look at the video
+  logit_bias: bool = False        # a learnt number added to every logit; for the sigmoid loss
   patch_dropout: float = 0.0      # share of the patches left out in training
   drop_path: float = 0.0          # stochastic depth of the last vision block; linear from 0
   dtype: str = 'float32'          # operands of matrix products: float32 | bfloat16
@@ -157,7 +158,7 @@ class VideoFeatures:
 class XCLIPOutput:
   """What a forward pass has to say. All float32; no feature is normalised."""
 
-  logits: jax.Array                     # [B, K], exp(logit_scale) * cosine
+  logits: jax.Array                     # [B, K], exp(logit_scale) * cosine (+ logit_bias)
   video_features: jax.Array             # [B, E]
   frame_features: jax.Array             # [B, T, E]
   text_features: jax.Array              # [K, E], without having seen the video
@@ -197,6 +198,8 @@ class XCLIP(nn.Module):
     self.logit_scale = self.param(
       'logit_scale', nn.initializers.constant(np.log(1 / 0.07)), (), jnp.float32
     )
+    if c.logit_bias:
+      self.logit_bias = self.param('logit_bias', nn.initializers.zeros, (), jnp.float32)
 
   def __call__(
     self, video: jax.Array, token_ids: jax.Array, deterministic: bool = True
@@ -250,6 +253,8 @@ class XCLIP(nn.Module):
     logits = jnp.exp(self.logit_scale) * einsum(
       'BE,BKE->BK', l2_normalize(video.video_features), l2_normalize(conditioned)
     )
+    if self.config.logit_bias:
+      logits += self.logit_bias
     return XCLIPOutput(
       logits=logits,
       video_features=video.video_features,

@@ -125,9 +125,13 @@ def to_state_dict(params: Any, dialect: str) -> dict[str, np.ndarray]:
   A dialect of CLIP gets the two towers and the logit scale, which is all that CLIP has.
 
   Raises:
-    ValueError: a dialect of X-CLIP, for a model without some part of it.
+    ValueError: a dialect of X-CLIP, for a model without some part of it; a model with a logit bias.
   """
   flat = paths.flatten(params)
+  if 'logit_bias' in flat:
+    raise ValueError(
+      f'the model has a logit_bias, from training with a sigmoid loss; {dialect} has no place for '
+      'it: keep these weights in our own format')
   state = {}
   lacking = [
     rule.ours[0] for rule in rules.DIALECTS[dialect]

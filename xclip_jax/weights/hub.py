@@ -177,7 +177,7 @@ def _read_foreign(
   if is_clip and new_modules:
     like = {
       k: v for k, v in vars(new_modules).items()
-      if k.split('_')[0] in ('messages', 'mit', 'prompt')
+      if k.split('_')[0] in ('messages', 'mit', 'prompt') or k == 'logit_bias'
     }
     config = dataclasses.replace(config, **like)
   if is_clip:

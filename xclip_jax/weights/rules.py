@@ -185,7 +185,7 @@ DIALECTS = {
 }
 CLIP_DIALECTS = ('openai', 'open_clip', 'huggingface_clip')
 # What X-CLIP has and CLIP has not.
-NEW_PARAMETERS = r'vision/blocks_\d+/message_.*|mit/.*|prompt/.*'
+NEW_PARAMETERS = r'vision/blocks_\d+/message_.*|mit/.*|prompt/.*|logit_bias'
 
 # Not parameters: buffers of old files, and the three scalars in OpenAI's archives.
 IGNORED = (
