@@ -75,6 +75,11 @@ MAY_IMPORT = {
   'xclip_jax.finetune_cli': (set(), {f'xclip_jax.{x}' for x in (
     'answers', 'data', 'evaluation_sets', 'finetune', 'inference')}),
   'xclip_jax.inference': ({'cv2', 'jax', 'numpy'}, EVERYTHING),
+  'xclip_jax.flops': (set(), {'xclip_jax.models'}),
+  'xclip_jax.compiled': (set(), set()),
+  'xclip_jax.plan': ({'jax', 'optax'}, {f'xclip_jax.{x}' for x in (
+    'compiled', 'data', 'evaluate', 'flops', 'optim', 'sharding', 'state', 'train')}),
+  'xclip_jax.plan_cli': (set(), {f'xclip_jax.{x}' for x in ('answers', 'config', 'plan')}),
   'xclip_jax.answers': ({'tqdm'}, set()),
   'xclip_jax.data_cli': (
     {'tqdm'}, {'xclip_jax.answers', 'xclip_jax.data', 'xclip_jax.report'}),

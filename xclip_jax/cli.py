@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import xclip_jax
-from xclip_jax import answers, data_cli, eval_cli, finetune_cli, weights_cli
+from xclip_jax import answers, data_cli, eval_cli, finetune_cli, plan_cli, weights_cli
 
 # Nothing else at the top: whoever asks for --help, or mistypes a name, should not wait for JAX.
 
@@ -203,6 +203,7 @@ def _parser() -> argparse.ArgumentParser:
   weights_cli.add_commands(commands, _keep_compilations)
   data_cli.add_commands(commands)
   eval_cli.add_commands(commands, _keep_compilations)
+  plan_cli.add_commands(commands)
   return parser
 
 

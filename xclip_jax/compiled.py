@@ -1,4 +1,4 @@
-"""What a compiled program says about itself: memory, communication, and the compiler's own estimate.
+"""What a compiled program says about itself: memory, communication, the compiler's estimate.
 
 All of it is read from the optimised HLO of one device; nothing is run.
 """
@@ -85,12 +85,13 @@ def cycles(hlo: str) -> int:
 
 
 def _executed(hlo: str) -> Iterator[tuple[int, str, str, str]]:
-  """Yields (times, opcode, result type, line) of what runs, from the entry on; fusions as a whole."""
+  """Yields (times, opcode, result type, line) of what runs, from the entry; fusions as a whole."""
   computations, entry = _split(hlo)
 
   @functools.cache
   def weight(name: str) -> int:        # to choose among branches
-    return sum(times * int(m[1]) for times, _, _, line in walk(name, 1) if (m := _CYCLES.search(line)))
+    found = ((times, _CYCLES.search(line)) for times, _, _, line in walk(name, 1))
+    return sum(times * int(match[1]) for times, match in found if match)
 
   def walk(name: str, times: int) -> Iterator[tuple[int, str, str, str]]:
     for opcode, result, line in computations.get(name, ()):

@@ -78,6 +78,11 @@ class Evaluator:
     with jax.set_mesh(self.mesh):
       return self._encode_text(params, jax.device_put(token_ids, sharding.replicated(self.mesh)))
 
+  def lower(self, params: Any, batch: Any, text_features: Any) -> jax.stages.Lowered:
+    """Lowers the prediction for (abstract) arguments, to be compiled and looked at."""
+    with jax.set_mesh(self.mesh):
+      return self._predict.lower(params, batch, text_features)
+
   def run(
     self,
     params: Any,

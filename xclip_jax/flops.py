@@ -1,4 +1,4 @@
-"""The operations that a model needs, counted by hand: what a measured or compiled time is held against.
+"""The operations that a model needs, counted by hand: what a time is held against.
 
 2 for each multiply-add of a matrix product, and nothing for all else. (Papers often give half of it
 and call it FLOPs, X-CLIP's among them.)

@@ -75,6 +75,19 @@ def make_train_step(
   return step
 
 
+def jit_train_step(
+  model: XCLIP, tx: optax.GradientTransformation, config: Any, classes: ClassList, shardings: Any,
+  mesh: Any, average: optim.Average | None = None, several: prompts.Prompts | None = None,
+) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
+  """`make_train_step`, jitted for a mesh; `shardings` are the state's, which it overwrites."""
+  everywhere = sharding.replicated(mesh)
+  return jax.jit(
+    make_train_step(model, tx, config, classes, average, several), donate_argnums=0,
+    in_shardings=(shardings, sharding.batch_sharding(mesh), everywhere, everywhere),
+    out_shardings=(shardings, everywhere),
+  )
+
+
 def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[str, float]:
   """Trains (or only evaluates) what config says, in workdir; goes on where it was interrupted.
 
@@ -142,14 +155,9 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
       text = evaluator.encode_text(state.params, 'train')
     text = jax.device_put(text, sharding.replicated(mesh))
     key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
-    rows = sharding.batch_sharding(mesh)
-    step_fn = jax.jit(
-      make_train_step(
-        model, tx, config, splits['train'].classes, average, evaluator.prompts['train']),
-      donate_argnums=0,
-      in_shardings=(shardings, rows, sharding.replicated(mesh), sharding.replicated(mesh)),
-      out_shardings=(shardings, sharding.replicated(mesh)),
-    )
+    step_fn = jit_train_step(
+      model, tx, config, splits['train'].classes, shardings, mesh, average,
+      evaluator.prompts['train'])
     eval_steps = config.eval.every_steps or max(total // math.ceil(config.train.epochs), 1)
     save_steps = config.checkpoint.every_steps
     due = lambda step, every: step % every == 0 or step == total

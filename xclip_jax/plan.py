@@ -1,0 +1,242 @@
+"""How a run would fit onto machines that are not here: compiled for them, not run.
+
+XLA compiles for a TPU without one (the package libtpu holds its compiler). What comes out is the
+program that a run would execute, with its memory and communication; the time is the compiler's own
+estimate, which nobody has checked against these programs on hardware.
+"""
+
+import dataclasses
+import re
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental import topologies
+
+from xclip_jax import compiled, evaluate, flops, optim, sharding, train
+from xclip_jax import state as state_lib
+from xclip_jax.data.source import ClassList
+
+GIB = 1 << 30
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """Published numbers of one chip.
+
+  Fields:
+    memory: bytes; peak: bfloat16 operations a second; clock: cycles a second, as the compiler's
+    estimates are read here (v5e, v5p and v6e: assumed, not published).
+  """
+
+  memory: int
+  peak: float
+  clock: float
+
+
+CHIPS = {
+  'v4': Chip(32 * GIB, 275e12, 1.05e9),
+  'v5e': Chip(16 * GIB, 197e12, 1.5e9),
+  'v5p': Chip(95 * GIB, 459e12, 1.75e9),
+  'v6e': Chip(32 * GIB, 918e12, 1.75e9),
+}
+_SMALLEST = {'v4': '2x2x1', 'v5p': '2x2x1'}      # of a topology; of others 2x2
+STEPS = ('train', 'eval')
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """One program on one arrangement of devices.
+
+  Fields:
+    step: of STEPS; batch: videos in it, over all devices.
+    platform: as it was asked for; mesh: size of each axis.
+    memory: of one device, None where the compiler gave up; needed: bytes that it then said it
+      needs.
+    capacity: bytes of one device, None where nothing is known of it.
+    model_flops: that the model needs, over all devices (see flops.py).
+    traffic: what one device exchanges, by kind of collective.
+    seconds: of a step, by the compiler's cost model without communication; None if it gives none.
+    peak: operations a second of all devices, None if not known.
+    compile_seconds: here.
+  """
+
+  step: str
+  batch: int
+  platform: str
+  mesh: dict[str, int]
+  memory: compiled.Memory | None
+  needed: int
+  capacity: int | None
+  model_flops: int
+  traffic: dict[str, compiled.Traffic]
+  seconds: float | None
+  peak: float | None
+  compile_seconds: float
+
+  @property
+  def fits(self) -> bool | None:
+    return None if self.capacity is None else self.needed <= self.capacity
+
+  @property
+  def mfu(self) -> float | None:
+    """The share of the peak that the model's operations would be, by the estimate of the time."""
+    return self.model_flops / self.seconds / self.peak if self.seconds and self.peak else None
+
+
+def devices(platform: str) -> list[Any]:
+  """Finds the devices of a platform: `v5e:4x8` of that topology, `cpu` those of this process.
+
+  `v5e` or `v5e:1x1` is one chip.
+
+  Raises:
+    ValueError: unknown, or the compiler for TPUs is not installed.
+  """
+  if platform == 'cpu':
+    return jax.devices('cpu')
+  name, _, shape = platform.partition(':')
+  if name not in CHIPS:
+    raise ValueError(
+      f'platform {platform!r} is unknown: cpu, or a TPU as NAME:TOPOLOGY with NAME one of '
+      f'{", ".join(CHIPS)}, e.g. v5e:4x8')
+  smallest = _SMALLEST.get(name, '2x2')
+  alone = set(shape) <= set('1x')
+  wanted = f'{name}:{smallest if alone else shape}'
+  try:
+    found = topologies.get_topology_desc(platform='tpu', topology_name=wanted).devices
+  except Exception as error:          # of whatever kind JAX and libtpu raise
+    reason = str(error).strip().splitlines()[0][:300]
+    raise ValueError(
+      f'no TPU topology {platform!r}: {reason}. If libtpu is what is missing, install '
+      "xclip-jax[tpu] or libtpu; a topology is written as in `v5e:4x8` (v4, v5p: three numbers, "
+      '`v5p:2x2x1`)') from error
+  return list(found)[:1] if alone else list(found)
+
+
+def make(config: Any, platform: str, step: str = 'train', classes: int = 400) -> Plan:
+  """Compiles the step of `config` for `platform`.
+
+  Args:
+    config: see config.py; its data is not looked at.
+    platform: see `devices`.
+    step: 'train', or 'eval', a batch of config.eval.batch_size of one view.
+    classes: K.
+
+  Raises:
+    ValueError: a field of config, the platform, or a mesh that does not cover it.
+  """
+  if step not in STEPS:
+    raise ValueError(f'step must be one of {", ".join(STEPS)}, got {step!r}')
+  found = devices(platform)
+  mesh = sharding.make_mesh(config.mesh, found)
+  config = config.copy_and_resolve_references()
+  config['eval' if step == 'train' else 'train'].batch_size = mesh.size     # is not looked at
+  if step == 'eval':
+    config.train.accumulation = 1
+  train.check_batch_size(config, mesh.size)
+  lower = _lower_train if step == 'train' else _lower_eval
+  model = train.make_model(config)
+  texts = None if config.train.freeze_text else 16      # tokens, as tokenizer.bucket has it
+  chip = CHIPS.get(platform.partition(':')[0])
+  with jax.set_mesh(mesh):
+    lowered = lower(config, model, mesh, classes, texts)
+    begun = time.perf_counter()
+    try:
+      program, needed = lowered.compile(), None
+    except jax.errors.JaxRuntimeError as error:
+      program, needed = None, _bytes_wanted(str(error))
+  seconds = time.perf_counter() - begun
+  hlo = program.as_text() if program else ''
+  cycles = compiled.cycles(hlo) if program else 0
+  batch = config.train.batch_size if step == 'train' else config.eval.batch_size
+  c = model.config
+  need = (flops.train_step(c, batch, classes, texts) if step == 'train' else
+          batch * (flops.encode_video(c) + flops.classify(c, classes)))
+  memory = compiled.memory(program) if program else None
+  return Plan(
+    step=step, batch=batch, platform=platform, mesh=dict(mesh.shape), memory=memory,
+    needed=memory.total if memory else needed, capacity=chip.memory if chip else None,
+    model_flops=need, traffic=compiled.collectives(hlo) if program else {},
+    seconds=cycles / chip.clock if cycles and chip else None,
+    peak=chip.peak * mesh.size if chip else None, compile_seconds=seconds,
+  )
+
+
+def alternatives(config: Any) -> Iterator[tuple[str, Any]]:
+  """Yields ways to need less memory, what costs the least speed first: (what it is, config)."""
+  def changed(changes):
+    other = config.copy_and_resolve_references()
+    other.update_from_flattened_dict(changes)
+    return other
+
+  order = [None, 'dots', 'nothing']
+  for remat in order[order.index(config.model.remat) + 1:]:
+    yield f'model.remat={remat}', changed({'model.remat': remat})
+  parts, most = config.train.accumulation, config.train.batch_size
+  for _ in range(3):
+    parts *= 2
+    if most % parts:
+      return
+    yield (f'model.remat=nothing, train.accumulation={parts}',
+           changed({'model.remat': 'nothing', 'train.accumulation': parts}))
+
+
+def _lower_train(
+  config: Any, model: Any, mesh: Any, classes: int, texts: int | None
+) -> jax.stages.Lowered:
+  params = state_lib.abstract(model, optax.identity()).params
+  tx, _ = optim.make(config.optim, params, 1000, 100, config.train.accumulation,
+                     config.train.freeze_text)
+  average = optim.make_average(config.train, 1000)
+  abstract = state_lib.abstract(model, tx, keep_average=average is not None)
+  places = sharding.infer(abstract, config.sharding, mesh)
+  batch = _batch(config.train.batch_size, model.config, mesh)
+  names = ClassList(tuple(f'class {k}' for k in range(classes)), (None,) * classes)
+  step = train.jit_train_step(model, tx, config, names, places, mesh, average)
+  return step.lower(
+    _placed(abstract, places), batch, _texts(model.config, mesh, classes, texts),
+    _array((), jax.random.key(0).dtype, sharding.replicated(mesh)))
+
+
+def _lower_eval(
+  config: Any, model: Any, mesh: Any, classes: int, texts: int | None
+) -> jax.stages.Lowered:
+  params = state_lib.abstract(model, optax.identity()).params
+  everywhere = jax.tree.map(lambda _: sharding.replicated(mesh), params)
+  batch = _batch(config.eval.batch_size, model.config, mesh)
+  batch['index'] = batch['label']
+  evaluator = evaluate.Evaluator(model, mesh, config.data.mean, config.data.std)
+  return evaluator.lower(
+    _placed(params, everywhere), batch, _texts(model.config, mesh, classes, None))
+
+
+def _batch(B: int, c: Any, mesh: Any) -> dict[str, jax.ShapeDtypeStruct]:
+  rows = sharding.batch_sharding(mesh)
+  side = c.image_size
+  return {'video': _array((B, c.num_frames, side, side, 3), jnp.uint8, rows),
+          'label': _array((B,), jnp.int32, rows), 'mask': _array((B,), bool, rows)}
+
+
+def _texts(c: Any, mesh: Any, K: int, S: int | None) -> jax.ShapeDtypeStruct:
+  shape, dtype = ((K, c.embed_dim), jnp.float32) if S is None else (
+    (K, min(S, c.context_length)), jnp.int32)
+  return _array(shape, dtype, sharding.replicated(mesh))
+
+
+def _placed(tree: Any, places: Any) -> Any:
+  return jax.tree.map(lambda x, place: _array(x.shape, x.dtype, place), tree, places)
+
+
+def _array(shape: Sequence[int], dtype: Any, place: Any) -> jax.ShapeDtypeStruct:
+  return jax.ShapeDtypeStruct(shape, dtype, sharding=place)
+
+
+def _bytes_wanted(message: str) -> int:
+  """Reads what a program needs from the compiler's refusal, e.g. `Used 24.59G of 15.75G hbm`."""
+  found = re.search(r'Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm', message)
+  if not found:
+    raise ValueError(f'the compiler refused: {message.strip().splitlines()[0][:300]}')
+  return int(float(found[1]) * (1 << {'K': 10, 'M': 20, 'G': 30, 'T': 40}[found[2]]))
