@@ -198,7 +198,7 @@ def _lower_train(
   step = train.jit_train_step(model, tx, config, names, places, mesh, average)
   return step.lower(
     _placed(abstract, places), batch, _texts(model.config, mesh, classes, texts),
-    _array((), jax.random.key(0).dtype, sharding.replicated(mesh)))
+    _array((), jax.eval_shape(lambda: jax.random.key(0)).dtype, sharding.replicated(mesh)))
 
 
 def _lower_eval(
