@@ -138,6 +138,7 @@ def make(config: Any, platform: str, step: str = 'train', classes: int = 400) ->
     config.train.accumulation = 1
   train.check_batch_size(config, mesh.size)
   lower = _lower_train if step == 'train' else _lower_eval
+  config = train.resolved(config)
   model = train.make_model(config)
   texts = None if config.train.freeze_text else 16      # tokens, as tokenizer.bucket has it
   chip = CHIPS.get(platform.partition(':')[0])
@@ -235,8 +236,9 @@ def _array(shape: Sequence[int], dtype: Any, place: Any) -> jax.ShapeDtypeStruct
 
 
 def _bytes_wanted(message: str) -> int:
-  """Reads what a program needs from the compiler's refusal, e.g. `Used 24.59G of 15.75G hbm`."""
-  found = re.search(r'Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm', message)
+  """Reads what a program needs from the compiler's refusal: `Used 24.59G of 15.75G hbm`."""
+  found = re.search(r'Used ([\d.]+)([KMGT]) of |temporaries \(([\d.]+)([KMGT])\)', message)
   if not found:
     raise ValueError(f'the compiler refused: {message.strip().splitlines()[0][:300]}')
-  return int(float(found[1]) * (1 << {'K': 10, 'M': 20, 'G': 30, 'T': 40}[found[2]]))
+  number, unit = [x for x in found.groups() if x]
+  return int(float(number) * (1 << {'K': 10, 'M': 20, 'G': 30, 'T': 40}[unit]))

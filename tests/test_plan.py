@@ -1,0 +1,161 @@
+"""What `xclip plan` promises: the program of a run, its operations and its memory, and nothing run."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+from xclip_jax import cli, compiled, config, flops, plan
+from xclip_jax.models.xclip import XCLIP, make_config
+
+# A program as XLA writes it, cut to what counts: a loop that runs four times, a branch, a fusion.
+HLO = '''HloModule step, entry_computation_layout={()->f32[8]{0}}
+
+%body (p: (s32[], f32[8])) -> (s32[], f32[8]) {
+  %x = f32[8]{0} get-tuple-element(%p), index=1
+  %g = f32[32]{0} all-gather(%x), dimensions={0}
+  %w = f32[8]{0} fusion(%g), kind=kLoop, calls=%inner, backend_config={"estimated_cycles":"100"}
+  ROOT %t = (s32[], f32[8]{0}) tuple(%i, %w)
+}
+
+%inner (a: f32[32]) -> f32[8] {
+  ROOT %s = f32[8]{0} slice(%a), backend_config={"estimated_cycles":"7777"}
+}
+
+%few (a: f32[8]) -> f32[8] {
+  ROOT %n = f32[8]{0} negate(%a), backend_config={"estimated_cycles":"5"}
+}
+
+%many (a: f32[8]) -> f32[8] {
+  ROOT %m = f32[8]{0} negate(%a), backend_config={"estimated_cycles":"50"}
+}
+
+ENTRY %main (p0: f32[8]) -> f32[8] {
+  %p0 = f32[8]{0} parameter(0)
+  %l = (s32[], f32[8]{0}) while(%p0), condition=%c, body=%body, backend_config={"known_trip_count":{"n":"4"}}
+  %b = f32[8]{0} conditional(%i, %p0, %p0), branch_computations={%few, %many}
+  %r = (bf16[8,64]{1,0}, /*index=1*/f32[]) all-reduce(%b, %b), to_apply=%add
+  %q = (f32[8]{0}, f32[8]{0}) collective-permute-start(%p0)
+  ROOT %o = f32[8]{0} copy(%b)
+}
+'''
+
+
+def test_loops_count_as_often_as_they_run_and_of_branches_the_longest():
+  assert compiled.cycles(HLO) == 4 * 100 + 50
+  assert compiled.collectives(HLO) == {
+    'all-gather': compiled.Traffic(4, 4 * 32 * 4),
+    'all-reduce': compiled.Traffic(1, 8 * 64 * 2 + 4),
+    'collective-permute': compiled.Traffic(1, 8 * 4),
+  }
+  with pytest.raises(ValueError, match='no HLO'):
+    compiled.cycles('nothing')
+
+
+@pytest.mark.parametrize(('variant', 'frames', 'published'), [
+  ('B/32', 8, 39), ('B/32', 16, 75), ('B/16', 8, 145), ('B/16', 16, 287), ('L/14', 8, 658),
+  ('L/14@336', 16, 3086)])
+def test_operations_are_the_papers(variant, frames, published):
+  c = make_config(variant, num_frames=frames)        # Table 1; with the prompts of 400 classes
+  counted = (flops.encode_video(c) + flops.classify(c, 400)) / 2e9
+  assert 0.965 * published < counted < published
+
+
+def test_the_program_does_no_more_than_the_operations_counted_by_hand():
+  """B/32 at its size: what is counted is what XLA compiles, within 2 %."""
+  c = make_config('B/32')
+  model = XCLIP(c)
+  video = jax.ShapeDtypeStruct((1, 8, 224, 224, 3), jnp.float32)
+  text = jax.ShapeDtypeStruct((400, 512), jnp.float32)
+  params = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros(video.shape), jnp.zeros((1, 77), jnp.int32)))
+  program = jax.jit(
+    lambda v, x, t: model.apply(v, x, t, method='classify').logits).lower(params, video, text)
+  counted = flops.encode_video(c) + flops.classify(c, 400)
+  assert 1 <= program.compile().cost_analysis()['flops'] / counted <= 1.02
+
+
+def test_training_counts_forward_and_twice_that_backward():
+  c = make_config('B/16', patch_dropout=0.5)
+  whole = make_config('B/16')
+  assert flops.train_step(whole, 2, 400) == 2 * (
+    3 * (flops.encode_video(whole) + flops.classify(whole, 400)) - flops.patch_embed(whole))
+  assert 0.45 < flops.train_step(c, 2, 400) / flops.train_step(whole, 2, 400) < 0.55
+  text = flops.train_step(c, 2, 400, 16) - flops.train_step(c, 2, 400)
+  assert text == 3 * flops.encode_text(c, 400, 16)
+
+
+def small(**changes):
+  c = config.get_config()
+  c.model.num_frames, c.model.fields = 2, tiny.FIELDS
+  c.train.batch_size = c.eval.batch_size = 4
+  c.update_from_flattened_dict({k.replace('__', '.'): v for k, v in changes.items()})
+  return c
+
+
+@pytest.mark.parametrize('step', plan.STEPS)
+def test_a_step_is_compiled_and_its_memory_told(step):
+  found = plan.make(small(), 'cpu', step, classes=5)
+  assert found.memory.total == found.needed > found.memory.arguments > 0
+  assert (found.fits, found.seconds, found.traffic) == (None, None, {})
+
+
+def test_the_command_prints_and_writes_what_a_mesh_costs(tmp_path):
+  fields = [x for k, v in tiny.FIELDS.items() for x in ('--set', f'model.fields.{k}={v}')]
+  words = ['plan', '--platform', 'cpu:4', '--batch', '8', '--frames', '2', '--classes', '5',
+           '--mesh', 'data=2,fsdp=2', '--json', str(tmp_path / 'plan.json'), *fields]
+  done = subprocess.run(
+    [sys.executable, '-m', 'xclip_jax.cli', *words], cwd=tiny.REPO, capture_output=True, text=True,
+    env=os.environ | {'PYTHONPATH': str(tiny.REPO)}, check=False)
+  assert done.returncode == 0, done.stderr
+  assert 'Compiled, not run' in done.stdout and 'all-reduce' in done.stdout
+  found, = json.loads((tmp_path / 'plan.json').read_text())
+  assert found['mesh'] == {'data': 2, 'fsdp': 2} and found['traffic']['all-gather']['count'] > 0
+
+
+def test_what_to_try_is_ordered_by_what_it_costs():
+  names = [name for name, _ in plan.alternatives(small(train__batch_size=8))]
+  assert names == ['model.remat=dots', 'model.remat=nothing',
+                   *(f'model.remat=nothing, train.accumulation={n}' for n in (2, 4, 8))]
+  changed = dict(plan.alternatives(small()))['model.remat=nothing, train.accumulation=2']
+  assert (changed.model.remat, changed.train.accumulation) == ('nothing', 2)
+
+
+@pytest.mark.parametrize(('message', 'gib'), [
+  ('RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 24.50G of 15.75G hbm.', 24.5),
+  ('RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory '
+   'required for HLO temporaries (20.07G) exceeds available HBM (15.75G).', 20.07)])
+def test_a_program_that_does_not_fit_says_what_it_needs(message, gib):
+  assert plan._bytes_wanted(message) == int(gib * 2**30)
+  with pytest.raises(ValueError, match='the compiler refused: other'):
+    plan._bytes_wanted('other')
+
+
+@pytest.mark.parametrize(('words', 'message'), [
+  (['--platform', 'v9:2x2'], "platform 'v9:2x2' is unknown"),
+  (['--platform', 'cpu', '--set', 'model.size=3'], 'config.model.size=3'),
+  (['--platform', 'cpu', '--set', 'model.remat'], 'FIELD=VALUE wanted'),
+  (['--platform', 'cpu', '--mesh', 'all'], 'wanted as in data=8,fsdp=4'),
+  (['--platform', 'cpu', '--mesh', 'data=3'], 'does not cover the 1 devices'),
+  (['--platform', 'cpu', '--variant', 'B/64'], "unknown variant 'B/64'"),
+  (['--platform', 'cpu:x'], 'cpu:N wants a number'),
+  (['--platform', 'cpu', '--config', 'none.py'], 'no such file'),
+  (['--platform', 'cpu', '--classes', '0'], '--classes must be at least 1'),
+])
+def test_what_cannot_be_planned_is_one_line(words, message, capsys, monkeypatch):
+  monkeypatch.setattr(os, 'environ', os.environ.copy())
+  assert cli.main(['plan', *words]) == 2
+  said = capsys.readouterr().err
+  assert message in said and said.count('\n') == 1
+
+
+def test_estimates_are_of_the_whole_mesh():
+  found = plan.Plan('train', 8, 'v5e:2x4', {'data': 8}, None, 1, plan.CHIPS['v5e'].memory,
+                    np.int64(8e12), {}, 0.02, 8 * 197e12, 1.0)
+  assert found.mfu == pytest.approx(8e12 / 0.02 / (8 * 197e12)) and found.fits
