@@ -333,10 +333,11 @@ def test_help_has_examples_and_version_is_the_packages(capsys):
 
 
 def run_fresh(*arguments, cache, code='sys.exit(cli.main(sys.argv[1:]))'):
+  env = tiny.environment() | {'XCLIP_CACHE': str(cache)}
+  env.pop('JAX_COMPILATION_CACHE_DIR', None)           # the tests' own, which the command heeds
   return subprocess.run(
     [sys.executable, '-c', f'import sys; from xclip_jax import cli; {code}', *map(str, arguments)],
-    env=tiny.environment() | {'XCLIP_CACHE': str(cache)}, capture_output=True, text=True,
-    timeout=99,
+    env=env, capture_output=True, text=True, timeout=99,
   )
 
 

@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from configs import base
-from xclip_jax import optim, paths, state, targets, train
+from xclip_jax import optim, paths, regularize, state, targets, train
 
 FOLDER = pathlib.Path(__file__).parents[1] / 'configs'
 # Variant, frames, clips an update, micro-batches, epochs, learning rate, published top-1: settings
@@ -81,6 +81,21 @@ def test_the_frame_mean_baseline_is_the_authors():
   optim.make(c.optim, params, 10, 1)                 # every rule finds a parameter
   about = importlib.import_module('configs.k400_b16_frame_mean').__doc__
   assert '51.3' in about and '76.8' in about and '71.2' in about and 'Not run here.' in about
+
+
+def test_the_open_vocabulary_recipe_is_open_vclips():
+  c = load('k400_b16_open')
+  assert (c.train.interpolate_up_to, c.train.interpolate_weight) == (0.6, 0.5)
+  assert (c.optim.lr, c.train.epochs, c.train.batch_size) == (3.33e-6, 22, 512)
+  assert regularize.is_on(c.train) and not c.train.freeze_text
+  params = state.abstract(train.make_model(c), optax.identity()).params
+  assert params.keys() == {'vision', 'text', 'logit_scale'}
+  optim.make(c.optim, params, 100, 1, c.train.accumulation)      # every rule finds a parameter
+  steps = 22 * 469                                                # one epoch of 240,000 clips
+  first = next(n for n in range(0, steps, 7) if optim.make_average(c.train, steps)(n) < 1)
+  assert 469 <= first <= 469 + 14
+  about = importlib.import_module('configs.k400_b16_open').__doc__
+  assert all(x in about for x in ('83.4', '53.9', '73.0', 'Not run here.'))
 
 
 @pytest.mark.parametrize(('name', 'task', 'loss'), [

@@ -43,6 +43,7 @@ MAY_IMPORT = {
   'xclip_jax.objective': ({'jax'}, {
     f'xclip_jax.{x}' for x in (
       'colors', 'data', 'losses', 'models', 'prompts', 'sharding', 'targets')}),
+  'xclip_jax.regularize': ({'jax'}, {'xclip_jax.models', 'xclip_jax.objective'}),
   'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
   'xclip_jax.protocols': ({'numpy'}, set()),
   'xclip_jax.scores': ({'numpy'}, {'xclip_jax.metrics', 'xclip_jax.protocols'}),
@@ -56,7 +57,8 @@ MAY_IMPORT = {
     f'xclip_jax.{x}' for x in ('protocols', 'report', 'scores', 'style')}),
   'xclip_jax.optim': ({'jax', 'optax'}, {'xclip_jax.paths'}),
   'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models', 'xclip_jax.paths'}),
-  'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {'xclip_jax.paths', 'xclip_jax.state'}),
+  'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {
+    'xclip_jax.models', 'xclip_jax.paths', 'xclip_jax.state'}),
   'xclip_jax.progress': ({'jax', 'numpy'}, {'xclip_jax.checkpoint', 'xclip_jax.models'}),
   'xclip_jax.evaluate': ({'jax', 'numpy', 'tqdm'}, {
     f'xclip_jax.{x}' for x in (

@@ -32,7 +32,7 @@ def loaded(config):
   abstract = state_lib.abstract(model, train.optax.identity())
   mesh = sharding.make_mesh(config.mesh)
   return train.load_params(
-    config, model, abstract, sharding.infer(abstract, config.sharding, mesh))
+    config, model, sharding.infer(abstract, config.sharding, mesh))
 
 
 WIDE = tiny.FIELDS | dict(        # official files have a head every 64

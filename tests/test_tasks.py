@@ -169,7 +169,7 @@ def start_of(root, loss, source):
   model = train.make_model(c)
   abstract = train.state_lib.abstract(model, train.optax.identity())
   mesh = sharding.make_mesh(c.mesh)
-  return train.load_params(c, model, abstract, sharding.infer(abstract, c.sharding, mesh))
+  return train.load_params(c, model, sharding.infer(abstract, c.sharding, mesh))
 
 
 FOUR_DEVICES = '''

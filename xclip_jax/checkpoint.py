@@ -11,6 +11,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from xclip_jax import paths
+from xclip_jax.models.projectors import PROJECTORS
 from xclip_jax.state import TrainState
 
 _managers = ocp.checkpoint_managers
@@ -189,6 +190,8 @@ class Checkpoints:
     """Compares shapes before Orbax does, to say what differs in our names."""
     saved = {k: tuple(v.shape) for k, v in paths.flatten(self._metadata(step)['params']).items()}
     want = {k: tuple(v.shape) for k, v in paths.flatten(abstract).items()}
+    if PROJECTORS not in abstract:                     # which are not used but in training
+      saved = {k: x for k, x in saved.items() if not k.startswith(f'{PROJECTORS}/')}
     show = lambda shapes, k: list(shapes[k]) if k in shapes else 'nothing'
     differ = [
       f'{k}: saved {show(saved, k)}, wanted {show(want, k)}'

@@ -84,6 +84,11 @@ def get_config() -> config_dict.ConfigDict:
   c.train.init_scale = (                  # (regex over parameters, multiple of the random values
     (r'.*', 1.0),                         # that they start from), first match
   )
+  c.train.interpolate_up_to = 0.0         # the loss also of weights up to this share of the way
+                                          # back to where the run started (Open-VCLIP: 0.6); 0: off
+  c.train.interpolate_weight = 0.5        # of that loss
+  c.train.distill = 0.0                   # weight of the distance to the features of the CLIP that
+                                          # the run started from (FROSTER: 2); 0: off
   c.train.ema = 0.0                       # decay of a moving average of the parameters; 0: off
   c.train.average_from = 1.0              # mean of the parameters from this share of the run on
                                           # (SWA); 1: off. Either is then what is evaluated and used
@@ -92,7 +97,7 @@ def get_config() -> config_dict.ConfigDict:
   c.optim.name = 'adamw'                  # adamw | lion | adafactor; see docs/options.md
   c.optim.lr = 8e-6                       # of the pretrained parts; `groups` multiplies it
   c.optim.groups = (                      # (regex over parameters, multiple of lr), first match
-    (r'.*/message_.*|mit/.*|prompt/.*', 10.0),
+    (r'.*/message_.*|mit/.*|prompt/.*|distill/.*', 10.0),
     (r'.*', 1.0),
   )
   c.optim.floor = 0.01                    # lowest learning rate, over lr, the same for all groups

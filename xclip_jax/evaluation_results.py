@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 import xclip_jax
-from xclip_jax import eval_report, paths, protocols, scores
+from xclip_jax import eval_report, protocols, scores
 from xclip_jax.scores import Scores
 from xclip_jax.style import percent
+from xclip_jax.weights import native
 
 # Counted up whenever the same predictions would give another number.
 PROTOCOLS = {
@@ -181,12 +182,9 @@ def _about(protocol: str) -> dict[str, Any]:
 
 
 def _weights(weights: Any) -> dict[str, Any]:
-  digest = hashlib.sha256()
-  for name, value in sorted(paths.flatten(weights.params).items()):
-    digest.update(name.encode())
-    digest.update(np.ascontiguousarray(value, np.float32).tobytes())
   return {
-    'source': weights.source, 'dialect': weights.dialect, 'sha256': digest.hexdigest(),
+    'source': weights.source, 'dialect': weights.dialect,
+    'sha256': native.fingerprint(weights.params),
     'template': weights.template, 'model': dataclasses.asdict(weights.config),
     'preprocess': dataclasses.asdict(weights.preprocess),
   }

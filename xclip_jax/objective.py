@@ -1,7 +1,7 @@
 """What a training step makes small: from a batch and its texts to a loss."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -15,10 +15,33 @@ Objective = Callable[[Any, dict[str, jax.Array], jax.Array, jax.Array],
                      tuple[jax.Array, dict[str, jax.Array]]]
 
 
+class Seen(NamedTuple):
+  """What a forward pass came across."""
+
+  video: jax.Array                # float [B, T, H, W, 3], blended and normalised
+  mask: jax.Array                 # bool [B], which rows count
+  token_ids: jax.Array | None     # int32 [K, S], where texts were encoded
+  video_features: jax.Array       # [B, E]
+  text_features: jax.Array        # [K, E]
+
+
+# (params, batch, text, key) -> (loss, metrics, Seen)
+Forward = Callable[[Any, dict[str, jax.Array], jax.Array, jax.Array],
+                   tuple[jax.Array, dict[str, jax.Array], Seen]]
+
+
 def make(
   model: XCLIP, config: Any, classes: ClassList, several: prompts.Prompts | None = None
 ) -> Objective:
-  """Builds objective(params, batch, text, key) -> (loss, metrics), all float32 scalars.
+  """Builds objective(params, batch, text, key) -> (loss, metrics); see `make_forward`."""
+  forward = make_forward(model, config, classes, several)
+  return lambda *arguments: forward(*arguments)[:2]
+
+
+def make_forward(
+  model: XCLIP, config: Any, classes: ClassList, several: prompts.Prompts | None = None
+) -> Forward:
+  """Builds forward(params, batch, text, key) -> (loss, metrics, Seen); scalars are float32.
 
   `batch` holds uint8 video [B, T, H, W, 3], mask [B], what `config.train.task` is taught with
   (label [B]; labels [B, K]; token_ids [B, S] and file [B]), and, to change colours here, colors
@@ -41,7 +64,7 @@ def make(
 
 def _classes(
   model: XCLIP, config: Any, classes: ClassList, several: prompts.Prompts | None
-) -> Objective:
+) -> Forward:
   data, train, smoothing = config.data, config.train, config.augment.label_smoothing
   one_label = train.task == 'single-label'
   loss_of = losses.sigmoid_cross_entropy if targets.loss_of(train) == 'sigmoid' else (
@@ -55,7 +78,7 @@ def _classes(
     config.augment.mixup, config.augment.cutmix, config.augment.cutmix_share
   )
 
-  def objective(params, batch, text, key):
+  def forward(params, batch, text, key):
     blend_key, drop_key = jax.random.split(key)
     if 'colors' in batch:
       batch = batch | {'video': colors.apply(batch['video'], batch['colors'])}
@@ -64,28 +87,29 @@ def _classes(
     wanted = (losses.soft_targets(batch['label'], len(classes), smoothing) if one_label else
               losses.multi_hot(batch['labels'], smoothing))
     video, wanted = losses.blend(blend_key, batch['video'], wanted, blending)
-    variables = {'params': params}
+    variables, ids = {'params': params}, None
     if not train.freeze_text:
-      if several:
-        text = text[several.draw(jax.random.fold_in(drop_key, 2))]
-      text = model.apply(variables, text, method='encode_text')
-    logits = _classify(model, variables, losses.normalize(video, data.mean, data.std), text,
-                       drop_key)
+      ids = text[several.draw(jax.random.fold_in(drop_key, 2))] if several else text
+      text = model.apply(variables, ids, method='encode_text')
+    video = losses.normalize(video, data.mean, data.std)
+    out = _classify(model, variables, video, text, drop_key)
+    logits = out.logits
     loss = loss_of(logits, wanted, batch['mask'])
     best = logits.argmax(-1)
     hits = best == batch['label'] if one_label else (
       jnp.take_along_axis(batch['labels'], best[:, None], axis=1)[:, 0])
-    return loss, {'loss': loss, 'accuracy': _share(hits, batch['mask'])}
+    metrics = {'loss': loss, 'accuracy': _share(hits, batch['mask'])}
+    return loss, metrics, Seen(video, batch['mask'], ids, out.video_features, text)
 
-  return objective
+  return forward
 
 
-def _captions(model: XCLIP, config: Any) -> Objective:
+def _captions(model: XCLIP, config: Any) -> Forward:
   """Every video of the batch, on whatever device, with every caption of it."""
   data, train = config.data, config.train
   sigmoid = targets.loss_of(train) == 'sigmoid'
 
-  def objective(params, batch, text, key):
+  def forward(params, batch, text, key):
     del text
     _, drop_key = jax.random.split(key)
     video, mask = batch['video'], batch['mask']
@@ -96,24 +120,26 @@ def _captions(model: XCLIP, config: Any) -> Objective:
     variables = {'params': params}
     ids, file, there = (sharding.gather_batch(x) for x in (batch['token_ids'], batch['file'], mask))
     text = model.apply(variables, batch['token_ids'], method='encode_text')
-    logits = _classify(model, variables, losses.normalize(video, data.mean, data.std),
-                       sharding.gather_batch(text), drop_key)                        # [B, B]
+    video = losses.normalize(video, data.mean, data.std)
+    out = _classify(model, variables, video, sharding.gather_batch(text), drop_key)
+    logits = out.logits                                                              # [B, B]
     # The same text, or the same video, twice in a batch: no reason to tell them apart.
     same = (ids[:, None] == ids[None, :]).all(-1) | (file[:, None] == file[None, :])
     loss = (losses.sigmoid_cross_entropy(logits, same.astype(jnp.float32), mask, there) if sigmoid
             else losses.contrastive(logits, same, there))
     best = jnp.where(there, logits, -jnp.inf).argmax(-1)
     hits = jnp.take_along_axis(same, best[:, None], axis=1)[:, 0]
-    return loss, {'loss': loss, 'accuracy': _share(hits, mask)}
+    metrics = {'loss': loss, 'accuracy': _share(hits, mask)}
+    return loss, metrics, Seen(video, mask, batch['token_ids'], out.video_features, text)
 
-  return objective
+  return forward
 
 
 def _classify(model: XCLIP, variables: Any, video: jax.Array, text: jax.Array, key: Any):
   return model.apply(
     variables, video, text, False, method='classify',
     rngs={'drop_path': key, 'patch_dropout': jax.random.fold_in(key, 1)},
-  ).logits
+  )
 
 
 def _share(hits: jax.Array, mask: jax.Array) -> jax.Array:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import optax
 
 from xclip_jax import paths
+from xclip_jax.models.projectors import PROJECTORS, init_projectors
 from xclip_jax.models.xclip import XCLIP, init_params
 
 
@@ -23,11 +24,17 @@ class TrainState:
 
   @property
   def weights(self) -> Any:
-    """What is evaluated and used: the average where there is one, else the parameters."""
-    return self.params if self.average is None else self.average
+    """What is evaluated and used: the average where there is one, else the parameters.
+
+    Projectors, which exist in training only, are not among them.
+    """
+    params = self.params if self.average is None else self.average
+    return {name: x for name, x in params.items() if name != PROJECTORS}
 
   def start_from(self, params: Any) -> 'TrainState':
     """The same state with other parameters; an average starts from them too."""
+    kept = {k: x for k, x in self.params.items() if k == PROJECTORS}
+    params = params | kept
     # Copied: a step is given both to overwrite.
     average = None if self.average is None else jax.tree.map(jnp.copy, params)
     return self.replace(params=params, average=average)
@@ -43,16 +50,28 @@ def create(
   )
 
 
+def draw_params(model: XCLIP, key: jax.Array, projectors: bool = False) -> Any:
+  """Draws all that is trained: the model's parameters, and projectors if there are any."""
+  params = init_params(model, key)
+  if projectors:
+    params[PROJECTORS] = init_projectors(
+      model.config.embed_dim, jax.random.fold_in(key, 1))
+  return params
+
+
 def abstract(
-  model: XCLIP, tx: optax.GradientTransformation, keep_average: bool = False
+  model: XCLIP, tx: optax.GradientTransformation, keep_average: bool = False,
+  projectors: bool = False,
 ) -> TrainState:
   """Shapes and dtypes of the state; allocates nothing."""
-  return jax.eval_shape(lambda: create(init_params(model, jax.random.key(0)), tx, keep_average))
+  return jax.eval_shape(
+    lambda: create(draw_params(model, jax.random.key(0), projectors), tx, keep_average))
 
 
 def init(
   model: XCLIP, tx: optax.GradientTransformation, seed: int, shardings: Any,
   scale: Sequence[tuple[str, float]] = (('.*', 1.0),), keep_average: bool = False,
+  projectors: bool = False,
 ) -> TrainState:
   """Draws a state whose arrays are born where they belong.
 
@@ -63,6 +82,7 @@ def init(
     shardings: of every leaf of the state.
     scale: (regex over parameter names, multiple of the drawn values), first match wins.
     keep_average: the state holds an average of the parameters.
+    projectors: the state holds those of models/projectors.py.
 
   Raises:
     ValueError: a parameter that no rule matches, or a rule that is no parameter's first match.
@@ -70,7 +90,7 @@ def init(
   scale = tuple(scale)
 
   def create_state(key):
-    params = init_params(model, key)
+    params = draw_params(model, key, projectors)
     paths.check_used(scale, paths.flatten(params), 'config.train.init_scale')
     params = paths.map_with_names(lambda name, x: x * paths.match(name, scale), params)
     return create(params, tx, keep_average)

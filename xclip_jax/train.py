@@ -14,16 +14,26 @@ import numpy as np
 import optax
 import tqdm
 
-from xclip_jax import evaluate, evaluate_lists, objective, optim, prompts, sharding, targets
+from xclip_jax import (
+  evaluate,
+  evaluate_lists,
+  objective,
+  optim,
+  prompts,
+  regularize,
+  sharding,
+  targets,
+)
 from xclip_jax import metrics as metrics_lib
 from xclip_jax import state as state_lib
 from xclip_jax import workdir as workdir_lib
 from xclip_jax.checkpoint import Checkpoints
 from xclip_jax.data import Split, augment, open_splits, pipeline
 from xclip_jax.data.source import ClassList
+from xclip_jax.models.projectors import PROJECTORS
 from xclip_jax.models.xclip import COMPUTE_FIELDS, XCLIP, config_of_run
 from xclip_jax.progress import Clock, Window, stop_signal
-from xclip_jax.weights import hub, rules
+from xclip_jax.weights import hub, native, rules
 
 
 def make_model(config: Any) -> XCLIP:
@@ -35,34 +45,40 @@ def make_train_step(
   model: XCLIP, tx: optax.GradientTransformation, config: Any, classes: ClassList,
   average: optim.Average | None = None, several: prompts.Prompts | None = None,
 ) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
-  """Builds step(state, batch, text, key) -> (state, metrics); to be jitted.
+  """Builds step(state, batch, text, key[, anchor]) -> (state, metrics); to be jitted.
 
   `batch`, `text` and `several` are as objective.make says. `key` is the run's: what is random in a
   step follows from it and state.step. With accumulation the batch is worked through in
   `config.train.accumulation` micro-batches, each blended by itself, and gradients are averaged.
-  `average`, if there is one, says what new parameters count in the average of all so far.
+  `average`, if there is one, says what new parameters count in the average of all so far. `anchor`,
+  where a run stays near the weights that it started from, is those.
   """
   train = config.train
-  grad_fn = jax.grad(objective.make(model, config, classes, several), has_aux=True)
+  forward = objective.make_forward(model, config, classes, several)
+  loss_fn = (regularize.wrap(forward, model, config) if regularize.is_on(train) else
+             lambda *arguments: forward(*arguments)[:2])
+  grad_fn = jax.grad(loss_fn, has_aux=True)
 
   def micro_batches(batch):
     # Row a of every group of A rows: each device splits the rows that it has.
     split = lambda x: x.reshape(-1, train.accumulation, *x.shape[1:]).swapaxes(0, 1)
     return jax.tree.map(split, batch)
 
-  def step(state, batch, text, key):
+  def step(state, batch, text, key, *anchor):
     key = jax.random.fold_in(key, state.step)
     if train.accumulation == 1:
-      grads, metrics = grad_fn(state.params, batch, text, key)
+      grads, metrics = grad_fn(state.params, batch, text, key, *anchor)
     else:
       def add(total, part):
         batch, key = part
-        return jax.tree.map(jnp.add, total, grad_fn(state.params, batch, text, key)), None
+        found = grad_fn(state.params, batch, text, key, *anchor)
+        return jax.tree.map(jnp.add, total, found), None
 
       parts = micro_batches(batch), jax.random.split(key, train.accumulation)
       zeros = jax.tree.map(
         lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(grad_fn, state.params, jax.tree.map(lambda x: x[0], parts[0]), text, key),
+        jax.eval_shape(grad_fn, state.params, jax.tree.map(lambda x: x[0], parts[0]), text, key,
+                       *anchor),
       )
       total, _ = jax.lax.scan(add, zeros, parts)
       grads, metrics = jax.tree.map(lambda x: x / train.accumulation, total)
@@ -81,9 +97,10 @@ def jit_train_step(
 ) -> Callable[..., tuple[state_lib.TrainState, dict[str, jax.Array]]]:
   """`make_train_step`, jitted for a mesh; `shardings` are the state's, which it overwrites."""
   everywhere = sharding.replicated(mesh)
+  anchor = (without_projectors(shardings.params),) if regularize.is_on(config.train) else ()
   return jax.jit(
     make_train_step(model, tx, config, classes, average, several), donate_argnums=0,
-    in_shardings=(shardings, sharding.batch_sharding(mesh), everywhere, everywhere),
+    in_shardings=(shardings, sharding.batch_sharding(mesh), everywhere, everywhere, *anchor),
     out_shardings=(shardings, everywhere),
   )
 
@@ -113,13 +130,15 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
   model = make_model(config)
   total, warmup = run_length(config, len(splits['train'].videos))
 
-  abstract_params = state_lib.abstract(model, optax.identity()).params
+  near = regularize.is_on(config.train)        # the weights that it starts from
+  projectors = bool(config.train.distill)
+  abstract_params = state_lib.abstract(model, optax.identity(), projectors=projectors).params
   tx, schedule = optim.make(
     config.optim, abstract_params, total, warmup, config.train.accumulation,
     config.train.freeze_text,
   )
   average = optim.make_average(config.train, total)
-  abstract = state_lib.abstract(model, tx, keep_average=average is not None)
+  abstract = state_lib.abstract(model, tx, average is not None, projectors)
   shardings = sharding.infer(abstract, config.sharding, mesh)
   make_evaluation = evaluate.Evaluation if config.train.task == 'single-label' else (
     evaluate_lists.ListEvaluation)
@@ -133,18 +152,22 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
       step = ckpt.best_step() if config.eval.checkpoint == 'best' else start
       if step is None:
         raise ValueError(f'{workdir} holds no checkpoint to evaluate; train first')
-      params = ckpt.restore_weights(step, abstract.params, sharding.replicated(mesh))
+      params = ckpt.restore_weights(
+        step, without_projectors(abstract.params), sharding.replicated(mesh))
       return evaluator.finish(params, workdir, step)
 
-    workdir_lib.claim(config, workdir, splits, fresh=start is None)
+    anchor = read_params(config, model) if near else None
+    workdir_lib.claim(config, workdir, splits, start is None,
+                      anchor and native.fingerprint(anchor))
     host = {'bad_files': {}, 'window': []}
     if start is not None:                                   # 1 continue this run
       state, host = ckpt.restore(start, abstract, shardings)
     else:                                                   # 2 from scratch
       state = state_lib.init(
-        model, tx, config.seed, shardings, config.train.init_scale, average is not None)
+        model, tx, config.seed, shardings, config.train.init_scale, average is not None, projectors)
       if config.train.init_from:                            # 3 from weights
-        state = state.start_from(load_params(config, model, abstract, shardings))
+        state = state.start_from(load_params(config, model, shardings))
+    anchor = () if anchor is None else (place_params(anchor, shardings),)
     starts_bias = start is None and model.config.logit_bias and not float(
       state.params['logit_bias'])
     start = start or 0
@@ -203,7 +226,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
           on_device = sharding.put_batch(on_device | targets.look_up(taught, batch['index']), mesh)
           if step == 1 and starts_bias:
             state = start_bias(state, on_device)
-          state, metrics = step_fn(state, on_device, text, key)
+          state, metrics = step_fn(state, on_device, text, key, *anchor)
           window.add(step, metrics, batch['index'])
           bar.update()
           if due(step, config.log_steps):
@@ -277,22 +300,35 @@ def train_transform(config: Any, model: XCLIP) -> augment.TrainTransform:
   )
 
 
-def load_params(
-  config: Any, model: XCLIP, abstract: state_lib.TrainState, shardings: Any
-) -> Any:
-  """Reads the parameters that `config.train.init_from` names, onto this run's mesh.
+def load_params(config: Any, model: XCLIP, shardings: Any) -> Any:
+  """Reads the parameters that `config.train.init_from` names, onto this run's mesh."""
+  return place_params(read_params(config, model), shardings)
+
+
+def place_params(params: Any, shardings: Any) -> Any:
+  return jax.device_put(params, without_projectors(shardings.params))
+
+
+def without_projectors(params: Any) -> Any:
+  """Of what is trained, the model."""
+  return {name: x for name, x in params.items() if name != PROJECTORS}
+
+
+def read_params(config: Any, model: XCLIP) -> Any:
+  """Reads the parameters that `config.train.init_from` names.
 
   Raises:
     ValueError, CheckpointError: there are none, or they are of another model; lists what differs.
   """
   source = config.train.init_from
+  abstract = state_lib.abstract(model, optax.identity()).params
   if (Path(source) / 'checkpoints').is_dir():
     with Checkpoints(Path(source)) as ckpt:
       step = ckpt.best_step()
       if step is None:
         raise ValueError(f'config.train.init_from={source!r} holds no checkpoint')
-      want = with_logit_bias(abstract.params, 'logit_bias' in ckpt.parameter_names(step))
-      params = ckpt.restore_weights(step, want)
+      want = with_logit_bias(abstract, 'logit_bias' in ckpt.parameter_names(step))
+      params = jax.device_get(ckpt.restore_weights(step, want))
   else:
     want = model.config
     size = dict(num_frames=want.num_frames, image_size=want.image_size)
@@ -321,8 +357,7 @@ def load_params(
       for note in weights.notes:
         print(f'{source}: {note}')
     params = weights.params
-  params = with_logit_bias(params, 'logit_bias' in abstract.params)
-  return jax.device_put(params, shardings.params)
+  return with_logit_bias(params, 'logit_bias' in abstract)
 
 
 def with_logit_bias(params: Any, wanted: bool) -> Any:

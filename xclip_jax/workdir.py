@@ -18,8 +18,12 @@ FREE_FIELDS = (
 )
 
 
-def claim(config: Any, workdir: Path, splits: dict[str, Split], fresh: bool) -> None:
+def claim(
+  config: Any, workdir: Path, splits: dict[str, Split], fresh: bool, anchor: str | None = None
+) -> None:
   """Writes config.json, or checks that the one there is of the same run.
+
+  `anchor` identifies the weights that a run stays near, if it does.
 
   Raises:
     ValueError: a field that matters differs; the message is the diff.
@@ -27,6 +31,8 @@ def claim(config: Any, workdir: Path, splits: dict[str, Split], fresh: bool) -> 
   resolved = json.loads(config.to_json_best_effort())
   resolved['data_fingerprint'] = {k: split.videos.fingerprint for k, split in splits.items()}
   resolved['data_fingerprint'] |= prompts.fingerprint(config.data)
+  if anchor:
+    resolved['anchor_sha256'] = anchor
   path = workdir / 'config.json'
   if path.exists() and not fresh:
     old, new = _flat(json.loads(path.read_text())), _flat(resolved)

@@ -7,6 +7,7 @@
 """
 
 import dataclasses
+import hashlib
 import json
 import os
 import shutil
@@ -119,6 +120,15 @@ def check_free(target: Path, overwrite: bool) -> None:
     raise FileExistsError(
       f'{target} is not a folder with weights, so it is not overwritten; remove it yourself'
     )
+
+
+def fingerprint(params: Any) -> str:
+  """Identifies parameters: sha256 over their names and float32 values."""
+  digest = hashlib.sha256()
+  for name, value in sorted(paths.flatten(params).items()):
+    digest.update(name.encode())
+    digest.update(np.ascontiguousarray(value, np.float32).tobytes())
+  return digest.hexdigest()
 
 
 def is_native(folder: Path) -> bool:

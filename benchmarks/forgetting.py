@@ -1,0 +1,153 @@
+"""What does fine-tuning on new classes forget, and what do the weights in between keep?
+
+  python benchmarks/ablations.py --workdir runs/ablations --only full
+  python benchmarks/forgetting.py --workdir runs/ablations
+
+The model of benchmarks/ablations.py knows 24 compositions of shape and motion. It is trained on 16
+videos of each of the 8 others, and on nothing else, with its text tower frozen or not. Weights
+between before and after (WiSE-FT) are then asked about videos of the 8 that they have not seen and
+about the validation videos of the 24. Either way the answer is one of all 32.
+"""
+
+import argparse
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import ablations
+
+ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
+VARIANTS = {'frozen text': True, 'tuned text': False}
+SHOTS = 16
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--workdir', required=True, help='of benchmarks/ablations.py')
+  parser.add_argument('--seeds', default='0,1,2')
+  parser.add_argument('--steps', type=int, default=100)
+  parser.add_argument('--lr', type=float, default=1e-4)
+  parser.add_argument('--out', help='file for the JSON lines, besides standard output')
+  parser.add_argument('--plot', help='.png of the curves')
+  parser.add_argument('--one', help=argparse.SUPPRESS)
+  arguments = parser.parse_args()
+  workdir = Path(arguments.workdir)
+  seeds = [int(x) for x in arguments.seeds.split(',')]
+  if arguments.one:
+    print(json.dumps(fine_tune(workdir, seeds[0], arguments.one, arguments.steps, arguments.lr)))
+    return
+  lines = [ablations.about(arguments.steps) | {'lr': arguments.lr, 'shots': SHOTS}]
+  print(json.dumps(lines[0]), flush=True)
+  for seed in seeds:
+    for name in VARIANTS:
+      done = subprocess.run(
+        [sys.executable, __file__, '--one', name, '--seeds', str(seed), '--workdir', str(workdir),
+         '--steps', str(arguments.steps), '--lr', str(arguments.lr)],
+        check=True, cwd=ablations.ROOT, env=ablations.environment(), stdout=subprocess.PIPE,
+        text=True,
+      )
+      lines.append(json.loads(done.stdout.splitlines()[-1]))
+      print(json.dumps(lines[-1]), flush=True)
+  if arguments.out:
+    Path(arguments.out).write_text('\n'.join(map(json.dumps, lines)) + '\n')
+  print_table(lines[1:])
+  if arguments.plot:
+    plot(lines[1:], arguments.plot)
+
+
+def fine_tune(workdir: Path, seed: int, name: str, steps: int, lr: float) -> dict[str, Any]:
+  """Trains `full_{seed}` on the new classes; the curve of weights from before to after."""
+  from configs import demo
+  from xclip_jax import evaluation_sets, inference, train, weights_curve
+
+  before = workdir / f'full_{seed}'
+  if not (before / 'results.json').exists():
+    raise SystemExit(f'{before} is no finished run; first: benchmarks/ablations.py --only full')
+  lists = write_lists(workdir / f'lists_{seed}', seed)
+  c = demo.get_config()
+  c.seed, c.data.name, c.data.root = seed, 'files', str(lists['root'])
+  c.data.train, c.data.val = str(lists['new_train']), str(lists['new'])
+  c.data.classes, c.data.zero_shot = str(lists['classes']), ''
+  c.train.init_from, c.train.freeze_text = str(before), VARIANTS[name]
+  c.train.steps = c.eval.every_steps = steps
+  c.optim.lr, c.optim.warmup_steps = lr, steps // 10
+  if VARIANTS[name]:
+    c.optim.groups = tuple(x for x in c.optim.groups if not x[0].startswith('text'))
+  c.report = False
+  after = workdir / f'new_{name.replace(" ", "_")}_{seed}'
+  train.run(c, after)
+  sets = [evaluation_sets.labelled(k, lists[k], lists['root'], lists['classes'])
+          for k in ('new', 'old')]
+  found = weights_curve.measure(
+    inference.open_weights(before), inference.open_weights(after), sets, ALPHAS, batch_size=48)
+  return {'variant': name, 'seed': seed, 'alpha': ALPHAS} | {
+    x.name: found.values(x.name) for x in sets}
+
+
+def write_lists(folder: Path, seed: int) -> dict[str, Path]:
+  """Writes lists whose labels are names among all 32 classes: 16 new ones each, and the rest."""
+  from xclip_jax.data import lists, source, synthetic
+
+  root = synthetic.prepare(seed=seed)
+  old, new = (source.read_classes(root / f'{x}.csv') for x in ('classes', 'classes_zero_shot'))
+  folder.mkdir(parents=True, exist_ok=True)
+  chosen = folder / 'chosen.csv'
+  chosen.write_text(lists.few_shot(root / 'zero_shot.csv', new, SHOTS, seed))
+  shown = {row['path'] for _, row in source.read_rows(chosen, ('path',))[1]}
+  rows = {
+    name: [(row['path'], classes.names[int(row['label'])])
+           for _, row in source.read_rows(root / file, ('path', 'label'))[1]]
+    for name, file, classes in (('old', 'val.csv', old), ('new', 'zero_shot.csv', new))
+  }
+  rows['new_train'] = [row for row in rows['new'] if row[0] in shown]
+  rows['new'] = [row for row in rows['new'] if row[0] not in shown]
+  reverse = lambda c: [c.names[k] for k in c.reverse]
+  classes = zip(old.names + new.names, reverse(old) + reverse(new), strict=True)
+  tables = {name: [('path', 'label'), *found] for name, found in rows.items()}
+  tables['classes'] = [('id', 'name', 'reverse'), *((i, *x) for i, x in enumerate(classes))]
+  for name, table in tables.items():
+    with open(folder / f'{name}.csv', 'w', newline='', encoding='utf-8') as file:
+      csv.writer(file, lineterminator='\n').writerows(table)
+  return {'root': root} | {name: (folder / f'{name}.csv').resolve() for name in tables}
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+  shown = [0.0, 0.3, 0.5, 0.7, 1.0]
+  print('| | | ' + ' | '.join(f'α = {a}' for a in shown) + ' |')
+  print('|---' * (2 + len(shown)) + '|')
+  for name in dict.fromkeys(row['variant'] for row in rows):
+    for videos in ('new', 'old'):
+      cells = [
+        ' '.join(f'{100 * row[videos][row["alpha"].index(a)]:.1f}'
+                 for row in rows if row['variant'] == name) for a in shown]
+      print(f'| {name} | {videos} | ' + ' | '.join(cells) + ' |')
+
+
+def plot(rows: list[dict[str, Any]], path: str) -> None:
+  import matplotlib.pyplot as plt
+
+  figure, axes = plt.subplots(1, len(VARIANTS), figsize=(10, 4.6), sharex=True, sharey=True)
+  for axis, name in zip(axes, VARIANTS, strict=True):
+    for color, row in zip(('#0072B2', '#D55E00', '#009E73'),
+                          [x for x in rows if x['variant'] == name], strict=False):
+      x, y = ([100 * v for v in row[k]] for k in ('old', 'new'))
+      axis.plot(x, y, 'o-', color=color, markersize=4, label=f'seed {row["seed"]}')
+      for i in (0, 5, 10):
+        axis.annotate(f'{row["alpha"][i]:g}', (x[i], y[i]), textcoords='offset points',
+                      xytext=(5, -10), fontsize=8, color=color)
+    axis.set_title(name, fontsize=11)
+    axis.set_xlabel('24 old classes, % right among 32')
+    axis.grid(alpha=0.3)
+  axes[0].set_ylabel('8 new classes, % right among 32')
+  axes[0].legend(fontsize=9)
+  figure.suptitle('From before (α = 0) to after (α = 1) fine-tuning', fontsize=12)
+  figure.tight_layout()
+  figure.savefig(path, dpi=110)
+
+
+if __name__ == '__main__':
+  main()

@@ -1,0 +1,162 @@
+"""What keeps a run near the weights it started from: the papers' losses; nothing left behind."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import tiny
+import xclip_jax
+from xclip_jax import metrics, objective, paths, regularize, train
+from xclip_jax.data.source import ClassList
+from xclip_jax.models.projectors import PROJECTORS, Projectors
+from xclip_jax.models.xclip import FRAME_MEAN
+from xclip_jax.weights import native
+
+CLASSES = ClassList(('a', 'b', 'c', 'd'), (None,) * 4)
+PLAIN = {'augment__mixup': 0.0, 'augment__cutmix': 0.0, 'train__freeze_text': False,
+         'data__zero_shot': ''}
+
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+  return tiny.write_data(tmp_path_factory.mktemp('data'))
+
+
+def config(root='.', **changes):
+  return tiny.config(root, **(PLAIN | {'train__init_from': 'w'} | changes))
+
+
+def setting(c):
+  """A model, two sets of parameters, and a batch."""
+  model = train.make_model(c)
+  draw = lambda seed: train.state_lib.draw_params(
+    model, jax.random.key(seed), bool(c.train.distill))
+  params, anchor = draw(0), train.without_projectors(draw(1))
+  rng = np.random.default_rng(0)
+  batch = {'video': rng.integers(0, 256, (6, 3, 32, 32, 3), np.uint8),
+           'label': np.array([0, 1, 2, 3, 0, 1], np.int32), 'mask': np.arange(6) != 4}
+  ids = np.array([[49406, 300 + k, 49407] for k in range(4)], np.int32)
+  return model, params, anchor, batch, ids
+
+
+def losses(c):
+  model, params, anchor, batch, ids = setting(c)
+  forward = objective.make_forward(model, c, CLASSES)
+  plain = lambda params, key: forward(params, batch, ids, key)[0]
+  whole = lambda params, key: regularize.wrap(forward, model, c)(params, batch, ids, key, anchor)
+  return model, params, anchor, batch, ids, plain, whole
+
+
+def test_interpolated_weights_add_the_loss_in_between_with_a_gradient_of_constant_weight():
+  c = config(train__interpolate_up_to=0.6, train__interpolate_weight=0.5)
+  _, params, anchor, _, _, plain, whole = losses(c)
+  key = jax.random.key(3)
+  r = jax.random.uniform(jax.random.fold_in(key, 1), (), maxval=0.6)
+  assert 0 < r < 0.6
+  between = jax.tree.map(lambda a, p: r * a + (1 - r) * p, anchor, params)
+  (loss, row), grads = jax.jit(jax.value_and_grad(whole, has_aux=True))(params, key)
+  one, other = (jax.jit(jax.value_and_grad(plain))(x, key) for x in (params, between))
+  np.testing.assert_allclose(loss, one[0] + 0.5 / (1 - r) * other[0], rtol=1e-5)
+  np.testing.assert_allclose([row['task_loss'], row['between_loss']], [one[0], other[0]], rtol=1e-5)
+  wanted = jax.tree.map(lambda a, b: a + 0.5 * b, one[1], other[1])         # whatever r is
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(
+    x, y, atol=2e-5 * max(np.abs(y).max(), 0.1)), grads, wanted)
+
+
+def test_distillation_adds_the_distance_to_the_frame_mean_of_what_it_started_from():
+  c = config(train__distill=2.0)
+  model, params, anchor, batch, ids, plain, whole = losses(c)
+  params[PROJECTORS]['video']['proj']['kernel'] += 0.3          # which is 0 at first
+  key = jax.random.key(3)
+  loss, row = jax.jit(whole)(params, key)
+  # By hand: CLIP on every frame, the mean; the student's features through z + 0.1 MLP(z).
+  video = train.objective.losses.normalize(batch['video'], c.data.mean, c.data.std)
+  frames = []
+  for t in range(3):
+    clip = train.XCLIP(train.dataclasses.replace(model.config, num_frames=1, **FRAME_MEAN))
+    part = {'params': {k: anchor[k] for k in ('vision', 'text', 'logit_scale')}}
+    frames.append(clip.apply(part, video[:, t:t + 1], method='encode_video').video_features)
+  out = model.apply({'params': params}, video, ids)
+  unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True)
+  p = params[PROJECTORS]['video']
+  z = np.asarray(out.video_features)
+  hidden = jax.nn.gelu(z @ p['fc']['kernel'] + p['fc']['bias'], approximate=False)
+  z = z + 0.1 * np.asarray(hidden @ p['proj']['kernel'] + p['proj']['bias'])
+  squares = ((unit(z) - unit(np.mean(frames, axis=0))) ** 2).sum(-1)
+  words = model.apply({'params': anchor}, ids, method='encode_text')
+  distance = squares[batch['mask']].mean() + (
+    (unit(out.text_features) - unit(words)) ** 2).sum(-1).mean()
+  np.testing.assert_allclose(row['distance'], distance, rtol=2e-4)
+  np.testing.assert_allclose(loss, plain(params, key) + 2 * distance, rtol=2e-4)
+
+
+def test_projectors_change_nothing_at_first():
+  z = jnp.arange(6.0).reshape(2, 3)
+  params = train.state_lib.draw_params(train.make_model(config()), jax.random.key(0), True)
+  small = jax.tree.map(lambda x: x[:3, :3] if x.ndim == 2 else x[:3], params[PROJECTORS])
+  for found in Projectors().apply({'params': small}, z, z):
+    np.testing.assert_array_equal(found, z)
+
+
+def test_the_teacher_and_the_anchor_are_constants():
+  c = config(train__distill=1.0)
+  model, params, anchor, batch, ids, _, _ = losses(c)
+  wrapped = regularize.wrap(objective.make_forward(model, c, CLASSES), model, c)
+  grads = jax.grad(lambda a: wrapped(params, batch, ids, jax.random.key(0), a)[0])(anchor)
+  assert all(not np.any(x) for x in jax.tree.leaves(grads))
+
+
+def test_a_run_without_these_options_is_the_run_it_was(root):
+  c = config(root, train__init_from='')
+  assert not regularize.is_on(c.train)
+  model, params, _, batch, ids = setting(c)
+  tx, _ = train.optim.make(c.optim, params, 10, 1)
+  state = jax.eval_shape(lambda: train.state_lib.create(params, tx))
+  assert PROJECTORS not in state.params
+  step = train.make_train_step(model, tx, c, CLASSES)
+  _, row = jax.eval_shape(step, state, batch, ids, jax.random.key(0))
+  assert row.keys() == {'loss', 'accuracy', 'grad_norm'}
+
+
+def test_a_run_stays_near_its_start_and_leaves_no_projector_behind(root, tmp_path):
+  start = tiny.config(root, **PLAIN, train__steps=2, report=False)
+  train.run(start, tmp_path / 'start')
+  c = config(root, train__init_from=str(tmp_path / 'start'), train__interpolate_up_to=0.6,
+             train__distill=2.0, train__accumulation=2, train__ema=0.5, train__steps=4, log_steps=1,
+             checkpoint__every_steps=2, eval__every_steps=4, report=False)
+  train.run(c, tmp_path / 'run')
+  rows = [x for x in metrics.read_metrics(tmp_path / 'run/metrics.jsonl') if 'loss' in x]
+  assert {'task_loss', 'between_loss', 'distance'} <= rows[0].keys()
+  assert rows[0]['distance'] > 0 and rows[-1]['loss'] != rows[0]['loss']
+  found = xclip_jax.load(tmp_path / 'run')
+  assert not [x for x in paths.flatten(found.params) if PROJECTORS in x]
+  saved = json.loads((tmp_path / 'run/config.json').read_text())
+  anchor = train.read_params(c, train.make_model(c))
+  assert saved['anchor_sha256'] == native.fingerprint(anchor)
+
+  # Interrupted, it goes on as if it had not been; from another start, it does not go on.
+  whole = (tmp_path / 'run/metrics.jsonl').read_text()
+  shutil.rmtree(tmp_path / 'run/checkpoints/4')
+  train.run(c, tmp_path / 'run')
+  assert (tmp_path / 'run/metrics.jsonl').read_text() == whole
+  again = tiny.config(root, **PLAIN, train__steps=3, report=False)
+  shutil.rmtree(tmp_path / 'start')
+  train.run(again, tmp_path / 'start')
+  with pytest.raises(ValueError, match='anchor_sha256'):
+    train.run(c, tmp_path / 'run')
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+  ({'train__distill': 2.0, 'train__init_from': ''}, 'config.train.distill=2.0 keeps a run near'),
+  ({'train__interpolate_up_to': 0.6, 'train__init_from': ''}, 'set config.train.init_from'),
+  ({'train__interpolate_up_to': 1.0}, r'must lie in \[0, 1\), got 1.0'),
+  ({'train__distill': -1.0}, 'config.train.distill must be 0 or more'),
+])
+def test_what_cannot_be_is_said_at_the_start(root, tmp_path, changes, message):
+  with pytest.raises(ValueError, match=message):
+    train.run(config(root, **changes), tmp_path / 'run')
+  assert not (tmp_path / 'run/metrics.jsonl').exists()
