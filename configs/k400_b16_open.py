@@ -5,7 +5,7 @@
 
 CLIP's two towers are trained with interpolated weight regularisation (up to 0.6, weight 0.5), and
 the parameters averaged from the second of 22 epochs on; 512 clips an update, on 8 GPUs of 32 GB as
-16 micro-batches of 32. Open-VCLIP also lets patches attend to the frames beside theirs and trains with
+16 micro-batches of 32. Open-VCLIP also lets patches attend to the frames beside theirs, trains with
 28 templates (`data.templates`; give your own), and mixes its weights with CLIP's in the end: `xclip
 weights interpolate ViT-B/16 runs/k400_b16_open --alpha 0.5 -o mixed`. Published, zero-shot: UCF101
 83.4, HMDB51 53.9, K600 73.0 %. Not run here.
