@@ -17,7 +17,7 @@ EVERYTHING = {'xclip_jax'}
 MAY_IMPORT = {
   'configs': (set(), {'configs', 'xclip_jax.config'}),
   'xclip_jax.config': ({'ml_collections'}, set()),
-  'train': ({'absl', 'jax', 'ml_collections'}, {'xclip_jax.train', 'xclip_jax.checkpoint'}),
+  'train': ({'absl', 'ml_collections'}, {'xclip_jax.train', 'xclip_jax.distributed'}),
   'xclip_jax': (set(), set()),
   'xclip_jax.paths': ({'jax'}, set()),
   'xclip_jax.sharding': ({'jax', 'numpy'}, {'xclip_jax.paths'}),
@@ -44,6 +44,7 @@ MAY_IMPORT = {
     f'xclip_jax.{x}' for x in (
       'colors', 'data', 'losses', 'models', 'prompts', 'sharding', 'targets')}),
   'xclip_jax.regularize': ({'jax'}, {'xclip_jax.models', 'xclip_jax.objective'}),
+  'xclip_jax.distributed': ({'jax', 'numpy'}, set()),
   'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
   'xclip_jax.protocols': ({'numpy'}, set()),
   'xclip_jax.scores': ({'numpy'}, {'xclip_jax.metrics', 'xclip_jax.protocols'}),
@@ -59,16 +60,19 @@ MAY_IMPORT = {
   'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models', 'xclip_jax.paths'}),
   'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {
     'xclip_jax.models', 'xclip_jax.paths', 'xclip_jax.state'}),
-  'xclip_jax.progress': ({'jax', 'numpy'}, {'xclip_jax.checkpoint', 'xclip_jax.models'}),
+  'xclip_jax.progress': ({'jax', 'numpy'}, {
+    f'xclip_jax.{x}' for x in ('checkpoint', 'distributed', 'models')}),
   'xclip_jax.evaluate': ({'jax', 'numpy', 'tqdm'}, {
     f'xclip_jax.{x}' for x in (
-      'data', 'losses', 'metrics', 'models', 'progress', 'prompts', 'report', 'sharding',
-      'tokenizer', 'weights')
+      'data', 'distributed', 'losses', 'metrics', 'models', 'progress', 'prompts', 'report',
+      'sharding', 'tokenizer', 'weights')
   }),
   'xclip_jax.scorer': ({'jax', 'numpy'}, {
     f'xclip_jax.{x}' for x in (
-      'data', 'losses', 'models', 'prompts', 'sharding', 'tokenizer', 'weights')}),
+      'data', 'distributed', 'losses', 'models', 'prompts', 'sharding', 'tokenizer', 'weights')}),
   'xclip_jax.evaluation_sets': ({'numpy'}, {'xclip_jax.data', 'xclip_jax.scores'}),
+  'xclip_jax.evaluation_average': (set(), {
+    f'xclip_jax.{x}' for x in ('protocols', 'report', 'style')}),
   'xclip_jax.evaluation_results': ({'numpy'}, EVERYTHING),
   'xclip_jax.workdir': (
     {'jax'}, {f'xclip_jax.{x}' for x in ('data', 'metrics', 'paths', 'prompts')}),
@@ -91,8 +95,8 @@ MAY_IMPORT = {
     'answers', 'evaluation_sets', 'inference', 'weights', 'weights_curve')}),
   'xclip_jax.eval_cli': (set(), {
     f'xclip_jax.{x}' for x in (
-      'answers', 'eval_report', 'evaluation_results', 'evaluation_sets', 'inference', 'scorer',
-      'sharding')}),
+      'answers', 'distributed', 'eval_report', 'evaluation_average', 'evaluation_results',
+      'evaluation_sets', 'inference', 'scorer', 'sharding')}),
   'xclip_jax.cli': ({'jax', 'numpy', 'tqdm'}, EVERYTHING),
 }
 

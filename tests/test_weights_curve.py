@@ -16,7 +16,7 @@ ALPHAS = (0.0, 0.4, 1.0)
 
 
 def random_weights(seed, **fields):
-  config = XCLIPConfig(num_frames=2, **(tiny.FIELDS | fields))
+  config = XCLIPConfig(**({'num_frames': 2} | tiny.FIELDS | fields))
   draw = np.random.default_rng(seed).standard_normal
   params = jax.tree.map(lambda x: (0.5 * draw(x.shape)).astype(np.float32),
                         apply.abstract_params(config))

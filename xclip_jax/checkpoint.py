@@ -149,6 +149,8 @@ class Checkpoints:
   def __exit__(self, kind, *_) -> None:
     if kind is None:
       self.wait()
+    elif jax.process_count() > 1:
+      return                            # closing waits for processes that may be gone
     self._manager.close()
 
   def _guard(self, write) -> None:

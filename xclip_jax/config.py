@@ -36,6 +36,7 @@ def get_config() -> config_dict.ConfigDict:
   c.data.split_files = ''                 # ... and the folder of its text files
   c.data.zero_shot = ''                   # annotation file of classes never trained on ('': none)
   c.data.zero_shot_classes = ''
+  c.data.zero_shot_root = ''              # folder of these two and of its videos; '': data.root
   c.data.template = '{}'                  # prompt around a class name; the reference uses it bare
   c.data.templates = ()                   # several instead: features are averaged (docs/options.md)
   c.data.descriptions = ''                # CSV name,description: texts in place of class names

@@ -17,6 +17,7 @@ _EXAMPLES = """examples:
       --template 'a video of {}' --template 'a person doing {}' -o results/hmdb51
   xclip eval base-novel halves/val_base.csv halves/val_novel.csv --root /data --weights W -o bn
   xclip eval retrieval captions.csv --weights W -o results/captions
+  xclip eval average results/seed0 results/seed1 results/seed2 -o results/mean
   xclip eval compare results/a results/b -o results/difference
 """
 _FILES = r'predictions(_\w+)?\.npz|results\.json|report\.md|{}'
@@ -67,6 +68,14 @@ def add_commands(commands: Any, keep_compilations: Callable[[], None]) -> None:
   command.add_argument('--resamples', type=int, default=10_000, metavar='N', help='default: 10000')
   command.add_argument('--seed', type=int, default=0, help='of the resamples')
   command.set_defaults(run=compare)
+
+
+  command = group.add_parser('average', help='mean over results: draws, seeds, splits',
+                             description=average.__doc__)
+  command.add_argument('results', metavar='RESULT', nargs='+', help='folders of `xclip eval`')
+  command.add_argument('-o', '--output', metavar='FOLDER', help='write results and report')
+  command.add_argument('--overwrite', action='store_true', help='replace an older result')
+  command.set_defaults(run=average)
 
 
 def supervised(arguments: argparse.Namespace) -> int:
@@ -124,13 +133,34 @@ def compare(arguments: argparse.Namespace) -> int:
   return 0
 
 
+def average(arguments: argparse.Namespace) -> int:
+  """Averages the numbers of several results of one protocol, with their standard deviation."""
+  from xclip_jax import evaluation_average
+
+  with contextlib.ExitStack() as stack:
+    folder = stack.enter_context(_folder(arguments)) if arguments.output else None
+    with answers.refusing():
+      result = evaluation_average.average(arguments.results)
+      if folder:
+        evaluation_average.write(folder.temporary, result)
+    if folder:
+      folder.keep()
+  print('\n'.join(evaluation_average.lines(result)))
+  return 0
+
+
 def _run(arguments: argparse.Namespace, protocol: str, sets: Sequence[Any]) -> int:
   templates = _templates(arguments)
   for name in ('clips', 'stride', 'batch_size', 'threads', 'frames'):
     value = getattr(arguments, name)
     if value is not None and value < 1:
       raise answers.Refused(f'--{name.replace("_", "-")} must be at least 1, got {value}')
-  with _folder(arguments) as folder:
+  several = arguments.distributed == 'auto' or any(x is not None for x in (
+    arguments.coordinator, arguments.num_processes, arguments.process_id))
+  process, processes = _join(arguments) if several else (0, 1)
+  first = process == 0
+  with contextlib.ExitStack() as stack:
+    folder = stack.enter_context(_folder(arguments)) if first else None
     arguments.keep_compilations()
     from xclip_jax import evaluation_results, inference, scorer, sharding
 
@@ -151,10 +181,12 @@ def _run(arguments: argparse.Namespace, protocol: str, sets: Sequence[Any]) -> i
       gc.enable()
       scores = {
         x.name: x.score(found, templates, views, arguments.average, arguments.clip_seconds,
-                        answers.batch_bar('', arguments.quiet),
+                        answers.batch_bar('', arguments.quiet or not first),
                         getattr(arguments, 'truncate', False))
         for x in sets
       }
+      if not first:
+        return 1 if any(x.failed for x in scores.values()) else 0
       lines = evaluation_results.write(
         folder.temporary, protocol, sets, scores, arguments.weights, weights,
         {'templates': templates, 'average': arguments.average, 'clips': arguments.clips,
@@ -162,6 +194,7 @@ def _run(arguments: argparse.Namespace, protocol: str, sets: Sequence[Any]) -> i
          'resize': found.resize_ratio(views), 'sampling': arguments.sampling,
          'stride': arguments.stride, 'batch_size': found.batch_size,
          'clip_seconds': arguments.clip_seconds, 'devices': found.mesh.size,
+         'processes': processes,
          'truncate': getattr(arguments, 'truncate', False)},
       )
     folder.keep()
@@ -175,6 +208,15 @@ def _run(arguments: argparse.Namespace, protocol: str, sets: Sequence[Any]) -> i
     total = sum(x.expected for x in scores.values())
     print(f'xclip: {len(missing)} of {total} videos could not be evaluated', file=sys.stderr)
   return 1 if missing else 0
+
+
+def _join(arguments: argparse.Namespace) -> tuple[int, int]:
+  """Joins the other processes; which of them this is, and how many they are."""
+  from xclip_jax import distributed
+
+  with answers.refusing():
+    return distributed.join(arguments.distributed, arguments.coordinator,
+                            arguments.num_processes, arguments.process_id)
 
 
 def _sets(
@@ -255,6 +297,11 @@ def _command(
   add('--clip-seconds', type=float, default=60.0, metavar='S',
       help='a video that is not read by then is missing; 0: no limit (default: 60)')
   add('--quiet', action='store_true', help='no progress bar')
+  add('--distributed', choices=('off', 'auto'), default='off',
+      help='auto: with the other hosts of a TPU pod, Slurm or MPI job; the first one writes')
+  add('--coordinator', metavar='HOST:PORT', help='of process 0, where they are not found so')
+  add('--num-processes', type=int, metavar='N', help='with --coordinator')
+  add('--process-id', type=int, metavar='I', help='with --coordinator: which this is, from 0')
   command.set_defaults(run=run, keep_compilations=keep_compilations)
   return command
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from xclip_jax import losses, metrics, progress, prompts, report, sharding
+from xclip_jax import distributed, losses, metrics, progress, prompts, report, sharding
 from xclip_jax.data import Split, augment, pipeline, sampling
 from xclip_jax.metrics import Predictions
 from xclip_jax.models.xclip import XCLIP
@@ -122,6 +122,7 @@ class Evaluator:
           device = {'video': video} | {k: batch[k] for k in ('label', 'index', 'mask')}
           rows[order].append(self._predict(params, sharding.put_batch(device, self.mesh),
                                            text_features))
+    failed = distributed.merged(failed)
     return {
       order: _collect(jax.device_get(parts), tuple(class_names), expected, failed)
       for order, parts in rows.items()

@@ -185,9 +185,16 @@ def _weights(weights: Any) -> dict[str, Any]:
   return {
     'source': weights.source, 'dialect': weights.dialect,
     'sha256': native.fingerprint(weights.params),
-    'template': weights.template, 'model': dataclasses.asdict(weights.config),
+    'run_config': _run_config(weights), 'template': weights.template,
+    'model': dataclasses.asdict(weights.config),
     'preprocess': dataclasses.asdict(weights.preprocess),
   }
+
+
+def _run_config(weights: Any) -> dict[str, Any] | None:
+  """The config of the run that weights are of; None if they are not of a run."""
+  file = Path(weights.source) / 'config.json'
+  return native.read_json(file) if weights.dialect == 'run' and file.is_file() else None
 
 
 def _git_commit() -> str | None:

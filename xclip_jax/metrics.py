@@ -48,7 +48,11 @@ class Predictions:
   def confusion(self) -> np.ndarray:
     """Returns counts [K, K], true class by predicted class."""
     K = len(self.class_names)
-    pairs = np.stack([self.label, self.probabilities.argmax(axis=1)])
+    # Of equal scores the right class comes last, as in `top`.
+    scores, rows = self.probabilities.astype(np.float64), np.arange(len(self.label))
+    tied = (scores == scores[rows, self.label][:, None]).sum(axis=1) > 1
+    scores[rows[tied], self.label[tied]] = -np.inf
+    pairs = np.stack([self.label, scores.argmax(axis=1)])
     return np.bincount(np.ravel_multi_index(pairs, (K, K)), minlength=K * K).reshape(K, K)
 
   def against(self, partner: Sequence[int | None]) -> float:
@@ -90,18 +94,25 @@ class MetricsWriter:
 
   metrics.jsonl holds only what the run computes, never a time: a run that was killed and resumed
   ends with the same file as one that was not. What was written after `start_step`, by a process
-  that died before its next checkpoint, is cut off.
+  that died before its next checkpoint, is cut off. One of several processes writes; `rows` is what
+  was there.
   """
 
-  def __init__(self, workdir: Path, start_step: int = 0):
+  def __init__(self, workdir: Path, start_step: int = 0, writes: bool = True):
     self.path = workdir / 'metrics.jsonl'
+    self._writes = writes
     rows = [row for row in read_metrics(self.path) if row['step'] <= start_step]
+    self.rows = rows
+    if not writes:
+      return
     write_text(self.path, ''.join(json.dumps(row) + '\n' for row in rows))
     self._file = self.path.open('a')
     self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step + 1)
 
   def write(self, step: int, scalars: Mapping[str, Any], timing: Mapping[str, float] = {}) -> None:
     """Appends one row; `timing` goes to TensorBoard only."""
+    if not self._writes:
+      return
     row = {'step': step} | {k: _plain(v) for k, v in scalars.items()}
     self._file.write(json.dumps(row) + '\n')
     self._file.flush()
@@ -110,6 +121,8 @@ class MetricsWriter:
         self._events.add_scalar(name, value, step)
 
   def close(self) -> None:
+    if not self._writes:
+      return
     self._file.close()
     self._events.close()
 

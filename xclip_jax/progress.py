@@ -11,6 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from xclip_jax import distributed
 from xclip_jax.checkpoint import Checkpoints
 from xclip_jax.models.xclip import XCLIPConfig
 
@@ -99,6 +100,9 @@ def facts(
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
   """Yields a function that says whether SIGTERM has come (pre-emption): save, then leave."""
+  if jax.process_count() > 1:
+    yield distributed.stop_agreed()
+    return
   came = []
   try:
     before = signal.signal(signal.SIGTERM, lambda *_: came.append(True))

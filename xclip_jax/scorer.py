@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from xclip_jax import losses, prompts, sharding, tokenizer
+from xclip_jax import distributed, losses, prompts, sharding, tokenizer
 from xclip_jax.data import augment, pipeline
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.weights.native import Weights
@@ -161,7 +161,7 @@ class Scorer:
         waiting = started, texts, K
     parts.append(_fetch(*waiting))
     index, mask, logits = (np.concatenate(x) for x in zip(*parts, strict=True))
-    return _sort_out(index[mask], logits[mask], failed, len(paths))
+    return _sort_out(index[mask], logits[mask], distributed.merged(failed))
 
   def resize_ratio(self, views: Views) -> float:
     """Returns the short side before the crops, over the image size."""
@@ -194,7 +194,7 @@ def _fetch(started: tuple, texts: list, K: int) -> tuple[np.ndarray, np.ndarray,
 
 
 def _sort_out(
-  index: np.ndarray, logits: np.ndarray, failed: dict[int, str], count: int
+  index: np.ndarray, logits: np.ndarray, failed: dict[int, str]
 ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
   order = np.argsort(index, kind='stable')
   index, logits = index[order], logits[order]
@@ -203,8 +203,6 @@ def _sort_out(
     raise ValueError('the model answers with NaN or infinity; its weights are damaged')
   failed = failed | {int(i): 'the model answers with NaN or infinity' for i in index[~good]}
   index, logits = index[good], logits[good]
-  for row in set(range(count)) - set(index.tolist()) - failed.keys():
-    failed[row] = 'unreadable, as another host found'
   return logits, index, dict(sorted(failed.items()))
 
 

@@ -13,8 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
+from jax.sharding import Mesh
 
 from xclip_jax import (
+  distributed,
   evaluate,
   evaluate_lists,
   objective,
@@ -124,7 +126,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     raise ValueError(f'mode must be train or eval, got {mode!r}')
   workdir = Path(workdir).resolve()
   config = resolved(config)
-  splits = open_splits(config.data, config.train.task)
+  splits = distributed.together(lambda: open_splits(config.data, config.train.task))
   mesh = sharding.make_mesh(config.mesh)
   check_batch_size(config, mesh.size)
   model = make_model(config)
@@ -156,9 +158,9 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
         step, without_projectors(abstract.params), sharding.replicated(mesh))
       return evaluator.finish(params, workdir, step)
 
-    anchor = read_params(config, model) if near else None
-    workdir_lib.claim(config, workdir, splits, start is None,
-                      anchor and native.fingerprint(anchor))
+    anchor = read_params(config, model, mesh) if near else None
+    distributed.together(lambda: workdir_lib.claim(
+      config, workdir, splits, start is None, anchor and native.fingerprint(anchor)))
     host = {'bad_files': {}, 'window': []}
     if start is not None:                                   # 1 continue this run
       state, host = ckpt.restore(start, abstract, shardings)
@@ -166,7 +168,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
       state = state_lib.init(
         model, tx, config.seed, shardings, config.train.init_scale, average is not None, projectors)
       if config.train.init_from:                            # 3 from weights
-        state = state.start_from(load_params(config, model, shardings))
+        state = state.start_from(load_params(config, model, shardings, mesh))
     anchor = () if anchor is None else (place_params(anchor, shardings),)
     starts_bias = start is None and model.config.logit_bias and not float(
       state.params['logit_bias'])
@@ -177,7 +179,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     if config.train.freeze_text and text is not None:
       text = evaluator.encode_text(state.params, 'train')
     text = jax.device_put(text, sharding.replicated(mesh))
-    key = jax.device_put(jax.random.key(config.seed), sharding.replicated(mesh))
+    key = jax.jit(lambda: jax.random.key(config.seed), out_shardings=sharding.replicated(mesh))()
     step_fn = jit_train_step(
       model, tx, config, splits['train'].classes, shardings, mesh, average,
       evaluator.prompts['train'])
@@ -196,12 +198,18 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
           model, config, state.params, batch, text, evaluator.prompts['train'])})
       return jax.jit(find, donate_argnums=0, out_shardings=shardings)(state, batch, text)
 
+    def agree_on_bad_files():
+      bad.items = distributed.merged(bad.items)
+      bad.check()
+
     def save(step, metric=None):
       window.fetch()
+      agree_on_bad_files()
       ckpt.save(step, state, {'bad_files': bad.items, 'window': window.rows}, metric)
 
     with (
-      contextlib.closing(metrics_lib.MetricsWriter(workdir, start)) as writer,
+      contextlib.closing(
+        metrics_lib.MetricsWriter(workdir, start, jax.process_index() == 0)) as writer,
       pipeline.train_batches(
         splits['train'].rows, train_transform(config, model), num_frames=model.config.num_frames,
         batch_size=config.train.batch_size, seed=config.seed, start_step=start,
@@ -215,13 +223,13 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
       stop_signal() as stopped,
       jax.set_mesh(mesh),
     ):
-      done = metrics_lib.read_metrics(writer.path)
-      evaluated = {row['step'] for row in done if evaluator.metric in row}
+      evaluated = set(distributed.told_by_first(
+        [row['step'] for row in writer.rows if evaluator.metric in row]))
       clock = Clock(start)
       for step in range(start, total + 1):
         if step > start:
           batch = next(batches)
-          bad.update(batch)
+          bad.update(batch, check=jax.process_count() == 1)
           on_device = {k: batch[k] for k in ('video', 'label', 'mask', 'colors') if k in batch}
           on_device = sharding.put_batch(on_device | targets.look_up(taught, batch['index']), mesh)
           if step == 1 and starts_bias:
@@ -230,6 +238,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
           window.add(step, metrics, batch['index'])
           bar.update()
           if due(step, config.log_steps):
+            agree_on_bad_files()
             row = window.mean() | {'lr': schedule(step - 1), 'unreadable_files': bad.count}
             speed = clock.rate(step) * config.train.batch_size
             writer.write(step, row, {'videos_per_second': speed})
@@ -300,9 +309,9 @@ def train_transform(config: Any, model: XCLIP) -> augment.TrainTransform:
   )
 
 
-def load_params(config: Any, model: XCLIP, shardings: Any) -> Any:
+def load_params(config: Any, model: XCLIP, shardings: Any, mesh: Mesh | None = None) -> Any:
   """Reads the parameters that `config.train.init_from` names, onto this run's mesh."""
-  return place_params(read_params(config, model), shardings)
+  return place_params(read_params(config, model, mesh), shardings)
 
 
 def place_params(params: Any, shardings: Any) -> Any:
@@ -314,8 +323,10 @@ def without_projectors(params: Any) -> Any:
   return {name: x for name, x in params.items() if name != PROJECTORS}
 
 
-def read_params(config: Any, model: XCLIP) -> Any:
-  """Reads the parameters that `config.train.init_from` names.
+def read_params(config: Any, model: XCLIP, mesh: Mesh | None = None) -> Any:
+  """Reads the parameters that `config.train.init_from` names, into the memory of each host.
+
+  `mesh`: of the run, where that has several processes.
 
   Raises:
     ValueError, CheckpointError: there are none, or they are of another model; lists what differs.
@@ -328,7 +339,8 @@ def read_params(config: Any, model: XCLIP) -> Any:
       if step is None:
         raise ValueError(f'config.train.init_from={source!r} holds no checkpoint')
       want = with_logit_bias(abstract, 'logit_bias' in ckpt.parameter_names(step))
-      params = jax.device_get(ckpt.restore_weights(step, want))
+      everywhere = mesh and sharding.replicated(mesh)
+      params = jax.device_get(ckpt.restore_weights(step, want, everywhere))
   else:
     want = model.config
     size = dict(num_frames=want.num_frames, image_size=want.image_size)

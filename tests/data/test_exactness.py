@@ -65,15 +65,12 @@ def stream(folder, start=0, stop=STEPS, *, hosts=1, workers=0, repeats=1, transf
       host_index=host, host_count=hosts, repeats=repeats, **options
     ) as batches:
       parts.append(list(itertools.islice(batches, stop - start)))
-  return [interleave(batches, repeats) for batches in zip(*parts, strict=True)]
+  return [join(batches) for batches in zip(*parts, strict=True)]
 
 
-def interleave(batches, repeats):
-  """Take the hosts' rows in turn, rows of one video together."""
-  merge = lambda arrays: np.stack(
-    [array.reshape(-1, repeats, *array.shape[1:]) for array in arrays], 1
-  ).reshape(-1, *arrays[0].shape[1:])
-  return {name: merge([batch[name] for batch in batches]) for name in batches[0]}
+def join(batches):
+  """Put the hosts' rows one after another, as their devices' rows are."""
+  return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def hashes(batches):

@@ -281,7 +281,7 @@ def test_a_time_limit_changes_no_row(tmp_path):
   for a, b in zip(train(listed, 3), train(listed, 3, clip_seconds=60), strict=True):
     for name in a:
       np.testing.assert_array_equal(a[name], b[name])
-  assert not readers()
+  assert gone()
 
 
 @contextlib.contextmanager

@@ -136,8 +136,7 @@ def test_hosts_share_the_global_batches_of_one(good):
   for batch, *parts in zip(whole, *halves, strict=True):
     for name in batch:
       assert all(len(part[name]) == 2 for part in parts)
-      merged = np.stack([part[name] for part in parts], 1).reshape(batch[name].shape)
-      np.testing.assert_array_equal(merged, batch[name])
+      np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), batch[name])
 
 
 def test_a_batch_may_hold_more_rows_than_there_are_files(good):
@@ -208,7 +207,7 @@ def test_evaluation_counts_each_video_once_on_any_hosts(good, batch_size, hosts)
   seen = []
   for batches in zip(*parts, strict=True):
     assert all(len(batch['index']) == batch_size // hosts for batch in batches)
-    seen += np.stack([batch['index'] for batch in batches], 1).ravel().tolist()
+    seen += np.concatenate([batch['index'] for batch in batches]).tolist()
     for batch in batches:
       np.testing.assert_array_equal(batch['mask'], batch['index'] >= 0)
       label = np.where(batch['mask'], batch['index'] % 3, 0)

@@ -96,9 +96,12 @@ def open_splits(data: Any, task: str = 'single-label') -> dict[str, Split]:
   else:
     splits = _read_lists(data, root, task)
   if data.zero_shot:
-    classes = source.read_classes(root / data.zero_shot_classes)
+    other = Path(data.zero_shot_root) if data.zero_shot_root else root
+    if not other.is_dir():
+      raise ValueError(f'config.data.zero_shot_root={data.zero_shot_root!r} is not a folder')
+    classes = source.read_classes(other / data.zero_shot_classes)
     splits['zero_shot'] = _split(
-      _read_list(root, data.zero_shot, classes, task), classes, root, data.zero_shot)
+      _read_list(other, data.zero_shot, classes, task), classes, other, data.zero_shot)
   return splits
 
 

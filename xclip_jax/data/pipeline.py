@@ -168,7 +168,8 @@ def train_batches(
     .repeat()
     .random_map(_TrainClip(source, transform, sampler, repeats, clip_seconds))
   )
-  dataset = clips[host_index::host_count].batch(rows // repeats, drop_remainder=True)
+  share = _HostRows(clips, batch_size // repeats, rows // repeats, host_index)
+  dataset = share.batch(rows // repeats, drop_remainder=True)
   if repeats > 1:
     dataset = dataset.map(_flatten_repeats)
   return Batches(dataset, step=start_step, workers=workers, threads=threads, endless=True)
@@ -209,15 +210,29 @@ def eval_batches(
   videos = grain.MapDataset.range(padded).map(
     _EvalClip(source, transform, sampler, clips, clip_seconds)
   )
-  dataset = videos[host_index::host_count].batch(rows)
+  dataset = _HostRows(videos, batch_size, rows, host_index).batch(rows)
   return Batches(dataset, step=0, workers=workers, threads=threads, endless=False)
 
 
-class BadFiles:
-  """Count the files that could not be read, and stop a run that has too many.
+class _HostRows(grain.MapDataset):
+  """Of every global batch the rows of one host: a run of `rows`, as arrays over devices are cut."""
 
-  On several hosts each counts the files it met itself.
-  """
+  def __init__(self, parent: grain.MapDataset, batch_size: int, rows: int, host_index: int):
+    super().__init__(parent)
+    self._batch_size, self._rows, self._first = batch_size, rows, host_index * rows
+
+  def __len__(self) -> int:
+    return len(self._parent) // self._batch_size * self._rows
+
+  def __getitem__(self, index: Any) -> Any:
+    if isinstance(index, slice):
+      return self.slice(index)
+    batch, row = divmod(index, self._rows)
+    return self._parent[batch * self._batch_size + self._first + row]
+
+
+class BadFiles:
+  """Count the files that could not be read, and stop a run that has too many."""
 
   def __init__(self, source_len: int, max_share: float):
     self._source_len = source_len
@@ -229,11 +244,16 @@ class BadFiles:
     """Distinct files so far."""
     return len(self.items)
 
-  def update(self, batch: dict[str, np.ndarray]) -> None:
-    """Note a batch's failures; ValueError once their share of the source is too large."""
+  def update(self, batch: dict[str, np.ndarray], check: bool = True) -> None:
+    """Note a batch's failures, and check."""
     for row in np.flatnonzero(batch['failed'] >= 0):
       reason = batch['error'][row].decode(errors='replace')
       self.items.setdefault(int(batch['failed'][row]), reason)
+    if check:
+      self.check()
+
+  def check(self) -> None:
+    """ValueError once their share of the source is too large."""
     if self.count > self._max_share * self._source_len:
       shown = '\n  '.join(list(self.items.values())[:5])
       raise ValueError(
