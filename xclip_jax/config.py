@@ -138,5 +138,8 @@ def get_config() -> config_dict.ConfigDict:
   c.eval.views = 'centred'                # of several: centred | reference (drawn as in training)
   c.eval.crops = 1                        # of each clip: 1 (centre) | 3
   c.eval.checkpoint = 'latest'            # what --mode eval reads: latest | best
+  c.profile = config_dict.ConfigDict()    # record updates with jax.profiler, in workdir/profile
+  c.profile.first = 0                     # the first one to record
+  c.profile.steps = 0                     # how many; 0: none
   c.report = True                         # draw workdir/report at the end
   return c

@@ -5,6 +5,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -95,6 +96,42 @@ def facts(
   if seconds:
     found['Training time'] = f'{seconds / 60:.1f} minutes in this process, evaluations left out'
   return found
+
+
+class Profile:
+  """Records some updates with jax.profiler, for xprof or TensorBoard; a context manager."""
+
+  def __init__(self, profile: Any, workdir: Path):
+    """Args: profile is `config.profile`; the recording goes to workdir/profile."""
+    self._first, self._last = profile.first, profile.first + profile.steps - 1
+    self._folder, self._runs = workdir / 'profile', False
+
+  @contextlib.contextmanager
+  def update(self, step: int) -> Iterator[None]:
+    """Around update `step`."""
+    if step == self._first <= self._last:
+      jax.profiler.start_trace(self._folder)
+      self._runs = True
+    with jax.profiler.StepTraceAnnotation('train', step_num=step) if self._runs else (
+      contextlib.nullcontext()):
+      yield
+
+  def done(self, step: int, outcome: Any) -> None:
+    """After update `step`, whose outcome is waited for if it is the last to be recorded."""
+    if self._runs and step == self._last:
+      jax.block_until_ready(outcome)
+      self._stop()
+
+  def _stop(self) -> None:
+    jax.profiler.stop_trace()
+    self._runs = False
+
+  def __enter__(self) -> 'Profile':
+    return self
+
+  def __exit__(self, *_: Any) -> None:
+    if self._runs:
+      self._stop()
 
 
 @contextlib.contextmanager

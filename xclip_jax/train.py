@@ -34,7 +34,7 @@ from xclip_jax.data import Split, augment, open_splits, pipeline
 from xclip_jax.data.source import ClassList
 from xclip_jax.models.projectors import PROJECTORS
 from xclip_jax.models.xclip import COMPUTE_FIELDS, XCLIP, config_of_run
-from xclip_jax.progress import Clock, Window, stop_signal
+from xclip_jax.progress import Clock, Profile, Window, stop_signal
 from xclip_jax.weights import hub, native, rules
 
 
@@ -192,6 +192,8 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     window = Window(host['window'], splits['train'].videos, ckpt)
     results: dict[str, float] = {}
 
+    rate = jax.jit(schedule)
+
     def start_bias(state, batch):
       find = lambda state, batch, text: state.start_from(state.params | {
         'logit_bias': objective.start_bias(
@@ -220,6 +222,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
       ) as batches,
       tqdm.tqdm(total=total, initial=start, unit='step', desc='training', dynamic_ncols=True,
                 disable=jax.process_index() > 0) as bar,
+      Profile(config.profile, workdir) as profile,
       stop_signal() as stopped,
       jax.set_mesh(mesh),
     ):
@@ -234,12 +237,15 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
           on_device = sharding.put_batch(on_device | targets.look_up(taught, batch['index']), mesh)
           if step == 1 and starts_bias:
             state = start_bias(state, on_device)
-          state, metrics = step_fn(state, on_device, text, key, *anchor)
+          with profile.update(step):
+            state, metrics = step_fn(state, on_device, text, key, *anchor)
+          profile.done(step, metrics)
           window.add(step, metrics, batch['index'])
           bar.update()
           if due(step, config.log_steps):
             agree_on_bad_files()
-            row = window.mean() | {'lr': schedule(step - 1), 'unreadable_files': bad.count}
+            lr = jax.device_get(rate(jax.device_put(np.int32(step - 1))))
+            row = window.mean() | {'lr': lr, 'unreadable_files': bad.count}
             speed = clock.rate(step) * config.train.batch_size
             writer.write(step, row, {'videos_per_second': speed})
             bar.set_postfix_str(

@@ -14,7 +14,7 @@ from xclip_jax.data import Split, pipeline
 # Fields that may change between restarts of one run: they move no weight.
 FREE_FIELDS = (
   r'data\.(root|zero_shot_root|workers|threads|clip_seconds|max_bad_share)|mesh\..*|sharding|checkpoint\..*'
-  r'|log_steps|eval\..*|report'
+  r'|log_steps|eval\..*|profile\..*|report'
 )
 
 
