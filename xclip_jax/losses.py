@@ -83,25 +83,25 @@ def blend(
   """
   B, _, H, W, _ = video.shape
   which, permutation, draw, center_y, center_x = jax.random.split(key, 5)
-  partner = jax.random.permutation(permutation, B)
-  video = video.astype(jnp.float32)
+  partner = jax.random.permutation(permutation, B)       # often on another device: bytes are moved
 
   def by_mixup(_):
     lam = jax.random.beta(draw, options.mixup, options.mixup)
-    return mixup(video, partner, lam), mixup(targets, partner, lam)
+    return mixup(video, partner, lam).astype(jnp.float32), mixup(targets, partner, lam)
 
   def by_cutmix(_):
     lam = jax.random.beta(draw, options.cutmix, options.cutmix)
     cy = jax.random.randint(center_y, (), 0, H)
     cx = jax.random.randint(center_x, (), 0, W)
-    return cutmix(video, targets, partner, cutmix_box(lam, cy, cx, H, W))
+    mixed, targets_mixed = cutmix(video, targets, partner, cutmix_box(lam, cy, cx, H, W))
+    return mixed.astype(jnp.float32), targets_mixed
 
   if options.mixup and options.cutmix:
     coin = jax.random.bernoulli(which, options.cutmix_share)
     return jax.lax.cond(coin, by_cutmix, by_mixup, None)
   if options.cutmix:
     return by_cutmix(None)
-  return by_mixup(None) if options.mixup else (video, targets)
+  return by_mixup(None) if options.mixup else (video.astype(jnp.float32), targets)
 
 
 def multi_hot(labels: jax.Array, smoothing: float) -> jax.Array:
