@@ -8,7 +8,7 @@ demo: .venv/installed
 	$(BIN)/python train.py --config configs/demo.py --workdir runs/demo
 
 test: .venv/installed
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -367,4 +367,4 @@ def test_examples_of_the_help_are_real():
   parsed = [cli._parser().parse_args(shlex.split(line)[1:]) for line in lines]
   assert {x.run for x in parsed} == {
     getattr(eval_cli, name) for name in
-    ('supervised', 'zero_shot', 'base_novel', 'retrieval', 'compare')}
+    ('supervised', 'zero_shot', 'base_novel', 'retrieval', 'average', 'compare')}
