@@ -51,6 +51,7 @@ def test_the_loop_compiles_once_moves_nothing_unasked_and_waits_at_log_points_on
   assert list((tmp_path / 'run/profile').rglob('*.xplane.pb'))
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_while_it_records_keeps_the_recording(root, tmp_path):
   config = tiny.config(root, train__steps=2, report=False, data__zero_shot='', profile__first=2,
                        profile__steps=50)
