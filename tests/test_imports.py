@@ -84,7 +84,7 @@ MAY_IMPORT = {
   'xclip_jax.flops': (set(), {'xclip_jax.models'}),
   'xclip_jax.compiled': (set(), set()),
   'xclip_jax.plan': ({'jax', 'optax'}, {f'xclip_jax.{x}' for x in (
-    'compiled', 'data', 'evaluate', 'flops', 'optim', 'sharding', 'state', 'train')}),
+    'compiled', 'data', 'evaluate', 'flops', 'optim', 'regularize', 'sharding', 'state', 'train')}),
   'xclip_jax.plan_cli': (set(), {f'xclip_jax.{x}' for x in ('answers', 'config', 'plan')}),
   'xclip_jax.answers': ({'tqdm'}, set()),
   'xclip_jax.data_cli': (

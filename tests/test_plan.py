@@ -106,6 +106,15 @@ def test_a_step_is_compiled_and_its_memory_told(step):
   assert (found.fits, found.seconds, found.traffic) == (None, None, {})
 
 
+@pytest.mark.parametrize('changes', [
+  {'train__task': 'multi-label'},
+  {'train__task': 'captions', 'augment__mixup': 0.0, 'augment__cutmix': 0.0,
+   'augment__label_smoothing': 0.0},
+  {'train__init_from': 'w', 'train__distill': 2.0, 'train__interpolate_up_to': 0.6}])
+def test_every_kind_of_training_can_be_planned(changes):
+  assert plan.make(small(**changes), 'cpu', classes=5).needed > 0
+
+
 def test_the_command_prints_and_writes_what_a_mesh_costs(tmp_path):
   fields = [x for k, v in tiny.FIELDS.items() for x in ('--set', f'model.fields.{k}={v}')]
   words = ['plan', '--platform', 'cpu:4', '--batch', '8', '--frames', '2', '--classes', '5',

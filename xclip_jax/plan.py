@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax
 from jax.experimental import topologies
 
-from xclip_jax import compiled, evaluate, flops, optim, sharding, train
+from xclip_jax import compiled, evaluate, flops, optim, regularize, sharding, train
 from xclip_jax import state as state_lib
 from xclip_jax.data.source import ClassList
 
@@ -188,18 +188,28 @@ def alternatives(config: Any) -> Iterator[tuple[str, Any]]:
 def _lower_train(
   config: Any, model: Any, mesh: Any, classes: int, texts: int | None
 ) -> jax.stages.Lowered:
-  params = state_lib.abstract(model, optax.identity()).params
+  projectors = bool(config.train.distill)
+  params = state_lib.abstract(model, optax.identity(), projectors=projectors).params
   tx, _ = optim.make(config.optim, params, 1000, 100, config.train.accumulation,
                      config.train.freeze_text)
   average = optim.make_average(config.train, 1000)
-  abstract = state_lib.abstract(model, tx, keep_average=average is not None)
+  abstract = state_lib.abstract(model, tx, average is not None, projectors)
   places = sharding.infer(abstract, config.sharding, mesh)
   batch = _batch(config.train.batch_size, model.config, mesh)
+  rows, B = sharding.batch_sharding(mesh), config.train.batch_size
+  if config.train.task == 'multi-label':
+    batch['labels'] = _array((B, classes), bool, rows)
+  if config.train.task == 'captions':
+    S = min(16, model.config.context_length)
+    batch |= {'token_ids': _array((B, S), jnp.int32, rows), 'file': _array((B,), jnp.int32, rows)}
+  state = _placed(abstract, places)
+  anchor = (train.without_projectors(state.params),) if regularize.is_on(config.train) else ()
+  text = None if config.train.task == 'captions' else _texts(model.config, mesh, classes, texts)
   names = ClassList(tuple(f'class {k}' for k in range(classes)), (None,) * classes)
   step = train.jit_train_step(model, tx, config, names, places, mesh, average)
-  return step.lower(
-    _placed(abstract, places), batch, _texts(model.config, mesh, classes, texts),
-    _array((), jax.eval_shape(lambda: jax.random.key(0)).dtype, sharding.replicated(mesh)))
+  kind = jax.eval_shape(lambda: jax.random.key(0)).dtype
+  key = _array((), kind, sharding.replicated(mesh))
+  return step.lower(state, batch, text, key, *anchor)
 
 
 def _lower_eval(
