@@ -68,7 +68,7 @@ def test_interpolated_weights_add_the_loss_in_between_with_a_gradient_of_constan
     x, y, atol=2e-5 * max(np.abs(y).max(), 0.1)), grads, wanted)
 
 
-def test_distillation_adds_the_distance_to_the_frame_mean_of_what_it_started_from():
+def test_distillation_adds_the_cosine_distance_to_the_frame_mean_of_what_it_started_from():
   c = config(train__distill=2.0)
   model, params, anchor, batch, ids, plain, whole = losses(c)
   params[PROJECTORS]['video']['proj']['kernel'] += 0.3          # which is 0 at first
@@ -87,10 +87,10 @@ def test_distillation_adds_the_distance_to_the_frame_mean_of_what_it_started_fro
   z = np.asarray(out.video_features)
   hidden = jax.nn.gelu(z @ p['fc']['kernel'] + p['fc']['bias'], approximate=False)
   z = z + 0.1 * np.asarray(hidden @ p['proj']['kernel'] + p['proj']['bias'])
-  squares = ((unit(z) - unit(np.mean(frames, axis=0))) ** 2).sum(-1)
+  apart = 1 - (unit(z) * unit(np.mean(frames, axis=0))).sum(-1)
   words = model.apply({'params': anchor}, ids, method='encode_text')
-  distance = squares[batch['mask']].mean() + (
-    (unit(out.text_features) - unit(words)) ** 2).sum(-1).mean()
+  distance = apart[batch['mask']].mean() + (
+    1 - (unit(out.text_features) * unit(words)).sum(-1)).mean()
   np.testing.assert_allclose(row['distance'], distance, rtol=2e-4)
   np.testing.assert_allclose(loss, plain(params, key) + 2 * distance, rtol=2e-4)
 

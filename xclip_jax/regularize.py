@@ -42,14 +42,14 @@ def wrap(forward: Forward, model: XCLIP, config: Any) -> Callable[..., Any]:
   `interpolate_up_to` = u and `interpolate_weight` = C: Open-VCLIP's interpolated weight
   regularisation (Weng et al., ICML 2023, Sec. 3.3). With r drawn from U(0, u), the same loss of the
   parameters r * anchor + (1 - r) * params is added, times C / (1 - r), so that its gradient with
-  respect to params has the weight C whatever r is. Batch, blending and what is dropped are the same
-  for both.
+  respect to params has the weight C whatever r is, as in the authors' code. Batch, blending and
+  what is dropped are the same for both.
 
   `distill` = b: residual feature distillation (FROSTER; Huang et al., ICLR 2024). The teacher is
   the anchor as a CLIP: every frame by itself, and their mean, no messages, integration or prompts.
-  Features of videos, and of texts if that tower is trained, go through `Projectors`; b times the
-  squared distance to the teacher's is added, of directions, since CLIP compares only those, mean
-  over videos and over texts.
+  Features of videos, and of texts if that tower is trained, go through `Projectors`; b times one
+  minus their cosine with the teacher's is added, mean over videos and over texts, as in the
+  authors' code.
 
   Args:
     forward: from objective.make_forward.
@@ -89,5 +89,5 @@ def wrap(forward: Forward, model: XCLIP, config: Any) -> Callable[..., Any]:
 
 
 def _distance(found: jax.Array, wanted: jax.Array, mask: jax.Array) -> jax.Array:
-  squares = jnp.sum((l2_normalize(found) - l2_normalize(wanted)) ** 2, axis=-1)
-  return jnp.sum(jnp.where(mask, squares, 0)) / jnp.maximum(mask.sum(), 1)
+  apart = 1 - jnp.sum(l2_normalize(found) * l2_normalize(wanted), axis=-1)
+  return jnp.sum(jnp.where(mask, apart, 0)) / jnp.maximum(mask.sum(), 1)
