@@ -125,15 +125,19 @@ def test_the_command_prints_and_writes_what_a_mesh_costs(tmp_path):
   assert done.returncode == 0, done.stderr
   assert 'Compiled, not run' in done.stdout and 'all-reduce' in done.stdout
   found, = json.loads((tmp_path / 'plan.json').read_text())
-  assert found['mesh'] == {'data': 2, 'fsdp': 2} and found['traffic']['all-gather']['count'] > 0
+  assert found['mesh'] == {'dcn': 1, 'data': 2, 'fsdp': 2, 'tensor': 1}
+  assert found['traffic']['all-gather']['count'] > 0 and found['work'] > 1
 
 
 def test_what_to_try_is_ordered_by_what_it_costs():
-  names = [name for name, _ in plan.alternatives(small(train__batch_size=8))]
+  alone = dict(dcn=1, data=1, fsdp=1, tensor=1)
+  names = [name for name, _ in plan.alternatives(small(train__batch_size=8), alone)]
   assert names == ['model.remat=dots', 'model.remat=nothing',
                    *(f'model.remat=nothing, train.accumulation={n}' for n in (2, 4, 8))]
-  changed = dict(plan.alternatives(small()))['model.remat=nothing, train.accumulation=2']
+  several = dict(plan.alternatives(small(), alone | dict(data=4)))
+  changed = several['model.remat=nothing, mesh.data=1, mesh.fsdp=4, train.accumulation=2']
   assert (changed.model.remat, changed.train.accumulation) == ('nothing', 2)
+  assert (changed.mesh.data, changed.mesh.fsdp) == (1, 4)
 
 
 @pytest.mark.parametrize(('message', 'gib'), [
@@ -166,5 +170,6 @@ def test_what_cannot_be_planned_is_one_line(words, message, capsys, monkeypatch)
 
 def test_estimates_are_of_the_whole_mesh():
   found = plan.Plan('train', 8, 'v5e:2x4', {'data': 8}, None, 1, plan.CHIPS['v5e'].memory,
-                    np.int64(8e12), {}, 0.02, 8 * 197e12, 1.0)
+                    np.int64(8e12), 1.1e12, {}, 0.02, 8 * 197e12, 1.0)
   assert found.mfu == pytest.approx(8e12 / 0.02 / (8 * 197e12)) and found.fits
+  assert found.work == pytest.approx(1.1)

@@ -1,5 +1,6 @@
 """Devices are an arrangement: what is computed does not depend on how many there are."""
 
+import dataclasses
 import os
 import pathlib
 import subprocess
@@ -38,8 +39,8 @@ def refused(words, f, *arguments):
 
 # Meshes.
 size = lambda **axes: tuple(sharding.make_mesh(axes).shape.values())
-assert size(data=-1) == (8, 1) and size(data=-1, fsdp=4) == (2, 4)
-assert size(data=2, fsdp=-1) == (2, 4)
+assert size(data=-1) == (1, 8, 1, 1) and size(data=-1, fsdp=4) == (1, 2, 4, 1)
+assert size(data=2, fsdp=-1) == (1, 2, 4, 1) and size(dcn=2, tensor=2, data=-1) == (2, 2, 1, 2)
 refused('does not cover the 8 devices', sharding.make_mesh, dict(data=3, fsdp=2))
 refused('does not cover the 8 devices', sharding.make_mesh, dict(data=-1, fsdp=3))
 refused('does not cover the 8 devices', sharding.make_mesh, dict(data=-1, fsdp=-1))
@@ -59,6 +60,16 @@ place = {name: s.spec for name, s in paths.flatten(sharding.infer(abstract, rule
 assert place.keys() == paths.flatten(abstract).keys()
 assert place['params/vision/blocks_0/mlp/c_fc/kernel'] == P(None, 'fsdp')     # [32, 64]
 assert place['params/vision/blocks_0/mlp/c_proj/kernel'] == P('fsdp')         # [64, 32]
+tensor = sharding.make_mesh(dict(data=1, fsdp=2, tensor=4))
+split = {name: s.spec for name, s in paths.flatten(sharding.infer(abstract, rules, tensor)).items()}
+assert split['params/vision/blocks_0/mlp/c_fc/kernel'] == P('fsdp', 'tensor')
+assert split['params/vision/blocks_0/mlp/c_fc/bias'] == P('tensor')
+assert split['params/vision/blocks_0/mlp/c_proj/kernel'] == P('tensor', 'fsdp')
+assert split['params/vision/blocks_0/mlp/c_proj/bias'] == P()
+assert split['params/prompt/blocks_0/cross_attn/value/kernel'] == P('fsdp', 'tensor')
+assert split['params/vision/blocks_0/message_fc/kernel'] == P('fsdp')
+refused('config.mesh.tensor=4 does not divide vision_heads=2',
+        sharding.check_widths, dict(vision_heads=2), tensor)
 assert place['params/vision/ln_pre/scale'] == P() and place['step'] == P()
 for name, spec in place.items():
   if name.startswith('opt_state/') and ('/mu/' in name or '/nu/' in name):
@@ -72,7 +83,7 @@ placed = sharding.put_batch(batch, mesh)
 assert len(placed['video'].addressable_shards) == 8
 assert all(s.data.shape == (1, 2) for s in placed['video'].addressable_shards)
 np.testing.assert_array_equal(placed['label'], batch['label'])
-refused('12 videos does not divide by the 8 devices', sharding.put_batch, np.zeros((12, 2)), mesh)
+refused('12 videos does not divide by the 8 shards', sharding.put_batch, np.zeros((12, 2)), mesh)
 
 # The forward pass.
 rng = np.random.default_rng(0)
@@ -106,22 +117,50 @@ def test_eight_devices_compute_what_one_computes():
   assert 'all is well' in done.stdout
 
 
-@pytest.mark.parametrize(('shape', 'size', 'want'), [
-  ((64, 32), 4, ('fsdp',)),
-  ((32, 64), 4, (None, 'fsdp')),
-  ((3, 16, 16, 66), 4, (None, 'fsdp')),    # the largest axis does not divide
-  ((7, 9), 4, ()),
-  ((64, 32), 1, ()),
-  ((), 4, ()),
+@pytest.mark.parametrize(('rule', 'shape', 'fsdp', 'tensor', 'want'), [
+  ('fsdp', (64, 32), 4, 1, ('fsdp',)),
+  ('fsdp', (32, 64), 4, 2, (None, 'fsdp')),
+  ('fsdp', (3, 16, 16, 66), 4, 1, (None, 'fsdp')),    # the largest axis does not divide
+  ('fsdp', (7, 9), 4, 1, ()),
+  ('fsdp', (64, 32), 1, 1, ()),
+  ('fsdp', (), 4, 1, ()),
+  ('column', (64, 32), 4, 2, ('fsdp', 'tensor')),
+  ('column', (64, 32), 4, 1, ('fsdp',)),              # as if it were fsdp
+  ('column', (32,), 4, 2, ('tensor',)),
+  ('column', (32,), 4, 1, ()),
+  ('row', (64, 32), 4, 2, ('tensor', 'fsdp')),
+  ('row', (64, 32), 1, 2, ('tensor',)),
+  ('row', (63, 32), 4, 2, (None, 'fsdp')),            # 2 does not divide 63
+  ('replicate', (64, 32), 4, 2, ()),
 ])
-def test_fsdp_splits_the_largest_axis_that_divides(shape, size, want):
-  assert tuple(sharding.fsdp_spec(shape, size)) == want
+def test_a_rule_splits_the_axes_that_divide(rule, shape, fsdp, tensor, want):
+  assert tuple(sharding.spec_of(rule, shape, {'fsdp': fsdp, 'tensor': tensor})) == want
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """What of a device is looked at, for arrangements that are not here."""
+
+  id: int
+  process_index: int
+  slice_index: int = 0
+  platform: str = 'gpu'
+  device_kind: str = 'none'
+
+
+def test_slices_and_hosts_that_do_not_fit_the_mesh_are_errors():
+  with pytest.raises(ValueError, match=r'in 2 slices, and config.mesh.dcn=1: set it to 2'):
+    sharding.make_mesh({'data': 4}, [Chip(i, 0, i // 2) for i in range(4)])
+  mesh = sharding.make_mesh({'dcn': 2, 'data': 2}, [Chip(i, 0, i // 2) for i in range(4)])
+  assert [[d.slice_index for d in part.flat] for part in mesh.devices] == [[0, 0], [1, 1]]
+  with pytest.raises(ValueError, match=r'config.mesh.tensor=4 reaches across hosts'):
+    sharding.make_mesh({'tensor': 4, 'dcn': 2}, [Chip(i, i // 2) for i in range(8)])
 
 
 def test_unknown_and_missing_rules_are_errors():
   mesh = sharding.make_mesh({}, jax.devices()[:1])
   tree = {'a': {'kernel': np.zeros((4, 4))}}
-  with pytest.raises(ValueError, match=r"rule 'shard' of 'a/kernel' is not replicate or fsdp"):
+  with pytest.raises(ValueError, match=r"rule 'shard' of 'a/kernel' is not one of replicate, fsdp"):
     sharding.infer(tree, (('.*', 'shard'),), mesh)
   with pytest.raises(ValueError, match=r"no rule matches 'a/kernel'"):
     sharding.infer(tree, (('b/.*', 'fsdp'),), mesh)

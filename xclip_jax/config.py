@@ -118,8 +118,13 @@ def get_config() -> config_dict.ConfigDict:
   # --- where --------------------------------------------------------------------------------------
   c.mesh = config_dict.ConfigDict()
   c.mesh.data = -1                        # devices along each axis; -1: all that are left
-  c.mesh.fsdp = 1
-  c.sharding = (                          # (regex over state names, replicate | fsdp), first match
+  c.mesh.fsdp = 1                         # split large parameters too
+  c.mesh.tensor = 1                       # split heads and MLPs, and not the batch
+  c.mesh.dcn = 1                          # slices of a TPU, or hosts, far from each other
+  c.sharding = (                          # (regex over state names, replicate | fsdp | column |
+                                          # row), first match; see sharding.spec_of
+    (r'.*/(query|key|value|c_fc)/(kernel|bias)', 'column'),
+    (r'.*/(out|c_proj)/kernel', 'row'),
     (r'.*/(kernel|embedding)', 'fsdp'),
     (r'.*', 'replicate'),
   )

@@ -90,7 +90,7 @@ def _classes(
     variables, ids = {'params': params}, None
     if not train.freeze_text:
       ids = text[several.draw(jax.random.fold_in(drop_key, 2))] if several else text
-      text = model.apply(variables, ids, method='encode_text')
+      text = sharding.gather_batch(model.apply(variables, ids, method='encode_text'))
     video = losses.normalize(video, data.mean, data.std)
     out = _classify(model, variables, video, text, drop_key)
     logits = out.logits

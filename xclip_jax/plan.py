@@ -6,9 +6,10 @@ estimate, which nobody has checked against these programs on hardware.
 """
 
 import dataclasses
+import math
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,6 +59,8 @@ class Plan:
       needs.
     capacity: bytes of one device, None where nothing is known of it.
     model_flops: that the model needs, over all devices (see flops.py).
+    device_flops: in the program of one device as XLA counts it, None where the compiler gave up or
+      the program has loops, whose bodies XLA counts once.
     traffic: what one device exchanges, by kind of collective.
     seconds: of a step, by the compiler's cost model without communication; None if it gives none.
     peak: operations a second of all devices, None if not known.
@@ -72,6 +75,7 @@ class Plan:
   needed: int
   capacity: int | None
   model_flops: int
+  device_flops: float | None
   traffic: dict[str, compiled.Traffic]
   seconds: float | None
   peak: float | None
@@ -82,6 +86,12 @@ class Plan:
     return None if self.capacity is None else self.needed <= self.capacity
 
   @property
+  def work(self) -> float | None:
+    """What all devices compute over what the model needs: 1 if nothing is computed twice."""
+    devices = math.prod(self.mesh.values())
+    return self.device_flops and self.device_flops * devices / self.model_flops
+
+  @property
   def mfu(self) -> float | None:
     """The share of the peak that the model's operations would be, by the estimate of the time."""
     return self.model_flops / self.seconds / self.peak if self.seconds and self.peak else None
@@ -90,7 +100,7 @@ class Plan:
 def devices(platform: str) -> list[Any]:
   """Finds the devices of a platform: `v5e:4x8` of that topology, `cpu` those of this process.
 
-  `v5e` or `v5e:1x1` is one chip.
+  `v5e` or `v5e:1x1` is one chip, `v5e:4x8*2` two slices.
 
   Raises:
     ValueError: unknown, or the compiler for TPUs is not installed.
@@ -103,10 +113,12 @@ def devices(platform: str) -> list[Any]:
       f'platform {platform!r} is unknown: cpu, or a TPU as NAME:TOPOLOGY with NAME one of '
       f'{", ".join(CHIPS)}, e.g. v5e:4x8')
   smallest = _SMALLEST.get(name, '2x2')
+  shape, _, slices = shape.partition('*')
   alone = set(shape) <= set('1x')
   wanted = f'{name}:{smallest if alone else shape}'
   try:
-    found = topologies.get_topology_desc(platform='tpu', topology_name=wanted).devices
+    found = topologies.get_topology_desc(
+      platform='tpu', topology_name=wanted, num_slices=int(slices or 1)).devices
   except Exception as error:          # of whatever kind JAX and libtpu raise
     reason = str(error).strip().splitlines()[0][:300]
     raise ValueError(
@@ -133,13 +145,14 @@ def make(config: Any, platform: str, step: str = 'train', classes: int = 400) ->
   found = devices(platform)
   mesh = sharding.make_mesh(config.mesh, found)
   config = config.copy_and_resolve_references()
-  config['eval' if step == 'train' else 'train'].batch_size = mesh.size     # is not looked at
+  other = 'eval' if step == 'train' else 'train'
+  config[other].batch_size = sharding.batch_shards(mesh)                     # is not looked at
   if step == 'eval':
     config.train.accumulation = 1
-  train.check_batch_size(config, mesh.size)
   lower = _lower_train if step == 'train' else _lower_eval
   config = train.resolved(config)
   model = train.make_model(config)
+  train.check_sizes(config, model, mesh)
   texts = None if config.train.freeze_text else 16      # tokens, as tokenizer.bucket has it
   chip = CHIPS.get(platform.partition(':')[0])
   with jax.set_mesh(mesh):
@@ -152,6 +165,8 @@ def make(config: Any, platform: str, step: str = 'train', classes: int = 400) ->
   seconds = time.perf_counter() - begun
   hlo = program.as_text() if program else ''
   cycles = compiled.cycles(hlo) if program else 0
+  loops = config.train.accumulation > 1
+  counted = float(program.cost_analysis()['flops']) if program and not loops else None
   batch = config.train.batch_size if step == 'train' else config.eval.batch_size
   c = model.config
   need = (flops.train_step(c, batch, classes, texts) if step == 'train' else
@@ -160,14 +175,18 @@ def make(config: Any, platform: str, step: str = 'train', classes: int = 400) ->
   return Plan(
     step=step, batch=batch, platform=platform, mesh=dict(mesh.shape), memory=memory,
     needed=memory.total if memory else needed, capacity=chip.memory if chip else None,
-    model_flops=need, traffic=compiled.collectives(hlo) if program else {},
+    model_flops=need, device_flops=counted,
+    traffic=compiled.collectives(hlo) if program else {},
     seconds=cycles / chip.clock if cycles and chip else None,
     peak=chip.peak * mesh.size if chip else None, compile_seconds=seconds,
   )
 
 
-def alternatives(config: Any) -> Iterator[tuple[str, Any]]:
-  """Yields ways to need less memory, what costs the least speed first: (what it is, config)."""
+def alternatives(config: Any, mesh: Mapping[str, int]) -> Iterator[tuple[str, Any]]:
+  """Yields ways to need less memory, what costs the least speed first: (what it is, config).
+
+  `mesh` has the sizes of the axes that config.mesh came to.
+  """
   def changed(changes):
     other = config.copy_and_resolve_references()
     other.update_from_flattened_dict(changes)
@@ -176,13 +195,18 @@ def alternatives(config: Any) -> Iterator[tuple[str, Any]]:
   order = [None, 'dots', 'nothing']
   for remat in order[order.index(config.model.remat) + 1:]:
     yield f'model.remat={remat}', changed({'model.remat': remat})
+  spread = {'model.remat': 'nothing'}
+  if mesh['data'] > 1:
+    spread |= {'mesh.data': 1, 'mesh.fsdp': mesh['data'] * mesh['fsdp']}
+    config = changed(spread)
+    yield ', '.join(f'{k}={v}' for k, v in spread.items()), config
   parts, most = config.train.accumulation, config.train.batch_size
   for _ in range(3):
     parts *= 2
     if most % parts:
       return
-    yield (f'model.remat=nothing, train.accumulation={parts}',
-           changed({'model.remat': 'nothing', 'train.accumulation': parts}))
+    yield (', '.join((*(f'{k}={v}' for k, v in spread.items()), f'train.accumulation={parts}')),
+           changed(spread | {'train.accumulation': parts}))
 
 
 def _lower_train(

@@ -29,7 +29,8 @@ def add_commands(commands: Any) -> None:
   )
   add = command.add_argument
   add('--platform', required=True, metavar='NAME',
-      help='a TPU topology such as v5e:4x8 (v4, v5e, v5p, v6e); v5e alone is one chip; cpu:N')
+      help='a TPU topology such as v5e:4x8 (v4, v5e, v5p, v6e), v5e:4x8*2 for two slices; '
+           'v5e alone is one chip; cpu:N')
   add('--config', metavar='FILE', help='a config file, as train.py takes it (default: the fields '
                                        'of xclip_jax/config.py)')
   add('--set', action='append', default=[], metavar='FIELD=VALUE', dest='changes',
@@ -37,7 +38,8 @@ def add_commands(commands: Any) -> None:
   add('--variant', metavar='V', help='model.variant: B/32, B/16, L/14 or L/14@336')
   add('--frames', type=int, metavar='T', help='model.num_frames')
   add('--batch', type=int, metavar='B', help='videos a step, over all chips')
-  add('--mesh', metavar='AXES', help='e.g. data=8,fsdp=4 (default: data, all chips)')
+  add('--mesh', metavar='AXES',
+      help='axes dcn, data, fsdp, tensor, e.g. data=8,fsdp=4 (default: data, all chips)')
   add('--classes', type=int, default=400, metavar='K', help='number of classes (default: 400)')
   add('--step', choices=('train', 'eval'), default='train', help='which step (default: train)')
   add('--no-suggest', action='store_true',
@@ -69,15 +71,16 @@ def plan(arguments: argparse.Namespace) -> int:
     out = sys.stderr if arguments.json == '-' else sys.stdout
     print(describe(config, found), file=out, flush=True)
     if found.fits is False and not arguments.no_suggest and arguments.step == 'train':
-      for name, other in planning.alternatives(config):
+      for name, other in planning.alternatives(config, found.mesh):
         tried.append((name, make(other)))
         print(f'\nwith {name}:\n{numbers(tried[-1][1])}', file=out, flush=True)
         if tried[-1][1].fits:
           break
       else:
-        print('\nnothing tried fits; use more chips, a smaller batch, or mesh axis fsdp', file=out)
+        print('\nnothing tried fits; use more chips or a smaller batch', file=out)
     output.write(json.dumps([
-      {'change': name} | dataclasses.asdict(x) | {'fits': x.fits, 'mfu': x.mfu}
+      {'change': name} | dataclasses.asdict(x) | {
+        'fits': x.fits, 'mfu': x.mfu, 'work': x.work}
       for name, x in tried], indent=1).encode() + b'\n')
   return int(found.fits is False)
 
@@ -110,7 +113,9 @@ def numbers(found: Any) -> str:
     lines.append(
       f'memory          {gib(x.total)}{of} (state and batch {gib(x.arguments)}, temporary '
       f'{gib(x.temporary)}, code {gib(x.program)}, other outputs {gib(x.outputs)})')
-  lines.append(f'operations      {found.model_flops / 1e12:.2f} TFLOP a step, counted by hand')
+  work = f'; compiled: {found.work:.2f} times that' if found.work else ''
+  lines.append(
+    f'operations      {found.model_flops / 1e12:.2f} TFLOP a step, counted by hand{work}')
   if found.memory is not None:
     moved = ', '.join(f'{name} {x.count} x, {gib(x.bytes)}' for name, x in found.traffic.items())
     lines.append(f'communication   {moved or "none"}, a device')
@@ -172,7 +177,7 @@ def _config(arguments: argparse.Namespace) -> Any:
 
 
 def _mesh(text: str) -> dict[str, int]:
-  axes = {'mesh.data': 1, 'mesh.fsdp': 1}
+  axes = {f'mesh.{name}': 1 for name in ('dcn', 'data', 'fsdp', 'tensor')}
   for part in text.split(','):
     name, _, size = part.partition('=')
     try:

@@ -61,7 +61,8 @@ class Scorer:
     if min(batch_size, threads) < 1:
       raise ValueError(f'batch_size={batch_size} and threads={threads} must be at least 1')
     self.weights, self.mesh, self.threads = weights, mesh, threads
-    self.batch_size = -(-batch_size // mesh.size) * mesh.size
+    shards = sharding.batch_shards(mesh)
+    self.batch_size = -(-batch_size // shards) * shards
     model, preprocess = XCLIP(weights.config), weights.preprocess
     everywhere = sharding.replicated(mesh)
     self._params = jax.device_put(weights.params, everywhere)

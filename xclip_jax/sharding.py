@@ -5,12 +5,17 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from xclip_jax import paths
 
-AXES = ('data', 'fsdp')      # every axis splits the batch; 'fsdp' splits large parameters too
+# dcn: slices of a TPU, or hosts, with a slow network between them; data: chips that hold the same
+# parameters; fsdp: chips that share the large ones; tensor: chips that share heads and MLPs.
+AXES = ('dcn', 'data', 'fsdp', 'tensor')
+BATCH_AXES = AXES[:3]                 # every one of these splits the batch; 'tensor' repeats it
+RULES = ('replicate', 'fsdp', 'column', 'row')
 
 
 def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
@@ -21,9 +26,10 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
     devices: default: all devices of all hosts.
 
   Raises:
-    ValueError: unknown axis, or sizes whose product is not the number of devices.
+    ValueError: unknown axis, sizes whose product is not the number of devices, slices of a TPU that
+      are not those of `dcn`, or a `tensor` axis across hosts.
   """
-  devices = jax.devices() if devices is None else devices
+  devices = jax.devices() if devices is None else list(devices)
   unknown = set(axes) - set(AXES)
   if unknown:
     raise ValueError(f'config.mesh has unknown axes {sorted(unknown)}; known: {AXES}')
@@ -36,15 +42,49 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
       f'config.mesh {dict(axes)} does not cover the {len(devices)} devices there are: the product '
       'of its axes must be that number (one axis may be -1: what is left)'
     )
-  return jax.make_mesh(
-    tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices
-  )
+  slices = len({getattr(d, 'slice_index', None) or 0 for d in devices})
+  if slices > 1 and sizes[0] != slices:
+    raise ValueError(
+      f'the devices lie in {slices} slices, and config.mesh.dcn={sizes[0]}: set it to {slices}'
+    )
+  kinds = (AxisType.Auto,) * len(AXES)
+  if slices > 1:
+    inside, between = (1, *sizes[1:]), (slices, 1, 1, 1)
+    grid = mesh_utils.create_hybrid_device_mesh(inside, between, devices)
+    mesh = Mesh(grid, AXES, axis_types=kinds)
+  elif sizes[0] > 1:                              # hosts in their order
+    mesh = Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=kinds)
+  else:
+    mesh = jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=devices)
+  for group in mesh.devices.reshape(-1, sizes[-1]):
+    if len({d.process_index for d in group}) > 1:
+      raise ValueError(
+        f'config.mesh.tensor={sizes[-1]} reaches across hosts; it must divide the devices of one, '
+        f'{mesh.local_mesh.size if devices == jax.devices() else len(devices)}'
+      )
+  return mesh
 
 
-def shard_batch(x: jax.Array) -> jax.Array:
-  """Pins x's leading axis to every mesh axis; a no-op without a mesh."""
+def batch_shards(mesh: Mesh) -> int:
+  """The number of parts that a batch is cut into."""
+  return int(np.prod([mesh.shape[name] for name in BATCH_AXES]))
+
+
+def shard_batch(x: jax.Array, tensor_axis: int | None = None) -> jax.Array:
+  """Pins x's leading axis to the batch axes of the mesh, and another one to 'tensor'.
+
+  A no-op without a mesh. Rows that do not divide are left to the compiler; so is a 'tensor' axis
+  that does not.
+  """
   mesh = jax.sharding.get_abstract_mesh()
-  return x if mesh.empty else jax.lax.with_sharding_constraint(x, P(mesh.axis_names))
+  if mesh.empty:
+    return x
+  spec = [None] * x.ndim
+  spec[0] = BATCH_AXES if x.shape[0] % batch_shards(mesh) == 0 else P.UNCONSTRAINED
+  if tensor_axis is not None:
+    divides = x.shape[tensor_axis] % mesh.shape['tensor'] == 0
+    spec[tensor_axis] = 'tensor' if divides else P.UNCONSTRAINED
+  return jax.lax.with_sharding_constraint(x, P(*spec))
 
 
 def gather_batch(x: jax.Array) -> jax.Array:
@@ -54,7 +94,7 @@ def gather_batch(x: jax.Array) -> jax.Array:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  return NamedSharding(mesh, P(mesh.axis_names))
+  return NamedSharding(mesh, P(BATCH_AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -66,8 +106,8 @@ def infer(tree: Any, rules: paths.Rules, mesh: Mesh) -> Any:
 
   Args:
     tree: pytree of arrays or ShapeDtypeStructs, e.g. a whole TrainState.
-    rules: (regex, 'replicate' | 'fsdp') over path names, first match wins. Optimizer moments end
-      in the names of their parameters, so one rule places both.
+    rules: (regex, one of RULES) over path names, first match wins. Optimizer moments end in the
+      names of their parameters, so one rule places both.
     mesh: from `make_mesh`.
 
   Raises:
@@ -75,21 +115,47 @@ def infer(tree: Any, rules: paths.Rules, mesh: Mesh) -> Any:
   """
   def place(name, leaf):
     rule = paths.match(name, rules)
-    if rule not in ('replicate', 'fsdp'):
-      raise ValueError(f'config.sharding: rule {rule!r} of {name!r} is not replicate or fsdp')
-    spec = fsdp_spec(leaf.shape, mesh.shape['fsdp']) if rule == 'fsdp' else P()
-    return NamedSharding(mesh, spec)
+    if rule not in RULES:
+      raise ValueError(
+        f'config.sharding: rule {rule!r} of {name!r} is not one of {", ".join(RULES)}')
+    return NamedSharding(mesh, spec_of(rule, leaf.shape, mesh.shape))
 
   return paths.map_with_names(place, tree)
 
 
-def fsdp_spec(shape: tuple[int, ...], size: int) -> P:
-  """Splits the largest axis that `size` devices divide; replicates when there is none."""
-  divisible = [n if n % size == 0 else 0 for n in shape]
-  if size == 1 or not any(divisible):
-    return P()
-  axis = int(np.argmax(divisible))
-  return P(*(('fsdp' if i == axis else None) for i in range(axis + 1)))
+def spec_of(rule: str, shape: tuple[int, ...], sizes: Mapping[str, int]) -> P:
+  """Says which mesh axis splits which axis of an array.
+
+  Args:
+    rule: 'replicate': none. 'fsdp': its largest axis by 'fsdp'. 'column' and 'row', which kernels
+      [D, features] of a layer that is shared by chips have (Shoeybi et al., "Megatron-LM", 2019):
+      the last or the first axis by 'tensor', and the largest other one by 'fsdp'.
+    shape: of the array. An axis that does not divide is not split.
+    sizes: of the mesh axes.
+  """
+  names = [None] * len(shape)
+  splits = lambda axis, name: sizes[name] > 1 and shape[axis] % sizes[name] == 0
+  if rule in ('column', 'row') and shape:
+    axis = len(shape) - 1 if rule == 'column' else 0
+    names[axis] = 'tensor' if splits(axis, 'tensor') else None
+  if rule != 'replicate' and len(shape) > (rule != 'fsdp'):       # the bias of a column stays whole
+    free = [i for i, name in enumerate(names) if name is None and splits(i, 'fsdp')]
+    if free:
+      names[max(free, key=lambda i: shape[i])] = 'fsdp'
+  while names and names[-1] is None:
+    names.pop()
+  return P(*names)
+
+
+def check_widths(widths: Mapping[str, int], mesh: Mesh) -> None:
+  """Raises ValueError unless 'tensor' divides each width, given by the name of its field."""
+  size = mesh.shape['tensor']
+  for field, width in widths.items():
+    if width % size:
+      raise ValueError(
+        f'config.mesh.tensor={size} does not divide {field}={width} of the model: heads and MLPs '
+        'are split evenly'
+      )
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
@@ -101,11 +167,11 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
   Raises:
     ValueError: the rows do not divide by the devices.
   """
-  rows, devices = len(jax.tree.leaves(batch)[0]), mesh.local_mesh.size
-  if rows % devices:
+  rows, shards = len(jax.tree.leaves(batch)[0]), batch_shards(mesh.local_mesh)
+  if rows % shards:
     raise ValueError(
-      f'a batch of {rows} videos does not divide by the {devices} devices of this host; '
-      f'choose a batch size that is a multiple of {mesh.size}'
+      f'a batch of {rows} videos does not divide by the {shards} shards of this host; choose a '
+      f'batch size that is a multiple of {batch_shards(mesh)}'
     )
   sharding = batch_sharding(mesh)
   return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)

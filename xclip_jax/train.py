@@ -128,8 +128,8 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
   config = resolved(config)
   splits = distributed.together(lambda: open_splits(config.data, config.train.task))
   mesh = sharding.make_mesh(config.mesh)
-  check_batch_size(config, mesh.size)
   model = make_model(config)
+  check_sizes(config, model, mesh)
   total, warmup = run_length(config, len(splits['train'].videos))
 
   near = regularize.is_on(config.train)        # the weights that it starts from
@@ -289,17 +289,23 @@ def run_length(config: Any, num_videos: int) -> tuple[int, float]:
   return total, warmup
 
 
-def check_batch_size(config: Any, devices: int) -> None:
-  """Raises ValueError unless batches divide by devices and micro-batches."""
+def check_sizes(config: Any, model: XCLIP, mesh: Mesh) -> None:
+  """Raises ValueError unless batches and the model divide by the mesh, and by micro-batches."""
+  shards = sharding.batch_shards(mesh)
   for field, size, parts, what in (
-    ('train.batch_size', config.train.batch_size, devices * config.train.accumulation,
-     f'{devices} devices x train.accumulation={config.train.accumulation}'),
-    ('eval.batch_size', config.eval.batch_size, devices, f'{devices} devices'),
+    ('train.batch_size', config.train.batch_size, shards * config.train.accumulation,
+     f'{shards} shards x train.accumulation={config.train.accumulation}'),
+    ('eval.batch_size', config.eval.batch_size, shards, f'{shards} shards'),
   ):
     if size < 1 or size % parts:
       raise ValueError(
         f'config.{field}={size} does not divide by {what}; set it to a multiple of {parts}'
       )
+  c = model.config
+  towers = ('vision', 'text', *(name for name in ('mit', 'prompt') if getattr(c, name)))
+  sharding.check_widths(
+    {field: getattr(c, field) for name in towers for field in (f'{name}_heads', f'{name}_mlp')
+     if hasattr(c, field)}, mesh)
 
 
 def train_transform(config: Any, model: XCLIP) -> augment.TrainTransform:

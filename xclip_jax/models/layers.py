@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
+from xclip_jax.sharding import shard_batch
+
 # PyTorch's epsilon, and its two-pass variance: the fast one cancels when mean >> std.
 LayerNorm = functools.partial(
   nn.LayerNorm, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32
@@ -196,12 +198,13 @@ class Attention(nn.Module):
     project = functools.partial(
       Dense, D, self.dtype, use_bias=self.qkv_bias, kernel_init=self.qkv_init
     )
-    split = lambda y: y.reshape(*y.shape[:-1], self.heads, D // self.heads)
+    split = lambda y: shard_batch(y.reshape(*y.shape[:-1], self.heads, D // self.heads), 2)
     query = split(project(name='query')(x))
     key = split(project(name='key')(memory))
     value = split(project(name='value')(memory))
     y = dot_product_attention(query, key, value, self.causal, self.dtype, self.implementation)
-    return Dense(D, self.dtype, kernel_init=self.out_init, name='out')(y.reshape(x.shape))
+    y = shard_batch(y, 2).reshape(x.shape)
+    return Dense(D, self.dtype, kernel_init=self.out_init, name='out')(y)
 
 
 class Mlp(nn.Module):
@@ -218,7 +221,7 @@ class Mlp(nn.Module):
     y = dense(
       self.mlp_width, kernel_init=self.inits.fc, bias_init=self.inits.fc_bias, name='c_fc'
     )(x)
-    y = ACTIVATIONS[self.activation](y)
+    y = ACTIVATIONS[self.activation](shard_batch(y, -1))
     return dense(
       x.shape[-1], kernel_init=self.inits.proj, bias_init=self.inits.proj_bias, name='c_proj'
     )(y)
@@ -242,5 +245,6 @@ class Block(nn.Module):
       implementation=self.implementation, name='attn',
     )
     mlp = Mlp(self.mlp_width, self.inits, self.activation, self.dtype, name='mlp')
+    x = shard_batch(x)
     x += attn(LayerNorm(name='ln_1')(x)).astype(x.dtype)
-    return x + mlp(LayerNorm(name='ln_2')(x)).astype(x.dtype)
+    return shard_batch(x + mlp(LayerNorm(name='ln_2')(x)).astype(x.dtype))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from xclip_jax.models.layers import Attention, Dense, LayerNorm, Mlp, small_init
+from xclip_jax.sharding import shard_batch
 
 
 class PromptBlock(nn.Module):
@@ -25,8 +26,9 @@ class PromptBlock(nn.Module):
       name='cross_attn',
     )
     mlp = Mlp(4 * text.shape[-1], init, self.activation, self.dtype, name='mlp')
+    text = shard_batch(text)
     text += attn(LayerNorm(name='norm1')(text), patches)
-    return text + mlp(LayerNorm(name='norm3')(text))
+    return shard_batch(text + mlp(LayerNorm(name='norm3')(text)))
 
 
 class VideoPrompt(nn.Module):
