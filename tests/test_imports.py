@@ -58,7 +58,7 @@ MAY_IMPORT = {
     f'xclip_jax.{x}' for x in ('protocols', 'report', 'scores', 'style')}),
   'xclip_jax.optim': ({'jax', 'optax'}, {'xclip_jax.paths'}),
   'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models', 'xclip_jax.paths'}),
-  'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {
+  'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {'xclip_jax.distributed',
     'xclip_jax.models', 'xclip_jax.paths', 'xclip_jax.state'}),
   'xclip_jax.progress': ({'jax', 'numpy'}, {
     f'xclip_jax.{x}' for x in ('checkpoint', 'distributed', 'models')}),

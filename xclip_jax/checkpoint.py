@@ -1,5 +1,7 @@
 """Saving and restoring runs with Orbax: asynchronous, whole or not at all."""
 
+import functools
+import itertools
 import logging
 import shutil
 import sys
@@ -7,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from xclip_jax import paths
+from xclip_jax import distributed, paths
 from xclip_jax.models.projectors import PROJECTORS
 from xclip_jax.state import TrainState
 
@@ -53,7 +56,8 @@ class Checkpoints:
 
   The newest few are kept, and the best few of those saved with a metric; the metric is on disk, so
   that the best one survives restarts. Arrays are copied before `save` returns; writing goes on in
-  the background. Use as a context manager.
+  the background. Sums of all bits are kept with them, since a storage layer reads most changed
+  bytes without complaint. Use as a context manager.
   """
 
   def __init__(self, workdir: Path, keep_latest: int = 2, keep_best: int = 1):
@@ -92,7 +96,7 @@ class Checkpoints:
       return
     self._check_space(state)
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host)
+      state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host | {'sums': _sums(state)})
     )
     metrics = None if metric is None else {'top1': metric}      # its name in files, whatever it is
     self._guard(lambda: self._manager.save(step, args=args, metrics=metrics))
@@ -101,7 +105,8 @@ class Checkpoints:
     """Reads a state onto the mesh of `shardings`, however it was sharded when it was saved.
 
     Raises:
-      CheckpointError: it holds another model; the message lists up to ten differences.
+      CheckpointError: it is damaged, or holds another model; the message lists up to ten
+        differences.
     """
     self._check_shapes(step, abstract.params)
     target = jax.tree.map(
@@ -111,7 +116,46 @@ class Checkpoints:
       state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore()
     )
     restored = self._read(step, args)
-    return restored['state'], restored['host']
+    host = dict(restored['host'])
+    self._check_sums(step, _sums(restored['state']), host.pop('sums', {}))
+    return restored['state'], host
+
+  def restore_latest(
+    self, abstract: TrainState, shardings: Any
+  ) -> tuple[int, TrainState, dict[str, Any]]:
+    """Reads the newest checkpoint that can be read; those that cannot are put aside, and named.
+
+    They are moved to `workdir/damaged_checkpoints/`. Returns (step, state, host); `host` is what
+    `save` was given.
+
+    Raises:
+      CheckpointError: none can be read; says why not the newest.
+    """
+    damaged = {}
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      read = functools.partial(self.restore, step, abstract, shardings)
+      try:
+        state, host = distributed.together(read)
+      except (CheckpointError, ValueError) as error:      # ValueError: on another process
+        damaged[step] = error
+        continue
+      self._put_aside(damaged, step)
+      return step, state, host
+    raise next(iter(damaged.values()))
+
+  def _put_aside(self, damaged: dict[int, Exception], found: int) -> None:
+    if not damaged:
+      return
+    aside = self.folder.parent / 'damaged_checkpoints'
+    if jax.process_index() == 0:
+      for step, error in damaged.items():
+        aside.mkdir(exist_ok=True)
+        place = next(place for n in itertools.count()
+                     if not (place := aside / f'{step}{f"_{n}" if n else ""}').exists())
+        (self.folder / str(step)).rename(place)
+        print(f'{str(error).splitlines()[0]}\n  moved to {place}; going on from step {found}',
+              file=sys.stderr, flush=True)
+    distributed.together(self._manager.reload)
 
   def restore_params(self, step: int, abstract: Any, sharding: Any = None) -> Any:
     """Reads the parameters alone; `abstract` and errors as in `restore`."""
@@ -129,11 +173,14 @@ class Checkpoints:
     target = {part: jax.tree.map(
       lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract
     )}
-    args = ocp.args.Composite(state=ocp.args.PyTreeRestore(
+    args = ocp.args.Composite(host=ocp.args.JsonRestore(), state=ocp.args.PyTreeRestore(
       target, restore_args=ocp.checkpoint_utils.construct_restore_args(target),
       partial_restore=True,
     ))
-    return self._read(step, args)['state'][part]
+    restored = self._read(step, args)
+    found = restored['state'][part]
+    self._check_sums(step, _sums({part: found}), restored['host'].get('sums', {}))
+    return found
 
   def parameter_names(self, step: int) -> set[str]:
     """Names of the parameters that were saved."""
@@ -181,12 +228,25 @@ class Checkpoints:
     except Exception as error:     # likewise
       raise CheckpointError(
         f'could not read the checkpoint {self.folder / str(step)}: {_reason(error)}\n'
-        'If it is damaged, delete that folder; the run goes on from the one before.'
+        'Training goes on from the one before, if there is one.'
       ) from error
 
   def _metadata(self, step: int) -> dict[str, Any]:
     folder = epath.Path(self.folder / str(step) / 'state')
-    return ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    try:
+      return ocp.PyTreeCheckpointHandler().metadata(folder).tree
+    except Exception as error:     # likewise
+      raise CheckpointError(
+        f'could not read the checkpoint {folder.parent}: {_reason(error)}') from error
+
+  def _check_sums(self, step: int, found: dict[str, int], saved: dict[str, int]) -> None:
+    """Compares with what was saved; checkpoints of older versions have no sums."""
+    differ = [name for name, value in found.items() if saved.get(name, value) != value]
+    if differ:
+      more = f' and {len(differ) - 1} more arrays are' if len(differ) > 1 else ' is'
+      raise CheckpointError(
+        f'the checkpoint {self.folder / str(step)} is damaged: {differ[0]}{more} not what was '
+        'saved\nTraining goes on from the one before, if there is one.')
 
   def _check_shapes(self, step: int, abstract: Any) -> None:
     """Compares shapes before Orbax does, to say what differs in our names."""
@@ -206,6 +266,20 @@ class Checkpoints:
         f'({len(differ)} parameters differ):\n  ' + '\n  '.join(differ[:10]) + more
         + '\nSet config.model to what it was trained with, or choose another workdir.'
       )
+
+
+@jax.jit
+def _bits(x: jax.Array) -> jax.Array:
+  """The sum of an array's bits as unsigned integers, modulo 2 ** 32: any order gives the same."""
+  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+  x = x.astype(jnp.uint8) if x.dtype == bool else jax.lax.bitcast_convert_type(x, unsigned)
+  return jnp.sum(x, dtype=jnp.uint32)
+
+
+def _sums(state: Any) -> dict[str, int]:
+  """The bits of each array by its name: on any mesh the same, and other if a bit changes."""
+  bits = {name: _bits(x) for name, x in paths.flatten(state).items()}
+  return {name: int(n) for name, n in jax.device_get(bits).items()}
 
 
 def _reason(error: BaseException) -> str:

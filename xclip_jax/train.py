@@ -163,7 +163,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
       config, workdir, splits, start is None, anchor and native.fingerprint(anchor)))
     host = {'bad_files': {}, 'window': []}
     if start is not None:                                   # 1 continue this run
-      state, host = ckpt.restore(start, abstract, shardings)
+      start, state, host = ckpt.restore_latest(abstract, shardings)
     else:                                                   # 2 from scratch
       state = state_lib.init(
         model, tx, config.seed, shardings, config.train.init_scale, average is not None, projectors)
