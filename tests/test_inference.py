@@ -1,6 +1,7 @@
 """What `xclip_jax.load` and its Classifier promise to somebody with videos and labels."""
 
 import collections
+import dataclasses
 import itertools
 import json
 
@@ -14,7 +15,7 @@ import pytest
 import videos
 import xclip_jax
 from configs import base
-from xclip_jax import inference, losses, state, train
+from xclip_jax import inference, losses, paths, state, train
 from xclip_jax.checkpoint import Checkpoints
 from xclip_jax.data import augment, decode, sampling
 from xclip_jax.models.xclip import XCLIP
@@ -70,6 +71,21 @@ def some_frames(seed, n=9, height=40, width=56):
 def mixed():
   """Ten videos of many lengths and shapes, among them one shorter than the model's clip."""
   return [some_frames(i, n=2 + 3 * i, height=24 + 7 * i, width=80 - 3 * i) for i in range(10)]
+
+
+def test_half_the_numbers_give_nearly_the_same_answer_and_hold_no_more(run, classifier):
+  half = xclip_jax.load(run[0], dtype='bfloat16')
+  kinds = {name: x.dtype for name, x in paths.flatten(half.params).items()}
+  assert {str(x) for name, x in kinds.items() if name.endswith('/kernel')} == {'bfloat16'}
+  assert {str(x) for name, x in kinds.items() if not name.endswith('/kernel')} == {'float32'}
+  video = some_frames(0)
+  got, want = (x.classify(video, LABELS).probabilities for x in (half, classifier))
+  np.testing.assert_allclose(got, want, atol=0.05)
+  # Kernels kept so are what every product would make of float32 ones.
+  whole = dataclasses.replace(half, params=classifier.params)
+  np.testing.assert_array_equal(got, whole.classify(video, LABELS).probabilities)
+  with pytest.raises(ValueError, match="dtype='float16' is unknown"):
+    xclip_jax.load(run[0], dtype='float16')
 
 
 def test_answer_is_the_model_applied_by_hand(classifier, run):

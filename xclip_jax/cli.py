@@ -175,6 +175,8 @@ def _parser() -> argparse.ArgumentParser:
                      help='frames of a clip, if not as the weights were trained')
   model.add_argument('--heads', choices=('file', 'reference'), help='head counts to follow where '
                      'a config beside the weights disagrees with the reference (default: file)')
+  model.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products; '
+                     'bfloat16 is faster (default: as the weights say, mostly float32)')
   model.add_argument('--labels', metavar='"A, B"', help='labels, separated by commas')
   model.add_argument('--labels-file', metavar='F',
                      help='labels, one a line (# starts a comment); or a CSV with id,name')
@@ -218,7 +220,8 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
   from xclip_jax import inference
 
   imported = time.perf_counter()
-  options = {'heads': arguments.heads, 'num_frames': arguments.frames}
+  options = {'heads': arguments.heads, 'num_frames': arguments.frames,
+             'dtype': arguments.dtype}
   with answers.refusing():
     classifier = inference.load(
       arguments.weights, **{k: x for k, x in options.items() if x is not None}

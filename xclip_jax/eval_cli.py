@@ -164,7 +164,8 @@ def _run(arguments: argparse.Namespace, protocol: str, sets: Sequence[Any]) -> i
     arguments.keep_compilations()
     from xclip_jax import evaluation_results, inference, scorer, sharding
 
-    options = {'heads': arguments.heads, 'num_frames': arguments.frames}
+    options = {'heads': arguments.heads, 'num_frames': arguments.frames,
+               'dtype': arguments.dtype}
     with answers.refusing():
       weights = inference.open_weights(
         arguments.weights, **{k: x for k, x in options.items() if x is not None})
@@ -279,6 +280,7 @@ def _command(
   add('--root', help="folder that paths start from (default: the list's)")
   add('--frames', type=int, metavar='T', help='of a clip, if not as the weights were trained')
   add('--heads', choices=('file', 'reference'), help='as in `xclip classify`')
+  add('--dtype', choices=('float32', 'bfloat16'), help='as in `xclip classify`')
   add('--template', action='append', metavar='"a {}"', help='text around every label; several '
       'times for an ensemble (default: as the weights were trained; captions: bare)')
   add('--templates-file', metavar='F', help='templates, one a line')

@@ -26,7 +26,7 @@ import numpy as np
 from xclip_jax import losses, prompts, tokenizer
 from xclip_jax.data import augment, decode, sampling
 from xclip_jax.data.decode import VideoError
-from xclip_jax.models.xclip import XCLIP, VideoFeatures, XCLIPConfig, config_of_run
+from xclip_jax.models.xclip import XCLIP, VideoFeatures, XCLIPConfig, at_rest, config_of_run
 from xclip_jax.weights import hub, native, rules
 
 Video = str | os.PathLike | np.ndarray     # a file, or uint8 [N, H, W, 3] of any N, H and W
@@ -296,7 +296,9 @@ def load(source: str | os.PathLike, **options: Any) -> Classifier:
       where none was evaluated; averaged weights where it kept them); a folder or file with weights
       of CLIP or X-CLIP in any dialect; or a name, as `microsoft/xclip-base-patch32` or `ViT-B/16`.
       See `weights.hub.KNOWN`.
-    **options: heads, num_frames, image_size and seed as in `weights.hub.read`.
+    **options: dtype, of the operands of matrix products, 'float32' or 'bfloat16' (default: as the
+      weights say, which is float32 for published ones); heads, num_frames, image_size and seed as
+      in `weights.hub.read`.
 
   Raises:
     ValueError: there is nothing of that name, or it cannot be read; the message says what to do.
@@ -305,13 +307,20 @@ def load(source: str | os.PathLike, **options: Any) -> Classifier:
   weights = open_weights(source, **options)
   for note in weights.notes:
     print(f'{weights.source}: {note}', file=sys.stderr)
-  return Classifier(
-    XCLIP(weights.config), jax.device_put(weights.params), weights.preprocess, weights.template
-  )
+  params = jax.device_put(at_rest(weights.params, weights.config))
+  return Classifier(XCLIP(weights.config), params, weights.preprocess, weights.template)
 
 
-def open_weights(source: str | os.PathLike, **options: Any) -> native.Weights:
-  """Reads what `load` takes, without a device: parameters are numpy arrays."""
+def open_weights(
+  source: str | os.PathLike, dtype: str | None = None, **options: Any
+) -> native.Weights:
+  """Reads what `load` takes, without a device: parameters are numpy arrays, as they were saved."""
+  weights = _open(source, **options)
+  config = dataclasses.replace(weights.config, dtype=dtype or weights.config.dtype)
+  return dataclasses.replace(weights, config=config)
+
+
+def _open(source: str | os.PathLike, **options: Any) -> native.Weights:
   folder = Path(source).expanduser()
   if not (folder / 'checkpoints').is_dir():
     if (folder / 'metrics.jsonl').exists():

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from xclip_jax import distributed, losses, prompts, sharding, tokenizer
 from xclip_jax.data import augment, pipeline
-from xclip_jax.models.xclip import XCLIP
+from xclip_jax.models.xclip import XCLIP, at_rest
 from xclip_jax.weights.native import Weights
 
 _TEXTS = 256          # texts that are encoded, or compared with a batch of videos, at once
@@ -65,7 +65,7 @@ class Scorer:
     self.batch_size = -(-batch_size // shards) * shards
     model, preprocess = XCLIP(weights.config), weights.preprocess
     everywhere = sharding.replicated(mesh)
-    self._params = jax.device_put(weights.params, everywhere)
+    self._params = jax.device_put(at_rest(weights.params, weights.config), everywhere)
 
     def encode_video(params, video):
       video = losses.normalize(video, preprocess.mean, preprocess.std)
@@ -90,7 +90,8 @@ class Scorer:
     if (weights.config, weights.preprocess) != (self.weights.config, self.weights.preprocess):
       raise ValueError(f'{weights.source} is another model than {self.weights.source}')
     self.weights = weights
-    self._params = jax.device_put(weights.params, sharding.replicated(self.mesh))
+    params = at_rest(weights.params, weights.config)
+    self._params = jax.device_put(params, sharding.replicated(self.mesh))
 
   def encode_texts(
     self, texts: Sequence[str], templates: Sequence[str] = ('{}',), truncate: bool = False

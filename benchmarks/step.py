@@ -1,0 +1,275 @@
+"""How fast is a step: inference and training of every size, ours against the PyTorch peer's.
+
+  pip install -e '.[test,parity]'
+  python benchmarks/step.py --out step.jsonl                         # all rows, an hour or more
+  python benchmarks/step.py --only 'B/32 b1 infer bfloat16' --rounds 5
+  python benchmarks/step.py --ours-only                              # without PyTorch
+
+Each program lives in a process of its own, and they take turns: in every round each runs a few
+times while the others wait. A row gives the best and the median second of each, and the ratio of
+medians. Texts are encoded already on both sides (400 of them). The peer is transformers.XCLIPModel
+on random weights: eager; compiled (and for inference frozen); and on a CPU in float32 with linear
+layers through oneDNN, put in by hand, which is the best that a CPU can do with PyTorch.
+On a GPU both sides find it by themselves.
+"""
+
+import argparse
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+# (variant, frames, videos, step, dtype, hows of the peer)
+_INFER32, _INFER16, _TRAIN = ('eager', 'onednn'), ('eager', 'compiled'), ('eager', 'compiled')
+ROWS = [
+  *(row for variant, videos in (('B/32', 1), ('B/32', 4), ('B/16', 1), ('L/14', 1))
+    for row in ((variant, 8, videos, 'infer', 'float32', _INFER32),
+                (variant, 8, videos, 'infer', 'bfloat16', _INFER16))),
+  ('B/32', 8, 4, 'train', 'float32', _TRAIN),
+  ('B/32', 8, 4, 'train', 'bfloat16', _TRAIN),
+  ('B/16', 8, 1, 'train', 'float32', ('eager',)),
+  ('B/16', 8, 1, 'train', 'bfloat16', ('eager',)),
+  ('L/14@336', 16, 1, 'infer', 'bfloat16', ('eager',)),
+]
+GPU_ROWS = [
+  (variant, 8, videos, step, 'bfloat16', ('eager', 'compiled'))
+  for variant, videos in (('B/32', 64), ('B/16', 32), ('L/14', 8)) for step in ('infer', 'train')]
+K = 400
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('--only', action='append', help="rows, e.g. 'B/32 b1 infer bfloat16'")
+  parser.add_argument('--rounds', type=int, default=5)
+  parser.add_argument('--runs', type=int, default=3, help='of each program in a round')
+  parser.add_argument('--ours-only', action='store_true')
+  parser.add_argument('--gpu', action='store_true', help='the rows of a GPU')
+  parser.add_argument('--set', action='append', default=[], metavar='FIELD=VALUE',
+                      help='a field of XCLIPConfig, e.g. attention=cudnn')
+  parser.add_argument('--out', type=Path, help='file for the JSON lines')
+  parser.add_argument('--worker', help=argparse.SUPPRESS)
+  a = parser.parse_args()
+  if a.worker:
+    return work(json.loads(a.worker))
+  lines = [{
+    'date': time.strftime('%Y-%m-%d'), 'cpu': cpu(), 'cores': os.cpu_count(),
+    'python': sys.version.split()[0],
+    **{name: version(name) for name in ('jax', 'flax', 'torch', 'transformers')}}]
+  print(json.dumps(lines[0]), flush=True)
+  for row in GPU_ROWS if a.gpu else ROWS:
+    name = '{} b{} {} {}'.format(row[0], *row[2:5])
+    if a.only and name not in a.only:
+      continue
+    lines.append({'row': name} | measure(row, a))
+    print(json.dumps(lines[-1]), flush=True)
+    if a.out:
+      a.out.write_text('\n'.join(map(json.dumps, lines)) + '\n')
+  print_table(lines[1:])
+
+
+def measure(row: tuple, a: argparse.Namespace) -> dict[str, Any]:
+  variant, frames, videos, step, dtype, hows = row
+  told = {'variant': variant, 'frames': frames, 'videos': videos, 'step': step, 'dtype': dtype,
+          'set': a.set}
+  commands = {'ours': [sys.executable, __file__, '--worker', json.dumps(told)]}
+  if not a.ours_only:
+    commands |= {how: [
+      sys.executable, '-m', 'convert.time_peer', '--variant', variant, '--frames', str(frames),
+      '--batch', str(videos), '--step', step, '--dtype', dtype, '--how', how] for how in hows}
+  programs, found = {}, {}
+  try:
+    for name, command in commands.items():          # started one after the other: quiet compiling
+      programs[name] = subprocess.Popen(
+        command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL, env=os.environ | {'PYTHONPATH': str(ROOT)})
+      found[name] = answer(programs[name], name) | {'seconds': [], 'rounds': []}
+    for _ in range(a.rounds):
+      for name, program in programs.items():
+        idle = others()
+        program.stdin.write(f'{a.runs}\n')
+        program.stdin.flush()
+        got = answer(program, name)
+        found[name]['seconds'] += got['seconds']
+        found[name]['peak_mib'] = got['peak_mib']
+        found[name]['rounds'].append(round(idle(), 2))
+  finally:
+    for program in programs.values():
+      program.kill()
+  result = {'flops': found['ours'].pop('flops', None)}
+  for name, x in found.items():
+    seconds = x.pop('seconds')
+    x.update(best=min(seconds), median=statistics.median(seconds),
+             slowest=max(seconds), other_cores=max(x.pop('rounds')))
+    result[name] = {k: round(v, 4) if isinstance(v, float) else v for k, v in x.items()}
+  return result
+
+
+def answer(program: subprocess.Popen, name: str) -> dict[str, Any]:
+  for line in program.stdout:
+    if line.startswith('{'):
+      return json.loads(line)
+  raise SystemExit(f'{name} ended without an answer: {" ".join(map(str, program.args))}')
+
+
+def others() -> Any:
+  """Cores that were busy beside this machine's share of ours: /proc/stat over the round."""
+  def read():
+    fields = [int(x) for x in Path('/proc/stat').read_text().splitlines()[0].split()[1:9]]
+    return fields[7], time.perf_counter()                # stolen by other machines
+  stolen, begun = read()
+  return lambda: (read()[0] - stolen) / os.sysconf('SC_CLK_TCK') / (time.perf_counter() - begun)
+
+
+# --- our side, in a process of its own ----------------------------------------------------------
+
+
+def work(told: dict[str, Any]) -> None:
+  import jax
+  import numpy as np
+
+  from xclip_jax import flops
+
+  fields = dict(x.split('=') for x in told['set'])
+  make = infer_step if told['step'] == 'infer' else train_step
+  step, program, config, compiled = make(told, fields)
+  begun = time.perf_counter()
+  value = float(step())
+  B = told['videos']
+  need = (B * (flops.encode_video(config) + flops.classify(config, K)) if told['step'] == 'infer'
+          else flops.train_step(config, B, K))
+  memory = program.memory_analysis()
+  cost = program.cost_analysis() or {}
+  print(json.dumps({
+    'ready': True, 'first_seconds': round(compiled + time.perf_counter() - begun, 2), 'value': value,
+    'compile_seconds': round(compiled, 2), 'flops': need,
+    'hlo_over_analytic': round(cost.get('flops', 0) / need, 4),
+    'temporary_mib': round(memory.temp_size_in_bytes / 2**20),
+    'device': jax.devices()[0].device_kind}), flush=True)
+  for line in sys.stdin:
+    seconds = []
+    for _ in range(int(line)):
+      begun = time.perf_counter()
+      float(np.asarray(step()))
+      seconds.append(time.perf_counter() - begun)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({'seconds': seconds, 'peak_mib': round(peak)}), flush=True)
+
+
+def infer_step(told: dict[str, Any], fields: dict[str, str]) -> tuple[Any, Any, Any, float]:
+  """What a Scorer and a Classifier run for a batch, and the texts with it."""
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  from xclip_jax import paths
+  from xclip_jax.models.xclip import DTYPES, XCLIP, init_params, make_config
+
+  config = make_config(told['variant'], num_frames=told['frames'], dtype=told['dtype'], **fields)
+  model = XCLIP(config)
+  side = config.image_size
+  rng = np.random.default_rng(0)
+
+  def draw(name, x):                       # one by one, as weights come from a file; see at_rest
+    kind = DTYPES[config.dtype] if name.endswith('/kernel') else x.dtype
+    value = rng.normal(size=x.shape).astype(np.float32) * 0.02
+    return jnp.asarray(value + name.endswith('/scale'), kind)
+
+  shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
+  params = paths.map_with_names(draw, shapes)
+  begun = time.perf_counter()
+  shape = (told['videos'], told['frames'], side, side, 3)
+  video = jax.random.normal(jax.random.key(1), shape)
+  text = jax.random.normal(jax.random.key(2), (K, config.embed_dim))
+  forward = jax.jit(
+    lambda p, v, t: model.apply({'params': p}, v, t, method='classify').logits)
+  program = forward.lower(params, video, text).compile()
+  compiled = time.perf_counter() - begun
+  return lambda: jnp.sum(program(params, video, text)), program, config, compiled
+
+
+def train_step(told: dict[str, Any], fields: dict[str, str]) -> tuple[Any, Any, Any, float]:
+  """The step that `train.run` jits, without the blending of clips, which the peer has not."""
+  import jax
+  import numpy as np
+  import optax
+
+  from xclip_jax import config as run_config
+  from xclip_jax import optim, sharding, train
+  from xclip_jax import state as state_lib
+  from xclip_jax.data.source import ClassList
+
+  c = run_config.get_config()
+  c.model.update(variant=told['variant'], num_frames=told['frames'], dtype=told['dtype'],
+                 **{k: v for k, v in fields.items()})
+  c.augment.mixup = c.augment.cutmix = 0.0
+  c.train.batch_size = told['videos']
+  model = train.make_model(c)
+  params = state_lib.abstract(model, optax.identity()).params
+  tx, _ = optim.make(c.optim, params, 1000, 100, 1, True)
+  mesh = sharding.make_mesh(c.mesh)
+  places = sharding.infer(state_lib.abstract(model, tx), c.sharding, mesh)
+  holder = {'state': state_lib.init(model, tx, 0, places)}
+  rng, side, B = np.random.default_rng(0), model.config.image_size, told['videos']
+  batch = sharding.put_batch({
+    'video': rng.integers(0, 255, (B, told['frames'], side, side, 3), np.uint8),
+    'label': rng.integers(0, K, B).astype(np.int32), 'mask': np.ones(B, bool)}, mesh)
+  everywhere = sharding.replicated(mesh)
+  text = jax.device_put(rng.normal(size=(K, model.config.embed_dim)).astype(np.float32), everywhere)
+  key = jax.jit(lambda: jax.random.key(0), out_shardings=everywhere)()
+  names = ClassList(tuple(f'class {k}' for k in range(K)), (None,) * K)
+  with jax.set_mesh(mesh):
+    step = train.jit_train_step(model, tx, c, names, places, mesh)
+    begun = time.perf_counter()
+    program = step.lower(holder['state'], batch, text, key).compile()
+    compiled = time.perf_counter() - begun
+
+  def one():
+    holder['state'], metrics = program(holder['state'], batch, text, key)
+    return metrics['loss']
+  return one, program, model.config, compiled
+
+
+def cpu() -> str:
+  try:
+    lines = Path('/proc/cpuinfo').read_text().splitlines()
+    return next(x.split(':')[1].strip() for x in lines if x.startswith('model name'))
+  except (OSError, StopIteration):
+    return platform.processor()
+
+
+def version(name: str) -> str | None:
+  try:
+    return metadata.version(name)
+  except metadata.PackageNotFoundError:
+    return None
+
+
+def print_table(rows: list[dict[str, Any]]) -> None:
+  print('| row | ours, s (best) | peak RSS, MiB | GFLOP/s | peer, s (best), RSS | ours is faster | '
+        'compile, s |')
+  print('|---' * 7 + '|')
+  for x in rows:
+    ours = x['ours']
+    hows = [how for how in ('eager', 'compiled', 'onednn') if how in x]
+    print('| ' + ' | '.join([
+      x['row'], f'{ours["median"]:.3f} ({ours["best"]:.3f})', str(ours['peak_mib']),
+      f'{x["flops"] / ours["median"] / 1e9:.0f}',
+      '; '.join(f'{how} {x[how]["median"]:.3f} ({x[how]["best"]:.3f}), {x[how]["peak_mib"]}'
+                for how in hows),
+      ', '.join(f'{x[how]["median"] / ours["median"]:.2f}x {how}' for how in hows),
+      f'{ours["compile_seconds"]}']) + ' |')
+
+
+if __name__ == '__main__':
+  main()
