@@ -65,9 +65,10 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
   return mesh
 
 
-def batch_shards(mesh: Mesh) -> int:
-  """The number of parts that a batch is cut into."""
-  return int(np.prod([mesh.shape[name] for name in BATCH_AXES]))
+def batch_shards(mesh: Mesh | None = None) -> int:
+  """The number of parts that a batch is cut into; default: on the mesh that is set, 1 without."""
+  mesh = mesh or jax.sharding.get_abstract_mesh()
+  return 1 if mesh.empty else int(np.prod([mesh.shape[name] for name in BATCH_AXES]))
 
 
 def shard_batch(x: jax.Array, tensor_axis: int | None = None) -> jax.Array:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from xclip_jax.sharding import shard_batch
+from xclip_jax.sharding import batch_shards, shard_batch
 
 # PyTorch's epsilon, and its two-pass variance: the fast one cancels when mean >> std.
 LayerNorm = functools.partial(
@@ -127,11 +127,11 @@ class Dense(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     D = x.shape[-1]
     kernel = self.param('kernel', self.kernel_init, (D, self.features), jnp.float32)
-    rows = x.astype(self.dtype).reshape(-1, D)
-    y = einsum('XD,DE->XE', rows, kernel.astype(self.dtype))
+    rows = 'XLMN'[:x.ndim - 1]              # not flattened: on TPU that would move every value
+    y = einsum(f'{rows}D,DE->{rows}E', x.astype(self.dtype), kernel.astype(self.dtype))
     if self.use_bias:
       y += self.param('bias', self.bias_init, (self.features,), jnp.float32)
-    return checkpoint_name(y, 'dense').reshape(*x.shape[:-1], self.features)
+    return checkpoint_name(y, 'dense')
 
 
 def dot_product_attention(
@@ -150,7 +150,9 @@ def dot_product_attention(
     value: [X, M, N, F].
     causal: position l sees keys 0..l only.
     dtype: of the operands of both products; the softmax is float32.
-    implementation: 'xla' anywhere; 'cudnn' (bfloat16 on CUDA devices) never forms [L, M].
+    implementation: 'xla' anywhere; 'cudnn' (bfloat16 on CUDA devices) never forms [L, M]; 'chunked'
+      takes a few sequences at a time, forwards and again backwards, so that their scores stay in
+      the memory of a TPU core.
 
   Returns:
     float32 [X, L, N, F].
@@ -160,6 +162,18 @@ def dot_product_attention(
     return jax.nn.dot_product_attention(
       query, key, value, is_causal=causal, implementation='cudnn'
     ).astype(jnp.float32)
+  attend = functools.partial(_attend, causal=causal)
+  parts = _chunks(query, key) if implementation == 'chunked' else 1
+  if parts == 1:
+    return attend(query, key, value)
+  # Row c of every group of `parts` rows: each device splits the rows that it has.
+  cut = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
+  half = jax.checkpoint(lambda part: attend(*part).astype(dtype))
+  y = jax.lax.map(half, (cut(query), cut(key), cut(value)))
+  return y.swapaxes(0, 1).reshape(query.shape).astype(jnp.float32)
+
+
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
   # Heads beside the batch: the layout of a plain batched product. XLA:CPU runs others many times
   # slower, and bfloat16 ones not at all.
   query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))            # [X, N, L, F]
@@ -167,8 +181,17 @@ def dot_product_attention(
   if causal:
     L, M = scores.shape[-2:]
     scores = jnp.where(jnp.tri(L, M, dtype=bool), scores, -jnp.inf)
-  weights = jax.nn.softmax(scores, axis=-1).astype(dtype)
+  weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
   return einsum('XNLM,XNMF->XNLF', weights, value).swapaxes(1, 2)
+
+
+def _chunks(query: jax.Array, key: jax.Array) -> int:
+  """The fewest parts of the rows of a device whose float32 scores take 10 MiB or less."""
+  X, L, N = query.shape[:3]
+  rows = X // batch_shards() if X % batch_shards() == 0 else 1
+  tiled = N * (-(-L // 8) * 8) * (-(-key.shape[1] // 128) * 128) * 4             # as a TPU pads
+  return next(n for n in range(1, rows + 1)
+              if rows % n == 0 and (rows // n * tiled <= 10 * 2**20 or n == rows))
 
 
 class Attention(nn.Module):

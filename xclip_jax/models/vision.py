@@ -35,9 +35,8 @@ class PatchEmbed(nn.Module):
     P, D = self.patch_size, self.width
     kernel = self.param('kernel', uniform((C * P * P) ** -0.5), (P, P, C, D), jnp.float32)
     x = frames.astype(self.dtype).reshape(X, H // P, P, W // P, P, C)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(-1, P * P * C)               # [X*M, P*P*C]
-    x = einsum('XD,DE->XE', x, kernel.astype(self.dtype).reshape(-1, D))
-    return x.reshape(X, -1, D)
+    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(X, -1, P * P * C)            # [X, M, P*P*C]
+    return einsum('XMD,DE->XME', x, kernel.astype(self.dtype).reshape(-1, D))
 
 
 class DropPath(nn.Module):

@@ -61,7 +61,7 @@ class XCLIPConfig:
   drop_path: float = 0.0          # stochastic depth of the last vision block; linear from 0
   dtype: str = 'float32'          # operands of matrix products: float32 | bfloat16
   residual_dtype: str = 'float32' # what flows between blocks of the towers: float32 | bfloat16
-  attention: str = 'xla'          # of the towers: xla | cudnn (CUDA only, bfloat16)
+  attention: str = 'xla'          # of the towers: xla | cudnn (CUDA, bfloat16) | chunked (TPU)
   remat: str | None = None        # what the towers keep for backward: None all | dots | nothing
 
   def __post_init__(self):
@@ -88,7 +88,7 @@ class XCLIPConfig:
     for name, allowed in (
       *((f'{tower}_activation', ACTIVATIONS) for tower in ('vision', 'text', 'mit', 'prompt')),
       ('dtype', DTYPES), ('residual_dtype', DTYPES),
-      ('attention', ('xla', 'cudnn')), ('remat', (None, *REMAT_POLICIES)),
+      ('attention', ('xla', 'cudnn', 'chunked')), ('remat', (None, *REMAT_POLICIES)),
     ):
       if getattr(self, name) not in allowed:
         raise ValueError(
