@@ -14,6 +14,7 @@ On a GPU both sides find it by themselves.
 """
 
 import argparse
+import ast
 import json
 import os
 import platform
@@ -87,32 +88,36 @@ def measure(row: tuple, a: argparse.Namespace) -> dict[str, Any]:
     commands |= {how: [
       sys.executable, '-m', 'convert.time_peer', '--variant', variant, '--frames', str(frames),
       '--batch', str(videos), '--step', step, '--dtype', dtype, '--how', how] for how in hows}
+  found = alternate(commands, a.rounds, a.runs)
+  return {'flops': found['ours'].pop('flops')} | found
+
+
+def alternate(commands: dict[str, list[str]], rounds: int, runs: int) -> dict[str, dict[str, Any]]:
+  """Starts programs one after the other, then lets them take turns: their numbers by name."""
   programs, found = {}, {}
   try:
-    for name, command in commands.items():          # started one after the other: quiet compiling
+    for name, command in commands.items():
       programs[name] = subprocess.Popen(
         command, cwd=ROOT, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL, env=os.environ | {'PYTHONPATH': str(ROOT)})
-      found[name] = answer(programs[name], name) | {'seconds': [], 'rounds': []}
-    for _ in range(a.rounds):
+      found[name] = answer(programs[name], name) | {'seconds': [], 'stolen': []}
+    for _ in range(rounds):
       for name, program in programs.items():
-        idle = others()
-        program.stdin.write(f'{a.runs}\n')
+        stolen = others()
+        program.stdin.write(f'{runs}\n')
         program.stdin.flush()
         got = answer(program, name)
         found[name]['seconds'] += got['seconds']
         found[name]['peak_mib'] = got['peak_mib']
-        found[name]['rounds'].append(round(idle(), 2))
+        found[name]['stolen'].append(stolen())
   finally:
     for program in programs.values():
       program.kill()
-  result = {'flops': found['ours'].pop('flops', None)}
-  for name, x in found.items():
+  for x in found.values():
     seconds = x.pop('seconds')
-    x.update(best=min(seconds), median=statistics.median(seconds),
-             slowest=max(seconds), other_cores=max(x.pop('rounds')))
-    result[name] = {k: round(v, 4) if isinstance(v, float) else v for k, v in x.items()}
-  return result
+    x.update(best=round(min(seconds), 4), median=round(statistics.median(seconds), 4),
+             slowest=round(max(seconds), 4), stolen_cores=round(max(x.pop('stolen')), 2))
+  return found
 
 
 def answer(program: subprocess.Popen, name: str) -> dict[str, Any]:
@@ -123,10 +128,10 @@ def answer(program: subprocess.Popen, name: str) -> dict[str, Any]:
 
 
 def others() -> Any:
-  """Cores that were busy beside this machine's share of ours: /proc/stat over the round."""
+  """Cores that other machines took from this one meanwhile, by /proc/stat."""
   def read():
     fields = [int(x) for x in Path('/proc/stat').read_text().splitlines()[0].split()[1:9]]
-    return fields[7], time.perf_counter()                # stolen by other machines
+    return fields[7], time.perf_counter()
   stolen, begun = read()
   return lambda: (read()[0] - stolen) / os.sysconf('SC_CLK_TCK') / (time.perf_counter() - begun)
 
@@ -140,7 +145,7 @@ def work(told: dict[str, Any]) -> None:
 
   from xclip_jax import flops
 
-  fields = dict(x.split('=') for x in told['set'])
+  fields = dict(map(field, told['set']))
   make = infer_step if told['step'] == 'infer' else train_step
   peak_flops = matmul_peak(told)
   step, program, config, compiled = make(told, fields)
@@ -156,7 +161,8 @@ def work(told: dict[str, Any]) -> None:
     'first_seconds': round(compiled + time.perf_counter() - begun, 2),
     'compile_seconds': round(compiled, 2), 'flops': need,
     'hlo_over_analytic': round(cost.get('flops', 0) / need, 4),
-    'matmul_gflops': round(peak_flops / 1e9), 'temporary_mib': round(memory.temp_size_in_bytes / 2**20),
+    'matmul_gflops': round(peak_flops / 1e9),
+    'temporary_mib': round(memory.temp_size_in_bytes / 2**20),
     'device': jax.devices()[0].device_kind}), flush=True)
   for line in sys.stdin:
     seconds = []
@@ -166,6 +172,14 @@ def work(told: dict[str, Any]) -> None:
       seconds.append(time.perf_counter() - begun)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({'seconds': seconds, 'peak_mib': round(peak)}), flush=True)
+
+
+def field(text: str) -> tuple[str, Any]:
+  name, _, value = text.partition('=')
+  try:
+    return name, ast.literal_eval(value)
+  except (ValueError, SyntaxError):
+    return name, value
 
 
 def matmul_peak(told: dict[str, Any]) -> float:
@@ -197,7 +211,7 @@ def infer_step(told: dict[str, Any], fields: dict[str, str]) -> tuple[Any, Any, 
   import numpy as np
 
   from xclip_jax import paths
-  from xclip_jax.models.xclip import DTYPES, XCLIP, init_params, make_config
+  from xclip_jax.models.xclip import DTYPES, XCLIP, at_rest, init_params, make_config
 
   config = make_config(told['variant'], num_frames=told['frames'], dtype=told['dtype'], **fields)
   model = XCLIP(config)
@@ -211,6 +225,8 @@ def infer_step(told: dict[str, Any], fields: dict[str, str]) -> tuple[Any, Any, 
 
   shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
   params = paths.map_with_names(draw, shapes)
+  if config.int8_kernels:
+    params = jax.device_put(at_rest(params, config))
   begun = time.perf_counter()
   shape = (told['videos'], told['frames'], side, side, 3)
   video = jax.random.normal(jax.random.key(1), shape)
@@ -235,7 +251,7 @@ def train_step(told: dict[str, Any], fields: dict[str, str]) -> tuple[Any, Any, 
 
   c = run_config.get_config()
   c.model.update(variant=told['variant'], num_frames=told['frames'], dtype=told['dtype'],
-                 **{k: v for k, v in fields.items()})
+                 **fields)
   c.augment.mixup = c.augment.cutmix = 0.0
   c.train.batch_size = told['videos']
   model = train.make_model(c)

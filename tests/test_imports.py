@@ -81,6 +81,8 @@ MAY_IMPORT = {
   'xclip_jax.finetune_cli': (set(), {f'xclip_jax.{x}' for x in (
     'answers', 'data', 'evaluation_sets', 'finetune', 'inference')}),
   'xclip_jax.inference': ({'cv2', 'jax', 'numpy'}, EVERYTHING),
+  'xclip_jax.windows': ({'jax', 'numpy'}, {
+    f'xclip_jax.{x}' for x in ('data', 'inference', 'losses')}),
   'xclip_jax.flops': (set(), {'xclip_jax.models'}),
   'xclip_jax.compiled': (set(), set()),
   'xclip_jax.plan': ({'jax', 'optax'}, {f'xclip_jax.{x}' for x in (

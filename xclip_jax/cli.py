@@ -160,6 +160,32 @@ def embed(arguments: argparse.Namespace) -> int:
   return _conclude(failed, len(files))
 
 
+def windows(arguments: argparse.Namespace) -> int:
+  """Says what a long video shows from moment to moment, in windows that overlap.
+
+  Each frame is encoded once, in runs that do not overlap, which makes answers approximate; --exact
+  encodes every window by itself.
+  """
+  labels = _labels(arguments)
+  with answers.Output(arguments.csv, arguments.overwrite) as output:
+    classifier, _ = _load(arguments)
+    from xclip_jax import windows as windows_lib
+
+    rows = []
+    with answers.refusing():
+      for window in windows_lib.classify(
+          classifier, arguments.video, labels, arguments.every, arguments.stride,
+          arguments.exact):
+        gc.enable()
+        top = window.answer.top(arguments.top)
+        rows.append((f'{window.begin:.2f}-{window.end:.2f}', top))
+        if arguments.csv != '-':
+          shown = ', '.join(f'{answers.printable(x)} {p:.1%}' for x, p in top)
+          print(f'{window.begin:8.2f} - {window.end:.2f} s  {shown}', flush=True)
+    output.write(answers.to_csv(rows))
+  return 0
+
+
 def _parser() -> argparse.ArgumentParser:
   parser = _Parser(
     prog='xclip', description='X-CLIP: say what a video shows, in your own words.',
@@ -175,8 +201,11 @@ def _parser() -> argparse.ArgumentParser:
                      help='frames of a clip, if not as the weights were trained')
   model.add_argument('--heads', choices=('file', 'reference'), help='head counts to follow where '
                      'a config beside the weights disagrees with the reference (default: file)')
-  model.add_argument('--dtype', choices=('float32', 'bfloat16'), help='of matrix products; '
-                     'bfloat16 is faster (default: as the weights say, mostly float32)')
+  model.add_argument('--dtype', choices=('float32', 'bfloat16', 'int8'), help='of matrix products; '
+                     'bfloat16 is faster, int8 also holds kernels in 8 bits (default: as the '
+                     'weights say, mostly float32)')
+  model.add_argument('--merge-tokens', type=int, metavar='N', help='merge N pairs of similar '
+                     'patches in each block of the vision tower: faster, less exact (default: 0)')
   model.add_argument('--labels', metavar='"A, B"', help='labels, separated by commas')
   model.add_argument('--labels-file', metavar='F',
                      help='labels, one a line (# starts a comment); or a CSV with id,name')
@@ -201,6 +230,18 @@ def _parser() -> argparse.ArgumentParser:
   command.add_argument('-o', '--output', required=True, metavar='FILE', help='.npz to write')
   command.set_defaults(run=embed)
 
+  command = commands.add_parser('windows', parents=[model], description=windows.__doc__,
+                                help='say what a long video shows from moment to moment')
+  command.add_argument('video', metavar='VIDEO')
+  command.add_argument('--every', type=int, default=8, metavar='N',
+                       help='of how many frames one is taken (default: 8)')
+  command.add_argument('--stride', type=int, default=1, metavar='N',
+                       help='frames taken that the next window begins later (default: 1)')
+  command.add_argument('--exact', action='store_true', help='encode every window by itself')
+  command.add_argument('--top', type=int, default=1, metavar='N', help='labels shown (default: 1)')
+  command.add_argument('--csv', metavar='FILE', help="also write a CSV; '-' is standard output")
+  command.set_defaults(run=windows)
+
   finetune_cli.add_commands(commands, _keep_compilations)
   weights_cli.add_commands(commands, _keep_compilations)
   data_cli.add_commands(commands)
@@ -221,7 +262,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
 
   imported = time.perf_counter()
   options = {'heads': arguments.heads, 'num_frames': arguments.frames,
-             'dtype': arguments.dtype}
+             'dtype': arguments.dtype, 'merge_tokens': arguments.merge_tokens}
   with answers.refusing():
     classifier = inference.load(
       arguments.weights, **{k: x for k, x in options.items() if x is not None}

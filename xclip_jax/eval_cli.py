@@ -165,7 +165,7 @@ def _run(arguments: argparse.Namespace, protocol: str, sets: Sequence[Any]) -> i
     from xclip_jax import evaluation_results, inference, scorer, sharding
 
     options = {'heads': arguments.heads, 'num_frames': arguments.frames,
-               'dtype': arguments.dtype}
+               'dtype': arguments.dtype, 'merge_tokens': arguments.merge_tokens}
     with answers.refusing():
       weights = inference.open_weights(
         arguments.weights, **{k: x for k, x in options.items() if x is not None})
@@ -280,7 +280,8 @@ def _command(
   add('--root', help="folder that paths start from (default: the list's)")
   add('--frames', type=int, metavar='T', help='of a clip, if not as the weights were trained')
   add('--heads', choices=('file', 'reference'), help='as in `xclip classify`')
-  add('--dtype', choices=('float32', 'bfloat16'), help='as in `xclip classify`')
+  add('--dtype', choices=('float32', 'bfloat16', 'int8'), help='as in `xclip classify`')
+  add('--merge-tokens', type=int, metavar='N', help='as in `xclip classify`')
   add('--template', action='append', metavar='"a {}"', help='text around every label; several '
       'times for an ensemble (default: as the weights were trained; captions: bare)')
   add('--templates-file', metavar='F', help='templates, one a line')

@@ -14,10 +14,13 @@ def encode_video(config: XCLIPConfig, train: bool = False) -> int:
   M = (c.image_size // c.patch_size) ** 2
   m = max(round(M * (1 - c.patch_dropout)), 1) if train and c.patch_dropout else M
   L = 1 + m
-  block = _attention(T * L, T * (L + c.messages), L + c.messages, D) + _mlp(T * L, D, c.vision_mlp)
-  if c.messages:
-    block += _dense(T, D, D) + _attention(T, T, T, D)
-  total = patch_embed(c) + c.vision_layers * block + _dense(T, D, E)
+  total = patch_embed(c) + _dense(T, D, E)
+  for _ in range(c.vision_layers):
+    total += _attention(T * L, T * (L + c.messages), L + c.messages, D)
+    L -= 0 if train else min(c.merge_tokens, (L - 1) // 2)
+    total += _mlp(T * L, D, c.vision_mlp)
+    if c.messages:
+      total += _dense(T, D, D) + _attention(T, T, T, D)
   if c.mit:
     total += c.mit_layers * (_attention(T, T, T, E) + _mlp(T, E, c.mit_mlp))
   if c.prompt:

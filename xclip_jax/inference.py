@@ -296,9 +296,10 @@ def load(source: str | os.PathLike, **options: Any) -> Classifier:
       where none was evaluated; averaged weights where it kept them); a folder or file with weights
       of CLIP or X-CLIP in any dialect; or a name, as `microsoft/xclip-base-patch32` or `ViT-B/16`.
       See `weights.hub.KNOWN`.
-    **options: dtype, of the operands of matrix products, 'float32' or 'bfloat16' (default: as the
-      weights say, which is float32 for published ones); heads, num_frames, image_size and seed as
-      in `weights.hub.read`.
+    **options: dtype, of the operands of matrix products, 'float32' or 'bfloat16', or 'int8', which
+      is bfloat16 with kernels of 8 bits (default: as the weights say, mostly float32);
+      merge_tokens, patches merged in each vision block (docs/speed.md); heads, num_frames,
+      image_size and seed as in `weights.hub.read`.
 
   Raises:
     ValueError: there is nothing of that name, or it cannot be read; the message says what to do.
@@ -312,12 +313,15 @@ def load(source: str | os.PathLike, **options: Any) -> Classifier:
 
 
 def open_weights(
-  source: str | os.PathLike, dtype: str | None = None, **options: Any
+  source: str | os.PathLike, dtype: str | None = None, merge_tokens: int | None = None,
+  **options: Any,
 ) -> native.Weights:
   """Reads what `load` takes, without a device: parameters are numpy arrays, as they were saved."""
   weights = _open(source, **options)
-  config = dataclasses.replace(weights.config, dtype=dtype or weights.config.dtype)
-  return dataclasses.replace(weights, config=config)
+  fields = {} if dtype is None else {'dtype': 'bfloat16' if dtype == 'int8' else dtype,
+                                     'int8_kernels': dtype == 'int8'}
+  fields |= {} if merge_tokens is None else {'merge_tokens': merge_tokens}
+  return dataclasses.replace(weights, config=dataclasses.replace(weights.config, **fields))
 
 
 def _open(source: str | os.PathLike, **options: Any) -> native.Weights:

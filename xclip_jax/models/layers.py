@@ -127,8 +127,11 @@ class Dense(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     D = x.shape[-1]
     kernel = self.param('kernel', self.kernel_init, (D, self.features), jnp.float32)
+    whole = kernel.dtype == jnp.int8                # see xclip.at_rest
     rows = 'XLMN'[:x.ndim - 1]              # not flattened: on TPU that would move every value
     y = einsum(f'{rows}D,DE->{rows}E', x.astype(self.dtype), kernel.astype(self.dtype))
+    if whole:
+      y *= self.param('kernel_scale', nn.initializers.ones, (self.features,), jnp.float32)
     if self.use_bias:
       y += self.param('bias', self.bias_init, (self.features,), jnp.float32)
     return checkpoint_name(y, 'dense')
@@ -141,8 +144,9 @@ def dot_product_attention(
   causal: bool = False,
   dtype: Any = jnp.float32,
   implementation: str = 'xla',
+  bias: jax.Array | None = None,
 ) -> jax.Array:
-  """Computes softmax(q k / sqrt(F)) v.
+  """Computes softmax(q k / sqrt(F) + bias) v.
 
   Args:
     query: [X, L, N, F].
@@ -153,6 +157,7 @@ def dot_product_attention(
     implementation: 'xla' anywhere; 'cudnn' (bfloat16 on CUDA devices) never forms [L, M]; 'chunked'
       takes a few sequences at a time, forwards and again backwards, so that their scores stay in
       the memory of a TPU core.
+    bias: float32 [X, M], added to the scores of each key; not with 'cudnn'.
 
   Returns:
     float32 [X, L, N, F].
@@ -165,19 +170,23 @@ def dot_product_attention(
   attend = functools.partial(_attend, causal=causal)
   parts = _chunks(query, key) if implementation == 'chunked' else 1
   if parts == 1:
-    return attend(query, key, value)
+    return attend(query, key, value, bias)
   # Row c of every group of `parts` rows: each device splits the rows that it has.
   cut = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
   half = jax.checkpoint(lambda part: attend(*part).astype(dtype))
-  y = jax.lax.map(half, (cut(query), cut(key), cut(value)))
+  y = jax.lax.map(half, jax.tree.map(cut, (query, key, value, bias)))
   return y.swapaxes(0, 1).reshape(query.shape).astype(jnp.float32)
 
 
-def _attend(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
+def _attend(
+  query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, causal: bool
+) -> jax.Array:
   # Heads beside the batch: the layout of a plain batched product. XLA:CPU runs others many times
   # slower, and bfloat16 ones not at all.
   query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))            # [X, N, L, F]
   scores = einsum('XNLF,XNMF->XNLM', query * query.shape[-1] ** -0.5, key)
+  if bias is not None:
+    scores += bias[:, None, None]
   if causal:
     L, M = scores.shape[-2:]
     scores = jnp.where(jnp.tri(L, M, dtype=bool), scores, -jnp.inf)
@@ -206,12 +215,17 @@ class Attention(nn.Module):
   implementation: str = 'xla'
 
   @nn.compact
-  def __call__(self, x: jax.Array, memory: jax.Array | None = None) -> jax.Array:
+  def __call__(
+    self, x: jax.Array, memory: jax.Array | None = None, bias: jax.Array | None = None,
+    return_keys: bool = False,
+  ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Lets x attend to memory.
 
     Args:
       x: [X, L, D].
       memory: [X, M, D]; default: x itself.
+      bias: float32 [X, M], added to the scores of each key.
+      return_keys: their mean over heads too, [X, M, D // heads].
 
     Returns:
       float32 [X, L, D].
@@ -225,9 +239,11 @@ class Attention(nn.Module):
     query = split(project(name='query')(x))
     key = split(project(name='key')(memory))
     value = split(project(name='value')(memory))
-    y = dot_product_attention(query, key, value, self.causal, self.dtype, self.implementation)
+    y = dot_product_attention(
+      query, key, value, self.causal, self.dtype, self.implementation, bias)
     y = shard_batch(y, 2).reshape(x.shape)
-    return Dense(D, self.dtype, kernel_init=self.out_init, name='out')(y)
+    y = Dense(D, self.dtype, kernel_init=self.out_init, name='out')(y)
+    return (y, key.mean(axis=2)) if return_keys else y
 
 
 class Mlp(nn.Module):

@@ -61,6 +61,10 @@ class VideoPrompt(nn.Module):
     """
     return self.visual_proj(jnp.mean(self.visual_ln(patches), axis=1))
 
+  def encode_each(self, patches: jax.Array) -> jax.Array:
+    """Maps raw patch tokens [B, T, M, D] to float32 [B, T, M, E], of which the mean is taken."""
+    return self.visual_proj(self.visual_ln(patches))
+
   def __call__(self, text: jax.Array, patches: jax.Array) -> jax.Array:
     """Args: text [K, E], patches [B, M, E]. Returns float32 [B, K, E].
 

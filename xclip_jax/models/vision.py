@@ -6,6 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from xclip_jax.models import merging
 from xclip_jax.models.layers import (
   REMAT_POLICIES,
   Attention,
@@ -100,10 +101,16 @@ class CrossFrameBlock(nn.Module):
   dtype: Any = jnp.float32
   implementation: str = 'xla'
   messages: bool = True
+  merge: int = 0
 
   @nn.compact
-  def __call__(self, x: jax.Array, deterministic: bool = True) -> jax.Array:
-    """Args: x [B*T, L, D], the class token first. Returns the same shape and dtype."""
+  def __call__(
+    self, x: jax.Array, deterministic: bool = True, merged: merging.Merged | None = None
+  ) -> tuple[jax.Array, merging.Merged | None]:
+    """Args: x [B*T, L, D], the class token first; what is merged, if anything is.
+
+    Returns: x in its shape (fewer tokens if `merge` is set) and dtype, and what is then merged.
+    """
     T, D = self.num_frames, x.shape[-1]
     B = x.shape[0] // T
     init = torch_init(D, self.mlp_width)
@@ -125,9 +132,15 @@ class CrossFrameBlock(nn.Module):
       tokens = jnp.concatenate([x, message], axis=1)                           # [B*T, L+1, D]
 
     tokens = LayerNorm(name='ln_1')(tokens)
-    x += drop(attention('attn', self.implementation)(tokens[:, :x.shape[1]], tokens))
+    attn, queries = attention('attn', self.implementation), tokens[:, :x.shape[1]]
+    if merged is None:
+      x += drop(attn(queries, tokens))
+    else:
+      bias = jnp.pad(merged.log_size, ((0, 0), (0, tokens.shape[1] - x.shape[1])))
+      y, keys = attn(queries, tokens, bias, return_keys=True)
+      x, merged = merging.merge(x + drop(y), keys[:, :x.shape[1]], merged, self.merge)
     mlp = Mlp(self.mlp_width, init, self.activation, self.dtype, name='mlp')
-    return shard_batch(x + drop(mlp(LayerNorm(name='ln_2')(x))))
+    return shard_batch(x + drop(mlp(LayerNorm(name='ln_2')(x)))), merged
 
 
 class VisionEncoder(nn.Module):
@@ -148,6 +161,7 @@ class VisionEncoder(nn.Module):
   remat: str | None = None
   messages: bool = True
   patch_dropout: float = 0.0
+  merge: int = 0
 
   @nn.compact
   def __call__(self, video: jax.Array, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
@@ -155,12 +169,12 @@ class VisionEncoder(nn.Module):
 
     Args:
       video: [B, T, H, W, 3].
-      deterministic: no stochastic depth, and no patch is dropped.
+      deterministic: no stochastic depth, and no patch is dropped; tokens are merged, if at all.
 
     Returns:
       frames float32 [B, T, E]: class token after ln_post and projection.
       patches [B, T, M, D]: raw output of the last block, before any normalisation; of those that
-        were not dropped.
+        were not dropped. Of merged ones, what each went into.
     """
     B, T = video.shape[:2]
     D = self.width
@@ -174,18 +188,20 @@ class VisionEncoder(nn.Module):
     x = PatchDropout(self.patch_dropout, name='patch_dropout')(x, B, deterministic)
     x = LayerNorm(name='ln_pre')(x).astype(self.residual_dtype)
 
+    merged = merging.start(B * T, x.shape[1] - 1) if self.merge and deterministic else None
     block = CrossFrameBlock
     if self.remat:
       block = nn.remat(block, static_argnums=(2,), policy=REMAT_POLICIES[self.remat])
     for i in range(self.layers):
       rate = self.drop_path * i / max(self.layers - 1, 1)
-      x = block(
+      x, merged = block(
         self.num_frames, self.heads, self.mlp_width, self.activation, rate, self.dtype,
-        self.implementation, self.messages, name=f'blocks_{i}',
-      )(x, deterministic)
+        self.implementation, self.messages, self.merge, name=f'blocks_{i}',
+      )(x, deterministic, merged)
 
     frames = LayerNorm(name='ln_post')(x[:, 0])
     frames = Dense(
       self.embed_dim, self.dtype, use_bias=False, kernel_init=normal, name='proj'
     )(frames)
-    return frames.reshape(B, T, -1), x[:, 1:].reshape(B, T, -1, D)
+    patches = x[:, 1:] if merged is None else merging.spread(x, merged)
+    return frames.reshape(B, T, -1), patches.reshape(B, T, -1, D)

@@ -62,13 +62,17 @@ class XCLIPConfig:
   dtype: str = 'float32'          # operands of matrix products: float32 | bfloat16
   residual_dtype: str = 'float32' # what flows between blocks of the towers: float32 | bfloat16
   attention: str = 'xla'          # of the towers: xla | cudnn (CUDA, bfloat16) | chunked (TPU)
+  merge_tokens: int = 0           # pairs merged in each vision block, of inference; merging.py
+  int8_kernels: bool = False      # kernels at rest as 8 bits, of inference; see at_rest
   remat: str | None = None        # what the towers keep for backward: None all | dots | nothing
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
-      if field.type is int and (not isinstance(value, int) or value < 1):
-        raise ValueError(f'XCLIPConfig.{field.name} must be a positive integer, got {value!r}')
+      least = 0 if field.name == 'merge_tokens' else 1
+      if field.type is int and (not isinstance(value, int) or value < least):
+        what = 'a positive integer' if least else 'an integer of 0 or more'
+        raise ValueError(f'XCLIPConfig.{field.name} must be {what}, got {value!r}')
       if field.type is bool and not isinstance(value, bool):
         raise ValueError(f'XCLIPConfig.{field.name} must be True or False, got {value!r}')
     for width, heads in (
@@ -94,6 +98,8 @@ class XCLIPConfig:
         raise ValueError(
           f'XCLIPConfig.{name}={getattr(self, name)!r} is unknown; one of {list(allowed)}'
         )
+    if self.merge_tokens and self.attention == 'cudnn':
+      raise ValueError('XCLIPConfig.merge_tokens needs attention=xla or chunked')
     for name in ('drop_path', 'patch_dropout'):
       if not 0 <= getattr(self, name) < 1:
         raise ValueError(f'XCLIPConfig.{name} must lie in [0, 1), got {getattr(self, name)}')
@@ -116,6 +122,7 @@ VARIANTS = {
 # Fields that say how a model is computed or trained. Those of the same weights may differ in them.
 COMPUTE_FIELDS = (
   'dtype', 'residual_dtype', 'attention', 'remat', 'drop_path', 'patch_dropout', 'prompt_alpha',
+  'merge_tokens', 'int8_kernels',
 )
 # The fields that make CLIP's image tower on every frame of it, and their mean: ViFi-CLIP.
 FRAME_MEAN = dict(messages=False, mit=False, prompt=False)
@@ -181,7 +188,7 @@ class XCLIP(nn.Module):
     self.vision = VisionEncoder(
       c.num_frames, c.patch_size, c.vision_width, c.vision_layers, c.vision_heads, c.vision_mlp,
       c.embed_dim, c.vision_activation, c.drop_path, dtype, residual, c.attention, c.remat,
-      c.messages, c.patch_dropout,
+      c.messages, c.patch_dropout, c.merge_tokens,
     )
     if c.mit:
       self.mit = MultiframeTransformer(
@@ -229,6 +236,25 @@ class XCLIP(nn.Module):
         shard_batch(self.prompt.encode_patches(patches)) if self.config.prompt else None),
     )
 
+  def encode_frames(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The part of `encode_video` before time is looked at: float32 [B, T, E] and [B, T, M, E].
+
+    For windows that share frames; see `integrate`. Without prompts the second is empty.
+    """
+    check_video(video, self.config)
+    frames, patches = self.vision(shard_batch(video))
+    patches = self.prompt.encode_each(patches) if self.config.prompt else patches[..., :0]
+    return frames, patches
+
+  def integrate(self, frames: jax.Array, patches: jax.Array) -> VideoFeatures:
+    """What `encode_video` makes of the frames that it has encoded, float32 [B, T, E] and [B, M, E].
+
+    Args: what `encode_frames` gives, the patches averaged over the T frames.
+    """
+    return VideoFeatures(
+      video_features=self.mit(frames) if self.config.mit else frames.mean(axis=1),
+      frame_features=frames, patch_features=patches if self.config.prompt else None)
+
   def encode_text(self, token_ids: jax.Array) -> jax.Array:
     """Encodes int token_ids [K, S] to float32 [K, E], not normalised, no video seen."""
     check_token_ids(token_ids, self.config)
@@ -272,14 +298,29 @@ def init_params(model: XCLIP, key: jax.Array) -> Any:
 
 
 def at_rest(params: Any, config: XCLIPConfig) -> Any:
-  """Keeps kernels in the dtype that products take them in.
+  """Keeps kernels in the dtype that products take them in. For inference.
 
   Where that is bfloat16, results are the same to the bit, kernels take half the memory, and no call
-  has to convert them. For inference: what is trained stays float32.
+  has to convert them. With `int8_kernels` those of affine maps become integers from -127 to 127
+  with a float32 scale for each output (`kernel_scale`), which is rounding: half the memory again.
   """
-  def convert(path, x):
-    return x.astype(DTYPES[config.dtype]) if path[-1].key == 'kernel' else x
-  return jax.tree_util.tree_map_with_path(convert, params)
+  def convert(tree):
+    out = {}
+    for name, x in tree.items():
+      if isinstance(x, Mapping):
+        out[name] = convert(x)
+      elif name != 'kernel':
+        out[name] = x
+      elif config.int8_kernels and x.ndim == 2 and x.dtype != jnp.int8:
+        scale = np.maximum(np.abs(np.asarray(x, np.float32)).max(axis=0), 1e-12) / 127
+        out[name] = np.round(np.asarray(x, np.float32) / scale).astype(np.int8)
+        out['kernel_scale'] = scale.astype(np.float32)
+      elif x.dtype != jnp.int8:
+        out[name] = x.astype(DTYPES[config.dtype])
+      else:
+        out[name] = x
+    return out
+  return convert(params)
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:

@@ -1,0 +1,144 @@
+"""Ways to compute less or hold less in inference: what they change, and what they must not."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from xclip_jax.models import layers, merging
+from xclip_jax.models.xclip import XCLIP, XCLIPConfig, at_rest, init_params
+
+CONFIG = XCLIPConfig(
+  image_size=64, patch_size=16, num_frames=4, embed_dim=32, vision_width=32, vision_layers=3,
+  vision_heads=2, vision_mlp=64, text_width=32, text_layers=1, text_heads=2, text_mlp=64,
+  vocab_size=64, context_length=8, mit_heads=2, mit_mlp=64, prompt_layers=1, prompt_heads=2,
+)
+
+
+@pytest.fixture(scope='module')
+def params():
+  shapes = jax.eval_shape(lambda: init_params(XCLIP(CONFIG), jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  return jax.tree.map(lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32), shapes)
+
+
+def logits(config, params, video, ids):
+  return jax.jit(lambda p: XCLIP(config).apply({'params': p}, video, ids).logits)(params)
+
+
+def inputs(seed=0):
+  rng = np.random.default_rng(seed)
+  return (rng.normal(size=(2, 4, 64, 64, 3)).astype(np.float32),
+          rng.integers(1, 64, (3, 8), dtype=np.int32))
+
+
+def merged_by_hand(x, keys, size, place, count):
+  """One frame, token by token."""
+  tokens, sizes = list(x[1:]), list(size[1:])
+  unit = keys[1:] / np.linalg.norm(keys[1:], axis=-1, keepdims=True)
+  evens, odds = range(0, len(tokens), 2), range(1, len(tokens), 2)
+  best = sorted(((max((unit[a] @ unit[b], -b) for b in odds), a) for a in evens),
+                key=lambda found: -found[0][0])[:count]
+  pairs = {a: -found[1] for found, a in best}
+  total = {i: tokens[i] * sizes[i] for i in range(len(tokens))}
+  for a, b in pairs.items():
+    total[b] = total[b] + tokens[a] * sizes[a]
+  new = {i: sizes[i] + sum(sizes[a] for a, b in pairs.items() if b == i) for i in odds}
+  order = [i for i in evens if i not in pairs] + list(odds)
+  values = [total[i] / new.get(i, sizes[i]) for i in order]
+  where = {i: order.index(pairs.get(i, i)) for i in range(len(tokens))}
+  return (np.stack([x[0], *values]), np.array([size[0], *(new.get(i, sizes[i]) for i in order)]),
+          np.array([where[i] for i in place]))
+
+
+def test_the_most_similar_pairs_are_merged_to_their_mean():
+  rng = np.random.default_rng(0)
+  X, M, D = 3, 9, 5
+  x = rng.normal(size=(X, 1 + M, D)).astype(np.float32)
+  state = merging.start(X, M)
+  want = [(x[i], np.ones(1 + M), np.arange(M)) for i in range(X)]
+  for count in (3, 2, 9):                       # 9: more than there are
+    keys = rng.normal(size=(X, x.shape[1], 4)).astype(np.float32)
+    x, state = merging.merge(jnp.asarray(x), jnp.asarray(keys), state, count)
+    for i in range(X):
+      want[i] = merged_by_hand(want[i][0], keys[i], want[i][1], want[i][2], count)
+      np.testing.assert_allclose(x[i], want[i][0], atol=1e-5)
+      np.testing.assert_allclose(state.size[i], want[i][1])
+      np.testing.assert_array_equal(state.place[i], want[i][2])
+    assert (state.size[:, 1:].sum(-1) == M).all()
+  assert x.shape[1] == 1 + 2
+  spread = merging.spread(x, state)
+  assert spread.shape == (X, M, D)
+  np.testing.assert_array_equal(spread[1, 4], x[1, 1 + state.place[1, 4]])
+
+
+@pytest.mark.parametrize('attention', ['xla', 'chunked'])
+def test_merging_what_is_equal_changes_nothing(params, attention):
+  """A token that stands for n equal ones draws n times the attention: the same numbers."""
+  video, ids = inputs()
+  flat = np.broadcast_to(video[:, :, :1, :1], video.shape)        # every patch of a frame alike
+  same = params | {'vision': params['vision'] | {
+    'pos_embed': np.zeros_like(params['vision']['pos_embed'])}}
+  config = dataclasses.replace(CONFIG, attention=attention)
+  want = logits(config, same, flat, ids)
+  for count in (1, 2, 5):
+    got = logits(dataclasses.replace(config, merge_tokens=count), same, flat, ids)
+    np.testing.assert_allclose(got, want, atol=1e-5)
+  assert abs(logits(dataclasses.replace(config, merge_tokens=2), params, video, ids)
+             - logits(config, params, video, ids)).max() > 5e-5
+
+
+def test_training_merges_nothing(params):
+  video, ids = inputs()
+  run = lambda config: XCLIP(config).apply({'params': params}, video, ids, False).logits
+  np.testing.assert_array_equal(run(dataclasses.replace(CONFIG, merge_tokens=3)), run(CONFIG))
+
+
+def test_merging_needs_attention_with_biases():
+  with pytest.raises(ValueError, match=r'merge_tokens needs attention=xla or chunked'):
+    dataclasses.replace(CONFIG, merge_tokens=2, attention='cudnn')
+  with pytest.raises(ValueError, match=r'merge_tokens must be an integer of 0 or more, got -1'):
+    dataclasses.replace(CONFIG, merge_tokens=-1)
+
+
+def test_kernels_of_eight_bits_are_the_nearest(params):
+  config = dataclasses.replace(CONFIG, int8_kernels=True)
+  small = at_rest(params, config)
+  kernel = params['vision']['blocks_0']['mlp']['c_fc']['kernel']
+  held = small['vision']['blocks_0']['mlp']['c_fc']
+  assert held['kernel'].dtype == np.int8 and held['kernel_scale'].shape == (64,)
+  apart = np.abs(held['kernel'] * held['kernel_scale'] - kernel)
+  assert (apart <= held['kernel_scale'] / 2 + 1e-7).all()
+  assert np.abs(held['kernel']).max(axis=0).min() == 127
+  jax.tree.map(np.testing.assert_array_equal, at_rest(small, config), small)    # once
+  video, ids = inputs()
+  rounded = jax.tree_util.tree_map_with_path(
+    lambda path, x: _rounded(x) if path[-1].key == 'kernel' and x.ndim == 2 else x, params)
+  got, want = logits(config, small, video, ids), logits(CONFIG, rounded, video, ids)
+  np.testing.assert_allclose(got, want, atol=2e-4)                # the scale may come after
+  assert abs(got - logits(CONFIG, params, video, ids)).max() > 0
+
+
+def _rounded(kernel):
+  scale = np.abs(kernel).max(axis=0) / 127
+  return np.round(kernel / scale) * scale
+
+
+@pytest.mark.parametrize(('rows', 'causal'), [(24, False), (24, True), (7, False)])
+def test_chunks_of_attention_are_the_whole(rows, causal):
+  rng = np.random.default_rng(0)
+  q, k, v = (rng.normal(size=(rows, n, 12, 64)).astype(np.float32) for n in (197, 197, 197))
+  bias = rng.normal(size=(rows, 197)).astype(np.float32)
+  assert layers._chunks(q, k) == (6 if rows == 24 else 7)
+
+  def run(implementation):
+    total = lambda *x: (layers.dot_product_attention(
+      *x[:3], causal, implementation=implementation, bias=x[3]) ** 2).sum()
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2, 3)))(q, k, v, bias)
+
+  (value, grads), (want, want_grads) = run('chunked'), run('xla')
+  np.testing.assert_allclose(value, want, rtol=1e-4)              # a sum of millions
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
+               grads, want_grads)
