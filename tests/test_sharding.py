@@ -166,6 +166,8 @@ def test_unknown_and_missing_rules_are_errors():
     sharding.infer(tree, (('b/.*', 'fsdp'),), mesh)
 
 
-def test_shard_batch_does_nothing_without_a_mesh():
+def test_shard_batch_does_nothing_without_a_mesh_of_ours():
   x = jnp.ones((3, 2))
   assert sharding.shard_batch(x) is x
+  with jax.set_mesh(jax.make_mesh((1,), ('model',), devices=jax.devices()[:1])):
+    assert sharding.shard_batch(x) is x and sharding.batch_shards() == 1

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 
+import tiny
 import videos
 import xclip_jax
 from xclip_jax import cli, windows
@@ -15,11 +16,8 @@ from xclip_jax.models.xclip import XCLIP, XCLIPConfig, init_params
 from xclip_jax.weights import native
 
 LABELS = ['one', 'two', 'three']
-CONFIG = XCLIPConfig(
-  image_size=32, patch_size=16, num_frames=4, embed_dim=32, vision_width=32, vision_layers=2,
-  vision_heads=2, vision_mlp=64, text_width=32, text_layers=1, text_heads=2, text_mlp=64,
-  context_length=16, mit_heads=2, mit_mlp=64, prompt_layers=1, prompt_heads=2,
-)
+# Two layers: the message of the first is the same for any frame, so that one alone mixes nothing.
+CONFIG = XCLIPConfig(num_frames=4, **(tiny.FIELDS | dict(vision_layers=2)))
 
 
 @pytest.fixture(scope='module')
@@ -87,3 +85,8 @@ def test_the_command_prints_and_writes_them(classifier, video, tmp_path, capsys,
   assert table.read_text().splitlines()[1].startswith('0.00-2.10,')
   assert cli.main([*words, '--overwrite', '--every', '20']) == 2
   assert 'take a smaller `every`' in capsys.readouterr().err
+
+
+def test_a_text_is_no_list_of_labels(classifier, video):
+  with pytest.raises(ValueError, match="labels must be a list of texts, got the text 'abc'"):
+    next(windows.classify(classifier, video, 'abc'))

@@ -271,7 +271,7 @@ class Checkpoints:
 @jax.jit
 def _bits(x: jax.Array) -> jax.Array:
   """The sum of an array's bits as unsigned integers, modulo 2 ** 32: any order gives the same."""
-  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}[x.dtype.itemsize]
+  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
   x = x.astype(jnp.uint8) if x.dtype == bool else jax.lax.bitcast_convert_type(x, unsigned)
   return jnp.sum(x, dtype=jnp.uint32)
 

@@ -1,5 +1,6 @@
 """Meshes, where each array of a run lives, and how batches get there."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,8 +60,8 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
   for group in mesh.devices.reshape(-1, sizes[-1]):
     if len({d.process_index for d in group}) > 1:
       raise ValueError(
-        f'config.mesh.tensor={sizes[-1]} reaches across hosts; it must divide the devices of one, '
-        f'{mesh.local_mesh.size if devices == jax.devices() else len(devices)}'
+        f'config.mesh.tensor={sizes[-1]} reaches across hosts; it must divide the number of '
+        'devices of each'
       )
   return mesh
 
@@ -68,17 +69,17 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
 def batch_shards(mesh: Mesh | None = None) -> int:
   """The number of parts that a batch is cut into; default: on the mesh that is set, 1 without."""
   mesh = mesh or jax.sharding.get_abstract_mesh()
-  return 1 if mesh.empty else int(np.prod([mesh.shape[name] for name in BATCH_AXES]))
+  return math.prod(mesh.shape[name] for name in BATCH_AXES if name in mesh.shape)
 
 
 def shard_batch(x: jax.Array, tensor_axis: int | None = None) -> jax.Array:
   """Pins x's leading axis to the batch axes of the mesh, and another one to 'tensor'.
 
-  A no-op without a mesh. Rows that do not divide are left to the compiler; so is a 'tensor' axis
-  that does not.
+  A no-op without a mesh, or on one whose axes are not those of `make_mesh`. Rows that do not divide
+  are left to the compiler; so is a 'tensor' axis that does not.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty:
+  if set(mesh.axis_names) != set(AXES):
     return x
   spec = [None] * x.ndim
   spec[0] = BATCH_AXES if x.shape[0] % batch_shards(mesh) == 0 else P.UNCONSTRAINED

@@ -60,13 +60,15 @@ def classify(
   if every < 1 or not 1 <= stride <= T:
     raise ValueError(f'every={every} must be at least 1, and stride={stride} from 1 to {T}, the '
                      'frames of a window')
-  labels = tuple(labels)
   text = classifier.embed_text(labels)
+  labels = tuple(labels)
   encode, integrate, score = _programs(classifier.model, classifier.preprocess)
   params = classifier.params
 
   def answer(features, row):
     probabilities = np.asarray(score(params, features, text))[0]
+    if not np.isfinite(probabilities).all():
+      raise ValueError('the model answers with NaN or infinity; its weights are damaged')
     return Window(row[0], row[-1], Answer(labels, probabilities))
 
   seconds: deque[float] = deque()

@@ -127,10 +127,9 @@ class Dense(nn.Module):
   def __call__(self, x: jax.Array) -> jax.Array:
     D = x.shape[-1]
     kernel = self.param('kernel', self.kernel_init, (D, self.features), jnp.float32)
-    whole = kernel.dtype == jnp.int8                # see xclip.at_rest
     rows = 'XLMN'[:x.ndim - 1]              # not flattened: on TPU that would move every value
     y = einsum(f'{rows}D,DE->{rows}E', x.astype(self.dtype), kernel.astype(self.dtype))
-    if whole:
+    if kernel.dtype == jnp.int8:            # see xclip.at_rest
       y *= self.param('kernel_scale', nn.initializers.ones, (self.features,), jnp.float32)
     if self.use_bias:
       y += self.param('bias', self.bias_init, (self.features,), jnp.float32)

@@ -106,10 +106,10 @@ class CrossFrameBlock(nn.Module):
   @nn.compact
   def __call__(
     self, x: jax.Array, deterministic: bool = True, merged: merging.Merged | None = None
-  ) -> tuple[jax.Array, merging.Merged | None]:
-    """Args: x [B*T, L, D], the class token first; what is merged, if anything is.
+  ) -> jax.Array | tuple[jax.Array, merging.Merged]:
+    """Args: x [B*T, L, D], the class token first; what is merged, if tokens are to be.
 
-    Returns: x in its shape (fewer tokens if `merge` is set) and dtype, and what is then merged.
+    Returns: the same shape and dtype; with `merged`, fewer tokens, and what is then merged.
     """
     T, D = self.num_frames, x.shape[-1]
     B = x.shape[0] // T
@@ -140,7 +140,8 @@ class CrossFrameBlock(nn.Module):
       y, keys = attn(queries, tokens, bias, return_keys=True)
       x, merged = merging.merge(x + drop(y), keys[:, :x.shape[1]], merged, self.merge)
     mlp = Mlp(self.mlp_width, init, self.activation, self.dtype, name='mlp')
-    return shard_batch(x + drop(mlp(LayerNorm(name='ln_2')(x)))), merged
+    x = shard_batch(x + drop(mlp(LayerNorm(name='ln_2')(x))))
+    return x if merged is None else (x, merged)
 
 
 class VisionEncoder(nn.Module):
@@ -194,10 +195,12 @@ class VisionEncoder(nn.Module):
       block = nn.remat(block, static_argnums=(2,), policy=REMAT_POLICIES[self.remat])
     for i in range(self.layers):
       rate = self.drop_path * i / max(self.layers - 1, 1)
-      x, merged = block(
+      x = block(
         self.num_frames, self.heads, self.mlp_width, self.activation, rate, self.dtype,
         self.implementation, self.messages, self.merge, name=f'blocks_{i}',
       )(x, deterministic, merged)
+      if merged is not None:
+        x, merged = x
 
     frames = LayerNorm(name='ln_post')(x[:, 0])
     frames = Dense(

@@ -229,12 +229,8 @@ class XCLIP(nn.Module):
     """Encodes float video [B, T, H, W, 3]."""
     check_video(video, self.config)
     frames, patches = self.vision(shard_batch(video), deterministic)
-    return VideoFeatures(
-      video_features=shard_batch(self.mit(frames) if self.config.mit else frames.mean(axis=1)),
-      frame_features=frames,
-      patch_features=(
-        shard_batch(self.prompt.encode_patches(patches)) if self.config.prompt else None),
-    )
+    patches = self.prompt.encode_patches(patches) if self.config.prompt else None
+    return self.integrate(frames, patches)
 
   def encode_frames(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
     """The part of `encode_video` before time is looked at: float32 [B, T, E] and [B, T, M, E].
@@ -246,14 +242,15 @@ class XCLIP(nn.Module):
     patches = self.prompt.encode_each(patches) if self.config.prompt else patches[..., :0]
     return frames, patches
 
-  def integrate(self, frames: jax.Array, patches: jax.Array) -> VideoFeatures:
-    """What `encode_video` makes of the frames that it has encoded, float32 [B, T, E] and [B, M, E].
+  def integrate(self, frames: jax.Array, patches: jax.Array | None) -> VideoFeatures:
+    """What follows from encoded frames, float32 [B, T, E], and their patches, float32 [B, M, E].
 
-    Args: what `encode_frames` gives, the patches averaged over the T frames.
+    Args: as of `encode_frames`, the patches averaged over the T frames.
     """
     return VideoFeatures(
-      video_features=self.mit(frames) if self.config.mit else frames.mean(axis=1),
-      frame_features=frames, patch_features=patches if self.config.prompt else None)
+      video_features=shard_batch(self.mit(frames) if self.config.mit else frames.mean(axis=1)),
+      frame_features=frames,
+      patch_features=shard_batch(patches) if self.config.prompt else None)
 
   def encode_text(self, token_ids: jax.Array) -> jax.Array:
     """Encodes int token_ids [K, S] to float32 [K, E], not normalised, no video seen."""
