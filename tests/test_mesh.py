@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 import tiny
@@ -86,7 +87,7 @@ def eight_devices(program, *arguments):
   flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
   done = subprocess.run(
     [sys.executable, '-c', program, *arguments], cwd=tiny.REPO, capture_output=True, text=True,
-    env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu',
+    env=os.environ | tiny.SIMULATED | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu',
                       'PYTHONPATH': f'{tiny.REPO}:{tiny.REPO / "tests"}'})
   assert done.returncode == 0, done.stderr[-3000:]
   assert 'nvoluntary full rematerialization' not in done.stderr, done.stderr[-3000:]
@@ -111,6 +112,18 @@ def test_twenty_updates_on_a_mixed_mesh_equal_those_of_one_device():
 def test_twenty_updates_on_any_mesh_equal_those_of_one_device(size):
   train(size, ['data=8', 'data=1,fsdp=8', 'data=2,tensor=4', 'data=2,fsdp=4',
                'dcn=2,data=2,tensor=2', 'dcn=2,data=1,fsdp=2,tensor=2'])
+
+
+@pytest.mark.slow
+def test_a_whole_run_on_a_tensor_mesh_equals_that_of_one_device(tmp_path):
+  root, losses = tiny.write_data(tmp_path / 'data'), []
+  for name, options in (('one', {}), ('four', dict(devices=4, mesh__tensor=2))):
+    done = tiny.finish(tmp_path / name, root, **options)
+    assert done.returncode == 0, done.stdout[-3000:]
+    rows = [json.loads(x) for x in (tmp_path / name / 'metrics.jsonl').read_text().splitlines()]
+    losses.append([x['loss'] for x in rows if 'loss' in x])
+  assert len(losses[0]) == 6
+  np.testing.assert_allclose(losses[1], losses[0], rtol=0, atol=1e-5)
 
 
 # What one device exchanges in a training step of two vision layers, at most: how often, and KiB.

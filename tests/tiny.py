@@ -20,6 +20,9 @@ FIELDS = dict(
   vision_mlp=32, text_width=16, text_layers=1, text_heads=2, text_mlp=32, context_length=16,
   mit_heads=2, mit_mlp=32, prompt_layers=1, prompt_heads=2,
 )
+# Threads of XLA:CPU for simulated devices. It has as many as there are cores otherwise: devices that
+# wait for each other in groups then find none to go on with, and after 40 s it aborts.
+SIMULATED = {'NPROC': '16', 'PJRT_NPROC': '16'}
 
 
 def write_data(folder: pathlib.Path) -> pathlib.Path:
@@ -52,7 +55,8 @@ def command(workdir: pathlib.Path, root: pathlib.Path, *more: str, **changes) ->
 
 def environment(devices: int = 1) -> dict[str, str]:
   flags = f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
-  return os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(REPO)}
+  found = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(REPO)}
+  return found | SIMULATED if devices > 1 else found
 
 
 def start(*args, **changes) -> subprocess.Popen:

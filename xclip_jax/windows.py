@@ -98,7 +98,7 @@ def classify(
   if not found:
     raise VideoError(
       f'{os.fspath(video)}: a window takes {T} frames, one of {every} each, and it holds {count} '
-      'of those; take a smaller `every`')
+      'of those; take a smaller `every`, or a longer video')
 
 
 def _runs(
