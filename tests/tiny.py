@@ -20,8 +20,8 @@ FIELDS = dict(
   vision_mlp=32, text_width=16, text_layers=1, text_heads=2, text_mlp=32, context_length=16,
   mit_heads=2, mit_mlp=32, prompt_layers=1, prompt_heads=2,
 )
-# Threads of XLA:CPU for simulated devices. It has as many as there are cores otherwise: devices that
-# wait for each other in groups then find none to go on with, and after 40 s it aborts.
+# Threads of XLA:CPU for simulated devices; else it has as many as cores, devices that wait for each
+# other in groups find none to go on with, and after 40 s it aborts.
 SIMULATED = {'NPROC': '16', 'PJRT_NPROC': '16'}
 
 
