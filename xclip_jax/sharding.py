@@ -66,6 +66,12 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
   return mesh
 
 
+def single_device() -> bool:
+  """Whether there is no mesh around this code, or one of a single device."""
+  mesh = jax.sharding.get_abstract_mesh()
+  return mesh.empty or mesh.size == 1
+
+
 def batch_shards(mesh: Mesh | None = None) -> int:
   """The number of parts that a batch is cut into; default: on the mesh that is set, 1 without."""
   mesh = mesh or jax.sharding.get_abstract_mesh()

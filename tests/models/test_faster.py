@@ -142,3 +142,16 @@ def test_chunks_of_attention_are_the_whole(rows, causal):
   np.testing.assert_allclose(value, want, rtol=1e-4)              # a sum of millions
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
                grads, want_grads)
+
+
+@pytest.mark.parametrize('causal', [False, True])
+def test_attention_on_one_device_is_that_on_many(causal):
+  """A single CPU cuts the flattened sequences in parts; a mesh leaves the axes as they are."""
+  rng = np.random.default_rng(0)
+  q, k, v = (rng.normal(size=(5, n, 13, 8)).astype(np.float32) for n in (250, 257, 257))
+  bias = rng.normal(size=(5, 257)).astype(np.float32)
+  found, want = (jax.jit(attend, static_argnums=4)(q, k, v, bias, causal)
+                 for attend in (layers._attend_alone, layers._attend))
+  np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
+  text = jax.jit(layers._attend_alone, static_argnums=4).lower(q, k, v, bias, causal).as_text()
+  assert text.count('slice') >= 4                        # 15.9 MiB of scores: two parts

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from xclip_jax.sharding import batch_shards, shard_batch
+from xclip_jax.sharding import batch_shards, shard_batch, single_device
 
 # PyTorch's epsilon, and its two-pass variance: the fast one cancels when mean >> std.
 LayerNorm = functools.partial(
@@ -169,7 +169,7 @@ def dot_product_attention(
   attend = functools.partial(_attend, causal=causal)
   parts = _chunks(query, key) if implementation == 'chunked' else 1
   if parts == 1:
-    return attend(query, key, value, bias)
+    return (_attend_alone if single_device() else _attend)(query, key, value, bias, causal)
   # Row c of every group of `parts` rows: each device splits the rows that it has.
   cut = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
   half = jax.checkpoint(lambda part: attend(*part).astype(dtype))
@@ -186,11 +186,58 @@ def _attend(
   scores = einsum('XNLF,XNMF->XNLM', query * query.shape[-1] ** -0.5, key)
   if bias is not None:
     scores += bias[:, None, None]
+  weights = _softmax(scores, causal).astype(query.dtype)
+  return einsum('XNLM,XNMF->XNLF', weights, value).swapaxes(1, 2)
+
+
+def _softmax(scores: jax.Array, causal: bool) -> jax.Array:
   if causal:
     L, M = scores.shape[-2:]
     scores = jnp.where(jnp.tri(L, M, dtype=bool), scores, -jnp.inf)
-  weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-  return einsum('XNLM,XNMF->XNLF', weights, value).swapaxes(1, 2)
+  return jax.nn.softmax(scores, axis=-1)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend_alone(
+  query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, causal: bool
+) -> jax.Array:
+  """`_attend` on one device, which may flatten axes that a mesh would split."""
+  return jax.lax.platform_dependent(
+    query, key, value, bias, cpu=functools.partial(_attend_on_cpu, causal=causal),
+    default=functools.partial(_attend, causal=causal))
+
+
+# Backwards the shapes of `_attend_on_cpu` gain nothing: bfloat16 training was slower with them.
+_attend_alone.defvjp(
+  lambda *args: jax.vjp(functools.partial(_attend, causal=args[4]), *args[:4]),
+  lambda causal, backwards, g: backwards(g))
+
+
+def _attend_on_cpu(
+  query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, causal: bool
+) -> jax.Array:
+  """`_attend` in the shapes that XLA:CPU runs fastest.
+
+  It fuses all of attention. Inside, one axis of sequences is faster than two; and where the scores
+  take more than malloc keeps (32 MiB), every one of their pages is fetched and cleared anew each
+  time, which takes longer than the products. So the sequences are cut in parts: twice the scores
+  of one fit.
+  """
+  X, L, N, F = query.shape
+  rows = X * N
+  query, key, value = (x.swapaxes(1, 2).reshape(rows, -1, F) for x in (query, key, value))
+  if bias is not None:
+    bias = jnp.repeat(bias, N, axis=0)[:, None]                                  # [X*N, 1, M]
+  parts = max(-(-rows * L * key.shape[1] * 4 // (15 * 2**20)), 1)
+  step = -(-rows // parts)
+
+  def attend(part):
+    scores = einsum('XLF,XMF->XLM', query[part] * F**-0.5, key[part])
+    if bias is not None:
+      scores += bias[part]
+    return einsum('XLM,XMF->XLF', _softmax(scores, causal).astype(query.dtype), value[part])
+  y = [attend(slice(i, i + step)) for i in range(0, rows, step)]
+  return jnp.concatenate(y).reshape(X, N, L, F).swapaxes(1, 2)
 
 
 def _chunks(query: jax.Array, key: jax.Array) -> int:

@@ -291,7 +291,8 @@ def init_params(model: XCLIP, key: jax.Array) -> Any:
   """Draws the parameters of the model."""
   c = model.config
   video = jnp.zeros((1, c.num_frames, c.image_size, c.image_size, 3))
-  return model.init(key, video, jnp.zeros((1, c.context_length), jnp.int32))['params']
+  ids = jnp.zeros((1, c.context_length), jnp.int32)
+  return jax.jit(model.init)(key, video, ids)['params']     # compiled, the video itself drops out
 
 
 def at_rest(params: Any, config: XCLIPConfig) -> Any:
