@@ -1,10 +1,12 @@
-"""How would every size fit onto TPUs, and what does the compiler expect of it?
+"""How would every size fit onto TPUs and GPUs, and what does the compiler expect of it?
 
   python benchmarks/tpu_plan.py --out tpu_plan.jsonl [--only B/16 --platform v5e]
+  python benchmarks/tpu_plan.py --out gpu_plan.jsonl --platform cuda:h100_sxm.txtpb
 
-Compiles evaluation and training steps for chips that are not here (`xclip plan`; needs libtpu) and
-prints a JSON line for each, and a table. Nothing is run, and nobody has checked the compiler's
-estimate of time: it orders variants.
+Compiles evaluation and training steps for chips that are not here (`xclip plan`; needs libtpu,
+or the plugin of jax[cuda12] and a file: docs/plan.md); prints a JSON line for each, then a table.
+Nothing is run, and nobody has checked the compiler's estimate of time: it orders variants. For GPUs
+it makes none.
 """
 
 import argparse
@@ -37,12 +39,23 @@ CASES = [
   ('L/14', 8, 'train', 4, 1, {'model.remat': 'dots'}),
   ('L/14', 8, 'train', 8, 1, {'model.remat': 'nothing'}),
 ]
+# On one GPU.
+CUDNN = {'model.attention': 'cudnn'}
+GPU_CASES = [
+  ('B/16', 8, 'eval', 8, 1, {}),
+  ('B/16', 8, 'eval', 8, 1, CUDNN),
+  ('B/16', 8, 'train', 8, 1, {}),
+  ('B/16', 8, 'train', 8, 1, CUDNN),
+  ('B/16', 8, 'train', 8, 1, {**CUDNN, 'model.remat': 'dots'}),
+  ('B/16', 8, 'train', 8, 1, {**CUDNN, 'model.remat': 'nothing'}),
+  ('L/14', 8, 'train', 8, 1, {**CUDNN, 'model.remat': 'nothing'}),
+]
 
 
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--platform', default='v5e', help='of CHIPS in xclip_jax/plan.py: one chip')
+  parser.add_argument('--platform', default='v5e', help='one chip, as `xclip plan` takes it')
   parser.add_argument('--only', help='one variant')
   parser.add_argument('--out', help='file for the JSON lines, besides standard output')
   arguments = parser.parse_args()
@@ -50,7 +63,7 @@ def main() -> None:
            'libtpu': _version('libtpu'), 'python': sys.version.split()[0]}
   lines = [about]
   print(json.dumps(about), flush=True)
-  for case in CASES:
+  for case in GPU_CASES if arguments.platform.startswith('cuda:') else CASES:
     if arguments.only in (None, case[0]):
       lines.append(one(arguments.platform, *case))
       print(json.dumps(lines[-1]), flush=True)
@@ -70,8 +83,8 @@ def one(platform: str, variant: str, frames: int, step: str, videos: int, chips:
   found = plan.make(c, platform, step)
   memory = found.memory
   return {
-    'platform': platform, 'variant': variant, 'frames': frames, 'step': step, 'videos': videos,
-    'changes': changes, 'fits': found.fits, 'needed': found.needed,
+    'platform': Path(platform).stem, 'variant': variant, 'frames': frames, 'step': step,
+    'videos': videos, 'changes': changes, 'fits': found.fits, 'needed': found.needed,
     'temporary': memory.temporary if memory else None,
     'state': memory.arguments if memory else None,
     'tflop': found.model_flops / 1e12, 'estimated_ms': found.seconds and 1e3 * found.seconds,

@@ -6,11 +6,15 @@ import tempfile
 
 from absl import flags
 
-# Compiling is nearly all that small models cost: tell LLVM to hurry. What is compared with PyTorch
-# asks for full optimization again (tests/models/test_parity.py).
-os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} --xla_backend_optimization_level=0'
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE))                          # `import videos` in any test
+sys.path.append(str(HERE.parent / 'benchmarks'))       # `import barcode_videos`
 
-# And what one of them compiled, in whatever process, the others read from a folder of this session.
+import quick  # noqa: E402  (a neighbour)
+
+os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {quick.FLAGS}'
+
+# What one test compiled, in whatever process, the others read from a folder of this session.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:      # xdist's workers have it from their parent
   SHARED = tempfile.mkdtemp(prefix='xclip-compiled-')
   os.environ |= {
@@ -20,9 +24,6 @@ if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:      # xdist's workers have it
 else:
   SHARED = None
 
-HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE))                          # `import videos` in any test
-sys.path.append(str(HERE.parent / 'benchmarks'))       # `import barcode_videos`
 flags.FLAGS.mark_as_parsed()  # grain's worker processes read absl's flags
 
 

@@ -75,7 +75,7 @@ MAY_IMPORT = {
     f'xclip_jax.{x}' for x in ('protocols', 'report', 'style')}),
   'xclip_jax.evaluation_results': ({'numpy'}, EVERYTHING),
   'xclip_jax.workdir': (
-    {'jax'}, {f'xclip_jax.{x}' for x in ('data', 'metrics', 'paths', 'prompts')}),
+    {'jax'}, {f'xclip_jax.{x}' for x in ('config', 'data', 'metrics', 'paths', 'prompts')}),
   'xclip_jax.train': ({'jax', 'numpy', 'optax', 'tqdm'}, EVERYTHING),
   'xclip_jax.finetune': ({'jax', 'numpy'}, EVERYTHING),
   'xclip_jax.finetune_cli': (set(), {f'xclip_jax.{x}' for x in (

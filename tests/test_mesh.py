@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 
+import quick
 import tiny
 
 TRAIN = '''
@@ -84,7 +85,7 @@ for axes in MESHES:
 
 def eight_devices(program, *arguments):
   """Runs a program, and sees to it that XLA does not give all of an array to all, to move it."""
-  flags = '--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0'
+  flags = f'--xla_force_host_platform_device_count=8 {quick.FLAGS}'
   done = subprocess.run(
     [sys.executable, '-c', program, *arguments], cwd=tiny.REPO, capture_output=True, text=True,
     env=os.environ | tiny.SIMULATED | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu',

@@ -159,6 +159,10 @@ def test_a_program_that_does_not_fit_says_what_it_needs(message, gib):
   (['--platform', 'cpu', '--variant', 'B/64'], "unknown variant 'B/64'"),
   (['--platform', 'cpu:x'], 'cpu:N wants a number'),
   (['--platform', 'cpu', '--config', 'none.py'], 'no such file'),
+  (['--platform', 'cpu', '--set', 'model.attention=cudnn'], "attention='cudnn' needs an NVIDIA"),
+  (['--platform', 'cuda:none.txtpb'], 'cannot read none.txtpb'),
+  (['--platform', 'cuda:README.md*2'], 'README.md has no device_memory_size'),
+  (['--platform', 'cuda:README.md*x'], 'the number of GPUs in a host'),
   (['--platform', 'cpu', '--classes', '0'], '--classes must be at least 1'),
 ])
 def test_what_cannot_be_planned_is_one_line(words, message, capsys, monkeypatch):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tiny
-from xclip_jax import checkpoint, inference, metrics, paths, progress, sharding, train
+from xclip_jax import checkpoint, inference, metrics, paths, progress, sharding, train, workdir
 from xclip_jax import losses as losses_lib
 from xclip_jax import state as state_lib
 from xclip_jax.checkpoint import CheckpointError, Checkpoints
@@ -135,6 +135,17 @@ def test_a_changed_config_is_refused_with_a_diff(finished, root, tmp_path):
   (other / 'train.csv').write_text(''.join((root / 'train.csv').read_text().splitlines(True)[:-1]))
   with pytest.raises(ValueError, match=r'data_fingerprint\.train'):
     train.run(tiny.config(other), tmp_path / 'run')
+
+
+def test_a_run_that_is_older_than_a_field_had_its_default(tmp_path):
+  old, new = tiny.config(tmp_path), tiny.config(tmp_path)
+  with old.unlocked():
+    del old.model.attention
+  workdir.claim(old, tmp_path / 'run', {}, fresh=True)
+  workdir.claim(new, tmp_path / 'run', {}, fresh=False)
+  new.model.attention = 'chunked'
+  with pytest.raises(ValueError, match=r'model\.attention: xla -> chunked'):
+    workdir.claim(new, tmp_path / 'run', {}, fresh=False)
 
 
 def test_a_checkpoint_of_another_size_is_refused(finished, root, tmp_path):

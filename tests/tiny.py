@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 import sys
 
+import quick
 from configs import demo
 from xclip_jax.data import synthetic
 
@@ -54,7 +55,7 @@ def command(workdir: pathlib.Path, root: pathlib.Path, *more: str, **changes) ->
 
 
 def environment(devices: int = 1) -> dict[str, str]:
-  flags = f'--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0'
+  flags = f'--xla_force_host_platform_device_count={devices} {quick.FLAGS}'
   found = os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(REPO)}
   return found | SIMULATED if devices > 1 else found
 

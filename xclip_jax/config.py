@@ -17,6 +17,7 @@ def get_config() -> config_dict.ConfigDict:
   c.model.fields = config_dict.ConfigDict()  # XCLIPConfig fields that differ from the variant
   c.model.dtype = 'float32'               # operands of matrix products: float32 | bfloat16
   c.model.residual_dtype = 'float32'      # what flows between layers: float32 | bfloat16
+  c.model.attention = 'xla'               # xla | chunked (TPU) | cudnn (NVIDIA GPU, bfloat16)
   c.model.remat = config_dict.placeholder(str)   # None | 'dots' | 'nothing' (is saved)
   c.model.patch_dropout = 0.0             # share of a clip's patches left out in training; 0: none
 

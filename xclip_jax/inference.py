@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xclip_jax import losses, prompts, tokenizer
+from xclip_jax import losses, models, prompts, tokenizer
 from xclip_jax.data import augment, decode, sampling
 from xclip_jax.data.decode import VideoError
 from xclip_jax.models.xclip import XCLIP, VideoFeatures, XCLIPConfig, at_rest, config_of_run
@@ -321,7 +321,8 @@ def open_weights(
   fields = {} if dtype is None else {'dtype': 'bfloat16' if dtype == 'int8' else dtype,
                                      'int8_kernels': dtype == 'int8'}
   fields |= {} if merge_tokens is None else {'merge_tokens': merge_tokens}
-  return dataclasses.replace(weights, config=dataclasses.replace(weights.config, **fields))
+  config = models.xclip.on_this_machine(dataclasses.replace(weights.config, **fields))
+  return dataclasses.replace(weights, config=config)
 
 
 def _open(source: str | os.PathLike, **options: Any) -> native.Weights:

@@ -1,8 +1,9 @@
 """How a run would fit onto machines that are not here: compiled for them, not run.
 
-XLA compiles for a TPU without one (the package libtpu holds its compiler). What comes out is the
-program that a run would execute, with its memory and communication; the time is the compiler's own
-estimate, which nobody has checked against these programs on hardware.
+XLA compiles for a TPU without one (the package libtpu holds its compiler), and for GPUs that a file
+describes (the plugin of jax[cuda12]). What comes out is the program that a run would execute, with
+its memory and communication; the time is the compiler's own estimate, which nobody has checked
+against these programs on hardware.
 """
 
 import dataclasses
@@ -10,6 +11,7 @@ import math
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -44,6 +46,8 @@ CHIPS = {
   'v5p': Chip(95 * GIB, 459e12, 1.75e9),
   'v6e': Chip(32 * GIB, 918e12, 1.75e9),
 }
+# What XLA:GPU tries on the device itself, which is not here.
+_GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False, 'xla_gpu_autotune_level': 0}
 _SMALLEST = {'v4': '2x2x1', 'v5p': '2x2x1'}      # of a topology; of others 2x2
 STEPS = ('train', 'eval')
 
@@ -100,18 +104,21 @@ class Plan:
 def devices(platform: str) -> list[Any]:
   """Finds the devices of a platform: `v5e:4x8` of that topology, `cpu` those of this process.
 
-  `v5e` or `v5e:1x1` is one chip, `v5e:4x8*2` two slices.
+  `v5e` or `v5e:1x1` is one chip, `v5e:4x8*2` two slices. `cuda:FILE` is the GPU that the text of a
+  GpuTargetConfigProto describes, `cuda:FILE*8` eight of them in one host.
 
   Raises:
-    ValueError: unknown, or the compiler for TPUs is not installed.
+    ValueError: unknown, or the compiler for it is not installed.
   """
   if platform == 'cpu':
     return jax.devices('cpu')
+  if platform.startswith('cuda:'):
+    return _gpus(platform)
   name, _, shape = platform.partition(':')
   if name not in CHIPS:
     raise ValueError(
       f'platform {platform!r} is unknown: cpu, or a TPU as NAME:TOPOLOGY with NAME one of '
-      f'{", ".join(CHIPS)}, e.g. v5e:4x8')
+      f'{", ".join(CHIPS)}, e.g. v5e:4x8; or cuda:FILE, a GPU that a file describes')
   smallest = _SMALLEST.get(name, '2x2')
   shape, _, slices = shape.partition('*')
   alone = set(shape) <= set('1x')
@@ -126,6 +133,44 @@ def devices(platform: str) -> list[Any]:
       "xclip-jax[tpu] or libtpu; a topology is written as in `v5e:4x8` (v4, v5p: three numbers, "
       '`v5p:2x2x1`)') from error
   return list(found)[:1] if alone else list(found)
+
+
+def _gpus(platform: str) -> list[Any]:
+  file, count = _described(platform)
+  try:
+    text = Path(file).read_text()
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(f'platform {platform}: cannot read {file}: {error}') from error
+  if not _capacity(text):
+    raise ValueError(f'platform {platform}: {file} has no device_memory_size; wanted is the text '
+                     f'of a GpuTargetConfigProto, {_WHERE}')
+  try:
+    return list(topologies.get_topology_desc(
+      platform='cuda', topology_name='', target_config=text, topology=f'1x1x{count}').devices)
+  except Exception as error:          # of whatever kind JAX and its plugin raise
+    reason = str(error).strip().splitlines()[0][:300]
+    raise ValueError(
+      f'platform {platform}: {reason}. If the compiler is what is missing, install xclip-jax[gpu]; '
+      f'if the file was not understood, take that of the XLA in this jaxlib, {_WHERE}') from error
+
+
+_WHERE = 'as in xla/backends/gpu/target_config/specs of github.com/openxla/xla'
+
+
+def _described(platform: str) -> tuple[str, int]:
+  """`cuda:h100.txtpb*8` -> ('h100.txtpb', 8)."""
+  file, star, count = platform.removeprefix('cuda:').rpartition('*')
+  file, count = (file, count) if star else (count, '1')
+  if not file or not count.isdecimal() or not int(count):
+    raise ValueError(f'platform {platform}: wanted as in cuda:h100_sxm.txtpb or '
+                     'cuda:h100_sxm.txtpb*8, the number of GPUs in a host')
+  return file, int(count)
+
+
+def _capacity(text: str) -> int | None:
+  """Bytes of the GPU that a GpuTargetConfigProto describes."""
+  found = re.search(r'\bdevice_memory_size: *(\d+)', text)
+  return int(found[1]) if found else None
 
 
 def make(config: Any, platform: str, step: str = 'train', classes: int = 400) -> Plan:
@@ -155,18 +200,21 @@ def make(config: Any, platform: str, step: str = 'train', classes: int = 400) ->
   train.check_sizes(config, model, mesh)
   texts = None if config.train.freeze_text else 16      # tokens, as tokenizer.bucket has it
   chip = CHIPS.get(platform.partition(':')[0])
+  gpu = platform.startswith('cuda:')
+  capacity = (_capacity(Path(_described(platform)[0]).read_text()) if gpu else
+              chip.memory if chip else None)
   with jax.set_mesh(mesh):
     lowered = lower(config, model, mesh, classes, texts)
     begun = time.perf_counter()
     try:
-      program, needed = lowered.compile(), None
+      program, needed = lowered.compile(_GPU_OPTIONS if gpu else None), None
     except jax.errors.JaxRuntimeError as error:
       program, needed = None, _bytes_wanted(str(error))
   seconds = time.perf_counter() - begun
   hlo = program.as_text() if program else ''
   cycles = compiled.cycles(hlo) if program else 0
   loops = config.train.accumulation > 1
-  counted = float(program.cost_analysis()['flops']) if program and not loops else None
+  counted = (program.cost_analysis() or {}).get('flops') if program and not loops else None
   batch = config.train.batch_size if step == 'train' else config.eval.batch_size
   c = model.config
   need = (flops.train_step(c, batch, classes, texts) if step == 'train' else
@@ -174,8 +222,8 @@ def make(config: Any, platform: str, step: str = 'train', classes: int = 400) ->
   memory = compiled.memory(program) if program else None
   return Plan(
     step=step, batch=batch, platform=platform, mesh=dict(mesh.shape), memory=memory,
-    needed=memory.total if memory else needed, capacity=chip.memory if chip else None,
-    model_flops=need, device_flops=counted,
+    needed=memory.total if memory else needed, capacity=capacity,
+    model_flops=need, device_flops=counted and float(counted),     # XLA:GPU counts none
     traffic=compiled.collectives(hlo) if program else {},
     seconds=cycles / chip.clock if cycles and chip else None,
     peak=chip.peak * mesh.size if chip else None, compile_seconds=seconds,

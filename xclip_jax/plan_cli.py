@@ -17,6 +17,7 @@ _EXAMPLES = """examples:
   xclip plan --variant L/14 --batch 256 --mesh data=8,fsdp=4 --platform v5e:4x8
   xclip plan --config configs/k400_b16_8f.py --platform v5e:2x4 --set model.dtype=bfloat16
   xclip plan --variant B/16 --batch 8 --step eval --platform v5e
+  xclip plan --variant B/16 --batch 64 --platform cuda:h100_sxm.txtpb --set model.attention=cudnn
 """
 
 
@@ -30,7 +31,8 @@ def add_commands(commands: Any) -> None:
   add = command.add_argument
   add('--platform', required=True, metavar='NAME',
       help='a TPU topology such as v5e:4x8 (v4, v5e, v5p, v6e), v5e:4x8*2 for two slices; '
-           'v5e alone is one chip; cpu:N')
+           'v5e alone is one chip; cuda:FILE, a GPU that the file describes (docs/plan.md), '
+           'cuda:FILE*8 for eight; cpu:N')
   add('--config', metavar='FILE', help='a config file, as train.py takes it (default: the fields '
                                        'of xclip_jax/config.py)')
   add('--set', action='append', default=[], metavar='FIELD=VALUE', dest='changes',
@@ -52,9 +54,9 @@ def add_commands(commands: Any) -> None:
 def plan(arguments: argparse.Namespace) -> int:
   """Compiles a training or evaluation step for a platform and says what the program needs.
 
-  Nothing is run, and no TPU is needed: only the compiler, which libtpu holds. Compiling takes a
-  minute or several. bfloat16 is the default here, as on these machines. Exit code: 0 if it fits, 1
-  if not.
+  Nothing is run, and no TPU or GPU is needed: only the compiler, which libtpu or the plugin of
+  jax[cuda12] holds. Compiling takes a minute or several. bfloat16 is the default here, as on these
+  machines. Exit code: 0 if it fits, 1 if not.
   """
   if arguments.classes < 1:
     raise answers.Refused(f'--classes must be at least 1, got {arguments.classes}')

@@ -290,7 +290,15 @@ def run_length(config: Any, num_videos: int) -> tuple[int, float]:
 
 
 def check_sizes(config: Any, model: XCLIP, mesh: Mesh) -> None:
-  """Raises ValueError unless batches and the model divide by the mesh, and by micro-batches."""
+  """Raises ValueError unless batches and the model divide by the mesh, and by micro-batches.
+
+  And unless its devices have the attention that is asked for.
+  """
+  place, dtype = mesh.devices.flat[0].platform, model.config.dtype
+  if model.config.attention == 'cudnn' and (place not in ('gpu', 'cuda') or dtype != 'bfloat16'):
+    raise ValueError(
+      f"config.model.attention='cudnn' needs an NVIDIA GPU and model.dtype='bfloat16', got {place} "
+      f"and {dtype!r}; set it to 'xla'")
   shards = sharding.batch_shards(mesh)
   for field, size, parts, what in (
     ('train.batch_size', config.train.batch_size, shards * config.train.accumulation,

@@ -8,6 +8,7 @@ from typing import Any
 
 import jax
 
+from xclip_jax import config as fields
 from xclip_jax import metrics, paths, prompts
 from xclip_jax.data import Split, pipeline
 
@@ -36,6 +37,9 @@ def claim(
   path = workdir / 'config.json'
   if path.exists() and not fresh:
     old, new = _flat(json.loads(path.read_text())), _flat(resolved)
+    # A field that is younger than the run: its default is what was done before.
+    defaults = _flat(json.loads(fields.get_config().to_json_best_effort()))
+    old = {k: v for k, v in defaults.items() if k in new} | old
     differ = [
       f'{k}: {old.get(k, "not there")} -> {new.get(k, "not there")}'
       for k in sorted(old.keys() | new.keys())

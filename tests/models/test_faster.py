@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from xclip_jax.models import layers, merging
-from xclip_jax.models.xclip import XCLIP, XCLIPConfig, at_rest, init_params
+from xclip_jax.models.xclip import XCLIP, XCLIPConfig, at_rest, init_params, on_this_machine
 
 CONFIG = XCLIPConfig(
   image_size=64, patch_size=16, num_frames=4, embed_dim=32, vision_width=32, vision_layers=3,
@@ -94,6 +94,13 @@ def test_training_merges_nothing(params):
   video, ids = inputs()
   run = lambda config: XCLIP(config).apply({'params': params}, video, ids, False).logits
   np.testing.assert_array_equal(run(dataclasses.replace(CONFIG, merge_tokens=3)), run(CONFIG))
+
+
+def test_cudnn_is_left_out_where_there_is_none():
+  trained = dataclasses.replace(CONFIG, attention='cudnn', dtype='bfloat16')
+  assert jax.default_backend() == 'cpu' and on_this_machine(trained).attention == 'xla'
+  chunked = dataclasses.replace(CONFIG, attention='chunked')
+  assert on_this_machine(chunked) == chunked
 
 
 def test_merging_needs_attention_with_biases():

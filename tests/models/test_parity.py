@@ -10,6 +10,7 @@ import numpy as np
 import optax
 import pytest
 
+import quick
 from goldens_io import CASES, Case
 from xclip_jax import paths
 from xclip_jax.models import layers
@@ -21,7 +22,7 @@ ZERO_GRADIENTS = r'.*/key/bias|vision/blocks_0/message_attn/(query|key)/.*'
 
 
 # As users compile; tests/conftest.py turns it down elsewhere.
-optimized = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 3})
+optimized = functools.partial(jax.jit, compiler_options=quick.OPTIMIZED)
 
 
 @pytest.fixture(scope='module', params=CASES)

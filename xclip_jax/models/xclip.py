@@ -295,6 +295,13 @@ def init_params(model: XCLIP, key: jax.Array) -> Any:
   return jax.jit(model.init)(key, video, ids)['params']     # compiled, the video itself drops out
 
 
+def on_this_machine(config: XCLIPConfig) -> XCLIPConfig:
+  """Takes XLA's attention where a run had cuDNN's and there is none, or not for these numbers."""
+  there = jax.default_backend() == 'gpu' and config.dtype == 'bfloat16'
+  return config if there or config.attention != 'cudnn' else dataclasses.replace(
+    config, attention='xla')
+
+
 def at_rest(params: Any, config: XCLIPConfig) -> Any:
   """Keeps kernels in the dtype that products take them in. For inference.
 
