@@ -1,5 +1,6 @@
 """What `xclip plan` promises: the program of a run, its operations, its memory; nothing is run."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 import tiny
-from xclip_jax import cli, compiled, config, flops, plan
+from xclip_jax import cli, compiled, config, flops, plan, plan_cli
 from xclip_jax.models.xclip import XCLIP, make_config
 
 # A program as XLA writes it, cut to what counts: a loop that runs four times, a branch, a fusion.
@@ -177,3 +178,14 @@ def test_estimates_are_of_the_whole_mesh():
                     np.int64(8e12), 1.1e12, {}, 0.02, 8 * 197e12, 1.0)
   assert found.mfu == pytest.approx(8e12 / 0.02 / (8 * 197e12)) and found.fits
   assert found.work == pytest.approx(1.1)
+
+
+def test_room_for_more_videos_is_told_by_proportion():
+  gib = 2**30
+  memory = compiled.Memory(arguments=2 * gib, outputs=0, temporary=4 * gib, program=0)
+  found = plan.Plan('train', 16, 'v5e:2x4', {'dcn': 1, 'data': 4, 'fsdp': 2, 'tensor': 1}, memory,
+                    6 * gib, 16 * gib, 10**12, None, {}, None, None, 1.0)
+  assert found.most_videos == 48                         # 12.4 GiB of 4 for 16, in eighths
+  assert 'about 48 videos a step' in plan_cli.numbers(found)
+  too_many = dataclasses.replace(found, batch=160, capacity=5 * gib)
+  assert too_many.most_videos == 96 and 'DOES NOT FIT' in plan_cli.numbers(too_many)

@@ -81,7 +81,7 @@ def test_a_run_leaves_all_that_it_promises(finished, root):
     assert results['val/top1'] == pytest.approx(hits.mean())
 
 
-@pytest.mark.parametrize('step', [4, 10])
+@pytest.mark.parametrize('step', [pytest.param(4, marks=pytest.mark.slow), 10])
 def test_resume_after_sigkill_is_exact(finished, root, tmp_path, step):
   process = tiny.start(tmp_path, root)
   wait_for_step(process, tmp_path, step)

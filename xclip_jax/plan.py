@@ -100,6 +100,15 @@ class Plan:
     """The share of the peak that the model's operations would be, by the estimate of the time."""
     return self.model_flops / self.seconds / self.peak if self.seconds and self.peak else None
 
+  @property
+  def most_videos(self) -> int | None:
+    """Videos a step that would fill 90 % of a device, were its temporary memory in proportion."""
+    if self.capacity is None or self.memory is None or not self.memory.temporary:
+      return None
+    left = 0.9 * self.capacity - (self.memory.total - self.memory.temporary)
+    shards = math.prod(n for name, n in self.mesh.items() if name in sharding.BATCH_AXES)
+    return max(int(left / self.memory.temporary * self.batch) // shards * shards, 0)
+
 
 def devices(platform: str) -> list[Any]:
   """Finds the devices of a platform: `v5e:4x8` of that topology, `cpu` those of this process.

@@ -82,7 +82,7 @@ def plan(arguments: argparse.Namespace) -> int:
         print('\nnothing tried fits; use more chips or a smaller batch', file=out)
     output.write(json.dumps([
       {'change': name} | dataclasses.asdict(x) | {
-        'fits': x.fits, 'mfu': x.mfu, 'work': x.work}
+        'fits': x.fits, 'mfu': x.mfu, 'work': x.work, 'most_videos': x.most_videos}
       for name, x in tried], indent=1).encode() + b'\n')
   return int(found.fits is False)
 
@@ -115,6 +115,9 @@ def numbers(found: Any) -> str:
     lines.append(
       f'memory          {gib(x.total)}{of} (state and batch {gib(x.arguments)}, temporary '
       f'{gib(x.temporary)}, code {gib(x.program)}, other outputs {gib(x.outputs)})')
+    if found.most_videos:
+      lines.append(f'room            about {found.most_videos} videos a step would fill 90 % of '
+                   'it, by proportion; not compiled')
   work = f'; compiled: {found.work:.2f} times that' if found.work else ''
   lines.append(
     f'operations      {found.model_flops / 1e12:.2f} TFLOP a step, counted by hand{work}')

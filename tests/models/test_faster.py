@@ -162,3 +162,21 @@ def test_attention_on_one_device_is_that_on_many(causal):
   np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
   text = jax.jit(layers._attend_alone, static_argnums=4).lower(q, k, v, bias, causal).as_text()
   assert text.count('slice') >= 4                        # 15.9 MiB of scores: two parts
+
+
+@pytest.mark.parametrize(('L', 'M', 'causal'), [(5, 6, False), (6, 7, False), (7, 7, True)])
+def test_cudnn_gets_even_lengths_and_sees_no_padding(monkeypatch, L, M, causal):
+  """cuDNN is not here: JAX's own attention stands in for it."""
+  theirs = jax.nn.dot_product_attention
+
+  def stand_in(query, key, value, *, implementation, **options):
+    assert implementation == 'cudnn' and query.shape[1] % 2 == key.shape[1] % 2 == 0
+    return theirs(query, key, value, implementation='xla', **options)
+
+  monkeypatch.setattr(jax.nn, 'dot_product_attention', stand_in)
+  rng = np.random.default_rng(0)
+  q, k, v = (rng.normal(size=(2, n, 3, 8)).astype(np.float32) for n in (L, M, M))
+  run = lambda implementation: jax.value_and_grad(lambda *x: (layers.dot_product_attention(
+    *x, causal, implementation=implementation) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
+               run('cudnn'), run('xla'))

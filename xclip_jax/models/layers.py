@@ -70,6 +70,21 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': functools.partial(nn.gelu, approximate=False)}
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 2))
+def activate(name: str, x: jax.Array, dtype: Any) -> jax.Array:
+  """Applies one of ACTIVATIONS to float32 x; only its gradient is taken at x in `dtype`.
+
+  What waits for the backward pass is then half as large in bfloat16: hidden layers are the largest
+  of all that does.
+  """
+  return ACTIVATIONS[name](x)
+
+
+activate.defvjp(
+  lambda name, x, dtype: (ACTIVATIONS[name](x), x.astype(dtype)),
+  lambda name, dtype, x, g: jax.vjp(ACTIVATIONS[name], x.astype(jnp.float32))[1](g))
+
+
 # --- initial values: PyTorch's, since the reference is initialised by it -----------------------
 
 
@@ -163,9 +178,7 @@ def dot_product_attention(
   """
   query, key, value = (x.astype(dtype) for x in (query, key, value))
   if implementation == 'cudnn':
-    return jax.nn.dot_product_attention(
-      query, key, value, is_causal=causal, implementation='cudnn'
-    ).astype(jnp.float32)
+    return _cudnn(query, key, value, causal)
   attend = functools.partial(_attend, causal=causal)
   parts = _chunks(query, key) if implementation == 'chunked' else 1
   if parts == 1:
@@ -175,6 +188,17 @@ def dot_product_attention(
   half = jax.checkpoint(lambda part: attend(*part).astype(dtype))
   y = jax.lax.map(half, jax.tree.map(cut, (query, key, value, bias)))
   return y.swapaxes(0, 1).reshape(query.shape).astype(jnp.float32)
+
+
+def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
+  """Pads to even lengths: with odd ones JAX has no backward pass."""
+  (X, L), M = query.shape[:2], key.shape[1]
+  query, key, value = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
+                       for x in (query, key, value))
+  seen = jnp.full(X, M, jnp.int32) if M % 2 else None
+  return jax.nn.dot_product_attention(
+    query, key, value, is_causal=causal, key_value_seq_lengths=seen, implementation='cudnn',
+  )[:, :L].astype(jnp.float32)
 
 
 def _attend(
@@ -306,7 +330,7 @@ class Mlp(nn.Module):
     y = dense(
       self.mlp_width, kernel_init=self.inits.fc, bias_init=self.inits.fc_bias, name='c_fc'
     )(x)
-    y = ACTIVATIONS[self.activation](shard_batch(y, -1))
+    y = activate(self.activation, shard_batch(y, -1), self.dtype)
     return dense(
       x.shape[-1], kernel_init=self.inits.proj, bias_init=self.inits.proj_bias, name='c_proj'
     )(y)
