@@ -96,6 +96,11 @@ def test_training_merges_nothing(params):
   np.testing.assert_array_equal(run(dataclasses.replace(CONFIG, merge_tokens=3)), run(CONFIG))
 
 
+def test_float32_kernels_are_not_copied(params):
+  for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(at_rest(params, CONFIG)), strict=True):
+    assert x is y
+
+
 def test_cudnn_is_left_out_where_there_is_none():
   trained = dataclasses.replace(CONFIG, attention='cudnn', dtype='bfloat16')
   assert jax.default_backend() == 'cpu' and on_this_machine(trained).attention == 'xla'

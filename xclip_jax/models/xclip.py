@@ -321,7 +321,7 @@ def at_rest(params: Any, config: XCLIPConfig) -> Any:
         out[name] = np.round(np.asarray(x, np.float32) / scale).astype(np.int8)
         out['kernel_scale'] = scale.astype(np.float32)
       elif x.dtype != jnp.int8:
-        out[name] = x.astype(DTYPES[config.dtype])
+        out[name] = x.astype(DTYPES[config.dtype], copy=False)      # of a mapped file: stays mapped
       else:
         out[name] = x
     return out
