@@ -48,6 +48,7 @@ CHIPS = {
 }
 # What XLA:GPU tries on the device itself, which is not here.
 _GPU_OPTIONS = {'xla_gpu_enable_triton_gemm': False, 'xla_gpu_autotune_level': 0}
+_GPU_MEMORY = re.compile(r'\bdevice_memory_size: *(\d+)')
 _SMALLEST = {'v4': '2x2x1', 'v5p': '2x2x1'}      # of a topology; of others 2x2
 STEPS = ('train', 'eval')
 
@@ -144,42 +145,44 @@ def devices(platform: str) -> list[Any]:
   return list(found)[:1] if alone else list(found)
 
 
+_WHERE = 'as in xla/backends/gpu/target_config/specs of github.com/openxla/xla'
+
+
 def _gpus(platform: str) -> list[Any]:
-  file, count = _described(platform)
-  try:
-    text = Path(file).read_text()
-  except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(f'platform {platform}: cannot read {file}: {error}') from error
-  if not _capacity(text):
-    raise ValueError(f'platform {platform}: {file} has no device_memory_size; wanted is the text '
-                     f'of a GpuTargetConfigProto, {_WHERE}')
+  text, count = _described(platform)
   try:
     return list(topologies.get_topology_desc(
       platform='cuda', topology_name='', target_config=text, topology=f'1x1x{count}').devices)
   except Exception as error:          # of whatever kind JAX and its plugin raise
-    reason = str(error).strip().splitlines()[0][:300]
+    reason = str(error).strip().splitlines()[0][:300].rstrip('.')
     raise ValueError(
       f'platform {platform}: {reason}. If the compiler is what is missing, install xclip-jax[gpu]; '
       f'if the file was not understood, take that of the XLA in this jaxlib, {_WHERE}') from error
 
 
-_WHERE = 'as in xla/backends/gpu/target_config/specs of github.com/openxla/xla'
-
-
 def _described(platform: str) -> tuple[str, int]:
-  """`cuda:h100.txtpb*8` -> ('h100.txtpb', 8)."""
+  """Reads `cuda:FILE*8`: the text of the file, and 8."""
   file, star, count = platform.removeprefix('cuda:').rpartition('*')
   file, count = (file, count) if star else (count, '1')
   if not file or not count.isdecimal() or not int(count):
     raise ValueError(f'platform {platform}: wanted as in cuda:h100_sxm.txtpb or '
                      'cuda:h100_sxm.txtpb*8, the number of GPUs in a host')
-  return file, int(count)
+  try:
+    text = Path(file).read_text()
+  except (OSError, UnicodeDecodeError) as error:
+    raise ValueError(f'platform {platform}: cannot read {file}: {error}') from error
+  if not _GPU_MEMORY.search(text):
+    raise ValueError(f'platform {platform}: {file} has no device_memory_size; wanted is the text '
+                     f'of a GpuTargetConfigProto, {_WHERE}')
+  return text, int(count)
 
 
-def _capacity(text: str) -> int | None:
-  """Bytes of the GPU that a GpuTargetConfigProto describes."""
-  found = re.search(r'\bdevice_memory_size: *(\d+)', text)
-  return int(found[1]) if found else None
+def _capacity(platform: str) -> int | None:
+  """Bytes of one device; None if not known."""
+  if platform.startswith('cuda:'):
+    return int(_GPU_MEMORY.search(_described(platform)[0])[1])
+  chip = CHIPS.get(platform.partition(':')[0])
+  return chip and chip.memory
 
 
 def make(config: Any, platform: str, step: str = 'train', classes: int = 400) -> Plan:
@@ -209,14 +212,12 @@ def make(config: Any, platform: str, step: str = 'train', classes: int = 400) ->
   train.check_sizes(config, model, mesh)
   texts = None if config.train.freeze_text else 16      # tokens, as tokenizer.bucket has it
   chip = CHIPS.get(platform.partition(':')[0])
-  gpu = platform.startswith('cuda:')
-  capacity = (_capacity(Path(_described(platform)[0]).read_text()) if gpu else
-              chip.memory if chip else None)
+  options = _GPU_OPTIONS if platform.startswith('cuda:') else None
   with jax.set_mesh(mesh):
     lowered = lower(config, model, mesh, classes, texts)
     begun = time.perf_counter()
     try:
-      program, needed = lowered.compile(_GPU_OPTIONS if gpu else None), None
+      program, needed = lowered.compile(options), None
     except jax.errors.JaxRuntimeError as error:
       program, needed = None, _bytes_wanted(str(error))
   seconds = time.perf_counter() - begun
@@ -231,7 +232,7 @@ def make(config: Any, platform: str, step: str = 'train', classes: int = 400) ->
   memory = compiled.memory(program) if program else None
   return Plan(
     step=step, batch=batch, platform=platform, mesh=dict(mesh.shape), memory=memory,
-    needed=memory.total if memory else needed, capacity=capacity,
+    needed=memory.total if memory else needed, capacity=_capacity(platform),
     model_flops=need, device_flops=counted and float(counted),     # XLA:GPU counts none
     traffic=compiled.collectives(hlo) if program else {},
     seconds=cycles / chip.clock if cycles and chip else None,

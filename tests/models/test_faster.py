@@ -185,3 +185,15 @@ def test_cudnn_gets_even_lengths_and_sees_no_padding(monkeypatch, L, M, causal):
     *x, causal, implementation=implementation) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
                run('cudnn'), run('xla'))
+
+
+@pytest.mark.parametrize('name', layers.ACTIVATIONS)
+def test_activations_keep_half_and_differ_by_rounding_in_their_gradient_alone(name):
+  x = jnp.asarray(np.random.default_rng(0).normal(size=1000) * 3, jnp.float32)
+  plain = layers.ACTIVATIONS[name]
+  for dtype, tolerance in ((jnp.float32, 0), (jnp.bfloat16, 2e-2)):
+    y, backwards = jax.vjp(lambda x, dtype=dtype: layers.activate(name, x, dtype), x)
+    np.testing.assert_array_equal(y, plain(x))
+    want = jax.vjp(plain, x)[1](jnp.ones_like(x))[0]
+    np.testing.assert_allclose(backwards(jnp.ones_like(x))[0], want, atol=tolerance)
+    assert any(z.dtype == dtype and z.shape == x.shape for z in jax.tree.leaves(backwards))

@@ -207,18 +207,23 @@ def _attend(
   # Heads beside the batch: the layout of a plain batched product. XLA:CPU runs others many times
   # slower, and bfloat16 ones not at all.
   query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))            # [X, N, L, F]
-  scores = einsum('XNLF,XNMF->XNLM', query * query.shape[-1] ** -0.5, key)
+  bias = None if bias is None else bias[:, None, None]
+  return _attend_batched('XN', query, key, value, bias, causal).swapaxes(1, 2)
+
+
+def _attend_batched(
+  axes: str, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None,
+  causal: bool,
+) -> jax.Array:
+  """Attention over the last two axes, [L, F] and [M, F]; `axes` are letters of those before."""
+  scores = einsum(f'{axes}LF,{axes}MF->{axes}LM', query * query.shape[-1] ** -0.5, key)
   if bias is not None:
-    scores += bias[:, None, None]
-  weights = _softmax(scores, causal).astype(query.dtype)
-  return einsum('XNLM,XNMF->XNLF', weights, value).swapaxes(1, 2)
-
-
-def _softmax(scores: jax.Array, causal: bool) -> jax.Array:
+    scores += bias
   if causal:
     L, M = scores.shape[-2:]
     scores = jnp.where(jnp.tri(L, M, dtype=bool), scores, -jnp.inf)
-  return jax.nn.softmax(scores, axis=-1)
+  weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
+  return einsum(f'{axes}LM,{axes}MF->{axes}LF', weights, value)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -254,13 +259,8 @@ def _attend_on_cpu(
     bias = jnp.repeat(bias, N, axis=0)[:, None]                                  # [X*N, 1, M]
   parts = max(-(-rows * L * key.shape[1] * 4 // (15 * 2**20)), 1)
   step = -(-rows // parts)
-
-  def attend(part):
-    scores = einsum('XLF,XMF->XLM', query[part] * F**-0.5, key[part])
-    if bias is not None:
-      scores += bias[part]
-    return einsum('XLM,XMF->XLF', _softmax(scores, causal).astype(query.dtype), value[part])
-  y = [attend(slice(i, i + step)) for i in range(0, rows, step)]
+  cut = lambda i: jax.tree.map(lambda x: x[i:i + step], (query, key, value, bias))
+  y = [_attend_batched('X', *cut(i), causal) for i in range(0, rows, step)]
   return jnp.concatenate(y).reshape(X, N, L, F).swapaxes(1, 2)
 
 
