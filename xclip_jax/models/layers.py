@@ -53,10 +53,20 @@ def _einsum_bwd(spec, operands, g):
   lhs, rhs, out = spec.replace('->', ',').split(',')
   g = g.astype(a.dtype)
   da = einsum(f'{out},{rhs}->{lhs}', g, b)
-  # XLA:CPU has no fast kernel for a product whose left operand is transposed in place.
-  a = jax.lax.platform_dependent(a, cpu=jax.lax.optimization_barrier, default=lambda x: x)
-  db = einsum(f'{lhs},{out}->{rhs}', a, g)
+  db = jax.lax.platform_dependent(
+    a, g, cpu=functools.partial(_kernel_gradient_on_cpu, lhs, rhs, out),
+    default=functools.partial(einsum, f'{lhs},{out}->{rhs}'))
   return da.astype(a.dtype), db.astype(b.dtype)
+
+
+def _kernel_gradient_on_cpu(lhs: str, rhs: str, out: str, a: jax.Array, g: jax.Array) -> jax.Array:
+  # XLA:CPU has no fast kernel for a product whose left operand is transposed in place, so a barrier
+  # makes a loop of its own of that. The loop that transposes the hidden layer of an MLP would
+  # activate it again, and take longer than the product: there g, narrower, is transposed instead.
+  barrier = jax.lax.optimization_barrier
+  if len(rhs) == 2 and g.shape[-1] < a.shape[-1] and a.dtype == jnp.float32:
+    return einsum(f'{out},{lhs}->{rhs[::-1]}', barrier(g), a).T  # bfloat16: XLA:CPU cannot
+  return einsum(f'{lhs},{out}->{rhs}', barrier(a), g)
 
 
 einsum.defvjp(_einsum_fwd, _einsum_bwd)
