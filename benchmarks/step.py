@@ -65,6 +65,7 @@ def main() -> None:
     return work(json.loads(a.worker))
   lines = [{
     'date': time.strftime('%Y-%m-%d'), 'cpu': cpu(), 'cores': os.cpu_count(),
+    'malloc': os.environ.get('GLIBC_TUNABLES', ''),
     'python': sys.version.split()[0],
     **{name: version(name) for name in ('jax', 'flax', 'torch', 'transformers')}}]
   print(json.dumps(lines[0]), flush=True)
