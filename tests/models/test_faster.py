@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -188,12 +189,56 @@ def test_cudnn_gets_even_lengths_and_sees_no_padding(monkeypatch, L, M, causal):
 
 
 @pytest.mark.parametrize('name', layers.ACTIVATIONS)
-def test_activations_keep_half_and_differ_by_rounding_in_their_gradient_alone(name):
-  x = jnp.asarray(np.random.default_rng(0).normal(size=1000) * 3, jnp.float32)
-  plain = layers.ACTIVATIONS[name]
-  for dtype, tolerance in ((jnp.float32, 0), (jnp.bfloat16, 2e-2)):
-    y, backwards = jax.vjp(lambda x, dtype=dtype: layers.activate(name, x, dtype), x)
-    np.testing.assert_array_equal(y, plain(x))
-    want = jax.vjp(plain, x)[1](jnp.ones_like(x))[0]
-    np.testing.assert_allclose(backwards(jnp.ones_like(x))[0], want, atol=tolerance)
-    assert any(z.dtype == dtype and z.shape == x.shape for z in jax.tree.leaves(backwards))
+def test_products_of_activated_layers_differ_by_rounding_in_their_gradient_alone(name):
+  x, kernel, dtypes = *an_mlp(), (jnp.float32, jnp.bfloat16)
+  for dtype, tolerance in zip(dtypes, (1e-6, 2e-2), strict=True):
+    b = kernel.astype(dtype)
+    plain = lambda x, b, dtype=dtype: layers.einsum(
+      'XD,DE->XE', layers.ACTIVATIONS[name](x).astype(dtype), b)
+    y, backwards = jax.vjp(lambda x, b: layers.activated_einsum(name, 'XD,DE->XE', x, b), x, b)
+    want, want_backwards = jax.vjp(plain, x, b)
+    np.testing.assert_array_equal(y, want)
+    for found, wanted in zip(backwards(jnp.ones_like(y)), want_backwards(jnp.ones_like(y)),
+                             strict=True):
+      assert found.dtype == wanted.dtype
+      np.testing.assert_allclose(*(z.astype(np.float32) for z in (found, wanted)), rtol=tolerance,
+                                 atol=tolerance)
+
+
+def test_between_the_passes_an_activated_layer_waits_alone_and_in_bfloat16():
+  x, kernel = an_mlp()
+  backwards = jax.vjp(lambda x, b: layers.activated_einsum('quick_gelu', 'XD,DE->XE', x, b), x,
+                      kernel.astype(jnp.bfloat16))[1]
+  kept = [z for z in jax.tree.leaves(backwards) if z.shape == x.shape]
+  assert [z.dtype for z in kept] == [jnp.bfloat16]
+
+
+@pytest.mark.parametrize(('platform', 'marked'), [('cuda', True), ('rocm', True), ('tpu', False)])
+def test_what_waits_in_bfloat16_is_marked_for_gpus_alone(platform, marked):
+  x, kernel = an_mlp()
+  total = lambda x, b: layers.activated_einsum('quick_gelu', 'XD,DE->XE', x, b).sum()
+  grad = jax.jit(jax.grad(total, argnums=(0, 1))).trace(x, kernel.astype(jnp.bfloat16))
+  text = grad.lower(lowering_platforms=(platform,)).as_text()
+  assert ('optimization_barrier' in text) == marked
+
+
+def an_mlp():
+  rng = np.random.default_rng(0)
+  return (jnp.asarray(rng.normal(size=(40, 24)) * 3, jnp.float32),
+          jnp.asarray(rng.normal(size=(24, 7)) * 0.1, jnp.float32))
+
+
+def test_remat_dots_computes_nothing_of_a_block_again_but_attention():
+  """With 'nothing' all products but the last are: its result waits for nobody."""
+  block = lambda remat: nn.remat(layers.Block, policy=layers.REMAT_POLICIES[remat]) if remat else (
+    layers.Block)
+
+  def products(remat):
+    layer = block(remat)(heads=2, mlp_width=32, inits=layers.torch_init(16, 32))
+    x = jnp.ones((3, 5, 16))
+    params = layer.init(jax.random.key(0), x)
+    grad = jax.grad(lambda p, x: layer.apply(p, x).sum(), argnums=(0, 1))
+    return str(jax.make_jaxpr(grad)(params, x)).count('dot_general[')
+
+  plain = products(None)
+  assert [products(remat) - plain for remat in ('dots', 'nothing')] == [2, 7]

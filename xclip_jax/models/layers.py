@@ -45,7 +45,19 @@ def einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
 
 
 def _einsum_fwd(spec, a, b):
-  return einsum(spec, a, b), (a, b)
+  return einsum(spec, a, b), (_kept(a), b)
+
+
+def _kept(x: jax.Array) -> jax.Array:
+  """Marks what waits for the backward pass: on a GPU XLA then keeps that, and in its dtype.
+
+  Left to itself it keeps a float32 product, twice as large, and rounds it again. On a TPU and on a
+  CPU it does better without.
+  """
+  barrier = jax.lax.optimization_barrier
+  if x.dtype == jnp.float32:
+    return x
+  return jax.lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=lambda x: x)
 
 
 def _einsum_bwd(spec, operands, g):
@@ -80,19 +92,32 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': functools.partial(nn.gelu, approximate=False)}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 2))
-def activate(name: str, x: jax.Array, dtype: Any) -> jax.Array:
-  """Applies one of ACTIVATIONS to float32 x; only its gradient is taken at x in `dtype`.
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def activated_einsum(activation: str, spec: str, x: jax.Array, b: jax.Array) -> jax.Array:
+  """`einsum` of an activated float32 x, and b; only x waits for its gradient, in the dtype of b.
 
-  What waits for the backward pass is then half as large in bfloat16: hidden layers are the largest
-  of all that does.
+  Hidden layers of MLPs are the largest of all arrays that wait for the backward pass, so they are
+  activated again there. Gradients are those at the rounded x.
+
+  Args:
+    activation: one of ACTIVATIONS.
   """
-  return ACTIVATIONS[name](x)
+  return einsum(spec, ACTIVATIONS[activation](x).astype(b.dtype), b)
 
 
-activate.defvjp(
-  lambda name, x, dtype: (ACTIVATIONS[name](x), x.astype(dtype)),
-  lambda name, dtype, x, g: jax.vjp(ACTIVATIONS[name], x.astype(jnp.float32))[1](g))
+def _activated_fwd(activation, spec, x, b):
+  return activated_einsum(activation, spec, x, b), (
+    _kept(checkpoint_name(x.astype(b.dtype), 'dense')), b)
+
+
+def _activated_bwd(activation, spec, operands, g):
+  x, b = operands
+  y, backwards = jax.vjp(ACTIVATIONS[activation], x.astype(jnp.float32))
+  dy, db = _einsum_bwd(spec, (y.astype(b.dtype), b), g)
+  return (*backwards(dy.astype(jnp.float32)), db)
+
+
+activated_einsum.defvjp(_activated_fwd, _activated_bwd)
 
 
 # --- initial values: PyTorch's, since the reference is initialised by it -----------------------
@@ -140,11 +165,15 @@ def small_init(width: int) -> BlockInit:
 
 
 class Dense(nn.Module):
-  """Affine map of the last axis, [..., D] -> float32 [..., features]."""
+  """Affine map of the last axis, [..., D] -> float32 [..., features].
+
+  activation: one of ACTIVATIONS, applied to the input first, or None.
+  """
 
   features: int
   dtype: Any = jnp.float32
   use_bias: bool = True
+  activation: str | None = None
   kernel_init: Callable = nn.initializers.lecun_normal()
   bias_init: Callable = nn.initializers.zeros
 
@@ -153,12 +182,16 @@ class Dense(nn.Module):
     D = x.shape[-1]
     kernel = self.param('kernel', self.kernel_init, (D, self.features), jnp.float32)
     rows = 'XLMN'[:x.ndim - 1]              # not flattened: on TPU that would move every value
-    y = einsum(f'{rows}D,DE->{rows}E', x.astype(self.dtype), kernel.astype(self.dtype))
+    spec, operand = f'{rows}D,DE->{rows}E', kernel.astype(self.dtype)
+    if self.activation is None:
+      y = einsum(spec, x.astype(self.dtype), operand)
+    else:
+      y = activated_einsum(self.activation, spec, x, operand)
     if kernel.dtype == jnp.int8:            # see xclip.at_rest
       y *= self.param('kernel_scale', nn.initializers.ones, (self.features,), jnp.float32)
     if self.use_bias:
       y += self.param('bias', self.bias_init, (self.features,), jnp.float32)
-    return checkpoint_name(y, 'dense')
+    return y
 
 
 def dot_product_attention(
@@ -186,7 +219,7 @@ def dot_product_attention(
   Returns:
     float32 [X, L, N, F].
   """
-  query, key, value = (x.astype(dtype) for x in (query, key, value))
+  query, key, value = (checkpoint_name(x.astype(dtype), 'dense') for x in (query, key, value))
   if implementation == 'cudnn':
     return _cudnn(query, key, value, causal)
   attend = functools.partial(_attend, causal=causal)
@@ -322,7 +355,7 @@ class Attention(nn.Module):
     y = dot_product_attention(
       query, key, value, self.causal, self.dtype, self.implementation, bias)
     y = shard_batch(y, 2).reshape(x.shape)
-    y = Dense(D, self.dtype, kernel_init=self.out_init, name='out')(y)
+    y = checkpoint_name(Dense(D, self.dtype, kernel_init=self.out_init, name='out')(y), 'dense')
     return (y, key.mean(axis=2)) if return_keys else y
 
 
@@ -340,10 +373,10 @@ class Mlp(nn.Module):
     y = dense(
       self.mlp_width, kernel_init=self.inits.fc, bias_init=self.inits.fc_bias, name='c_fc'
     )(x)
-    y = activate(self.activation, shard_batch(y, -1), self.dtype)
     return dense(
-      x.shape[-1], kernel_init=self.inits.proj, bias_init=self.inits.proj_bias, name='c_proj'
-    )(y)
+      x.shape[-1], activation=self.activation, kernel_init=self.inits.proj,
+      bias_init=self.inits.proj_bias, name='c_proj',
+    )(shard_batch(y, -1))
 
 
 class Block(nn.Module):
