@@ -196,6 +196,25 @@ def test_all_stop_when_one_is_killed_and_go_on_exactly(root, tmp_path, victim):
   assert (run / 'metrics.jsonl').read_text() == (tmp_path / 'whole/metrics.jsonl').read_text()
 
 
+@SLOW
+def test_a_file_that_one_process_cannot_read_puts_the_checkpoint_aside_on_all(root, tmp_path):
+  """Each reads its share: only one of them meets the file that was cut off, or lost."""
+  changes = {'train__steps': 6, 'checkpoint__every_steps': 3, 'eval__every_steps': 12,
+             'mesh__fsdp': 2, 'mesh__data': 1}
+  run = tmp_path / 'run'
+  assert end(train(run, root, 2, **changes))[0] == [0, 0]
+  whole = (run / 'metrics.jsonl').read_text()
+  damages = {1: lambda file: os.truncate(file, file.stat().st_size // 2),
+             0: lambda file: file.unlink()}
+  for process, damage in damages.items():
+    files = (run / f'checkpoints/6/state/ocdbt.process_{process}').rglob('*')
+    damage(max((x for x in files if x.is_file()), key=lambda x: x.stat().st_size))
+    codes, said = end(train(run, root, 2, **changes))
+    assert codes == [0, 0] and 'could not read the checkpoint' in said[0], said
+    assert 'going on from step 3' in said[0] and (run / 'metrics.jsonl').read_text() == whole
+  assert len(list((run / 'damaged_checkpoints').iterdir())) == 2
+
+
 def wait_for_rows(workdir, count, processes):
   file = workdir / 'metrics.jsonl'
   for _ in range(1200):

@@ -1,6 +1,5 @@
 """Saving and restoring runs with Orbax: asynchronous, whole or not at all."""
 
-import functools
 import itertools
 import logging
 import shutil
@@ -108,14 +107,15 @@ class Checkpoints:
       CheckpointError: it is damaged, or holds another model; the message lists up to ten
         differences.
     """
-    self._check_shapes(step, abstract.params)
+    # All take each step before the next: who went on alone would wait for the others.
+    distributed.together(lambda: self._check_shapes(step, abstract.params))
     target = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
     )
     args = ocp.args.Composite(
       state=ocp.args.StandardRestore(target), host=ocp.args.JsonRestore()
     )
-    restored = self._read(step, args)
+    restored = distributed.together(lambda: self._read(step, args))
     host = dict(restored['host'])
     self._check_sums(step, _sums(restored['state']), host.pop('sums', {}))
     return restored['state'], host
@@ -133,9 +133,8 @@ class Checkpoints:
     """
     damaged = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
-      read = functools.partial(self.restore, step, abstract, shardings)
       try:
-        state, host = distributed.together(read)
+        state, host = self.restore(step, abstract, shardings)
       except (CheckpointError, ValueError) as error:      # ValueError: on another process
         damaged[step] = error
         continue
@@ -223,8 +222,9 @@ class Checkpoints:
     )
 
   def _read(self, step: int, args: Any) -> Any:
+    # Not by the manager: where a process fails in that, the others wait for it in Orbax.
     try:
-      return self._manager.restore(step, args=args)
+      return ocp.CompositeCheckpointHandler().restore(epath.Path(self.folder / str(step)), args)
     except Exception as error:     # likewise
       raise CheckpointError(
         f'could not read the checkpoint {self.folder / str(step)}: {_reason(error)}\n'
