@@ -117,7 +117,8 @@ class Checkpoints:
     )
     restored = distributed.together(lambda: self._read(step, args))
     host = dict(restored['host'])
-    self._check_sums(step, _sums(restored['state']), host.pop('sums', {}))
+    sums = _sums(restored['state'])
+    distributed.together(lambda: self._check_sums(step, sums, host.pop('sums', {})))
     return restored['state'], host
 
   def restore_latest(
