@@ -106,6 +106,7 @@ class Checkpoints:
     Raises:
       CheckpointError: it is damaged, or holds another model; the message lists up to ten
         differences.
+      ValueError: another process found that.
     """
     # All take each step before the next: who went on alone would wait for the others.
     distributed.together(lambda: self._check_shapes(step, abstract.params))
