@@ -154,8 +154,8 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
       step = ckpt.best_step() if config.eval.checkpoint == 'best' else start
       if step is None:
         raise ValueError(f'{workdir} holds no checkpoint to evaluate; train first')
-      params = ckpt.restore_weights(
-        step, without_projectors(abstract.params), sharding.replicated(mesh))
+      params = distributed.together(lambda: ckpt.restore_weights(
+        step, without_projectors(abstract.params), sharding.replicated(mesh)))
       return evaluator.finish(params, workdir, step)
 
     anchor = read_params(config, model, mesh) if near else None
@@ -360,7 +360,8 @@ def read_params(config: Any, model: XCLIP, mesh: Mesh | None = None) -> Any:
         raise ValueError(f'config.train.init_from={source!r} holds no checkpoint')
       want = with_logit_bias(abstract, 'logit_bias' in ckpt.parameter_names(step))
       everywhere = mesh and sharding.replicated(mesh)
-      params = jax.device_get(ckpt.restore_weights(step, want, everywhere))
+      params = distributed.together(
+        lambda: jax.device_get(ckpt.restore_weights(step, want, everywhere)))
   else:
     want = model.config
     size = dict(num_frames=want.num_frames, image_size=want.image_size)
