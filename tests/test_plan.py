@@ -59,6 +59,19 @@ def test_loops_count_as_often_as_they_run_and_of_branches_the_longest():
     compiled.cycles('nothing')
 
 
+@pytest.mark.parametrize(('condition', 'times'), [
+  ('compare(%i, %n), direction=LT', 16), ('compare(%x, %n), direction=GT', 1)])
+def test_loops_of_a_tpu_count_as_their_condition_says(condition, times):
+  """XLA:TPU leaves no trip count beside its loops."""
+  hlo = HLO.replace(', backend_config={"known_trip_count":{"n":"4"}}', '') + f"""
+%c (p: (s32[], f32[8])) -> pred[] {{
+  %n = s32[]{{:T(128)}} constant(16)
+  ROOT %r = pred[]{{:T(512)}} {condition}
+}}
+"""
+  assert compiled.cycles(hlo) == times * 100 + 50
+
+
 @pytest.mark.parametrize(('variant', 'frames', 'published'), [
   ('B/32', 8, 39), ('B/32', 16, 75), ('B/16', 8, 145), ('B/16', 16, 287), ('L/14', 8, 658),
   ('L/14@336', 16, 3086)])

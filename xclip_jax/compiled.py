@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
@@ -17,9 +17,10 @@ _INSTRUCTION = re.compile(r'\s+(?:ROOT )?%?[\w.\-]+ = (\(.*?\)|\S+) ([\w\-]+)\('
 _COMPUTATION = re.compile(r'(ENTRY )?%?([\w.\-]+) \(.*\{$')
 _ARRAY = re.compile(r'\b(pred|[a-z]+[0-9]+[a-z0-9]*)\[([0-9,]*)\]')
 _CALLED = re.compile(
-  r'(body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)')
+  r'(condition|body|to_apply|calls|true_computation|false_computation)=%?([\w.\-]+)')
 _BRANCHES = re.compile(r'branch_computations=\{([^}]*)\}')
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONSTANT = re.compile(r' = s32\[\]\S* constant\((\d+)\)')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 
 
@@ -76,9 +77,9 @@ def collectives(hlo: str) -> dict[str, Traffic]:
 def cycles(hlo: str) -> int:
   """Sums the estimated cycles that XLA:TPU leaves with its instructions; 0 on other platforms.
 
-  Loops count as often as they run where the compiler knows, else once; of branches the longest.
-  It is the compiler's cost model: it orders variants of a program, and says nothing certain about
-  time. Communication is not in it.
+  Loops count as often as they run, where that is fixed; of branches the longest. It is the
+  compiler's cost model: it
+  orders variants of a program, and says nothing certain about time. Communication is not in it.
   """
   return sum(times * int(found[1]) for times, _, _, line in _executed(hlo)
              if (found := _CYCLES.search(line)))
@@ -97,8 +98,9 @@ def _executed(hlo: str) -> Iterator[tuple[int, str, str, str]]:
     for opcode, result, line in computations.get(name, ()):
       yield times, opcode, result, line
       if opcode == 'while':
-        trips = _TRIPS.search(line)
-        yield from walk(dict(_CALLED.findall(line))['body'], times * int(trips[1] if trips else 1))
+        called = dict(_CALLED.findall(line))
+        trips = _trips(line, computations.get(called['condition'], ()))
+        yield from walk(called['body'], times * trips)
       elif opcode == 'conditional':
         branches = _BRANCHES.search(line)
         names = ([x.strip().lstrip('%') for x in branches[1].split(',')] if branches else
@@ -109,6 +111,19 @@ def _executed(hlo: str) -> Iterator[tuple[int, str, str, str]]:
           yield from walk(called, times)
 
   yield from walk(entry, 1)
+
+
+def _trips(loop: str, condition: Iterable[tuple[str, str, str]]) -> int:
+  """How often a loop runs: XLA:CPU and XLA:GPU say so; on a TPU it is read from the condition.
+
+  Loops of JAX that have a fixed length count from 0 by 1 while below it. What stops when data say
+  so, as drawing from a Beta distribution does, counts once.
+  """
+  if found := _TRIPS.search(loop):
+    return int(found[1])
+  limits = [int(found[1]) for *_, line in condition if (found := _CONSTANT.search(line))]
+  counts = any('direction=LT' in line for *_, line in condition)
+  return limits[0] if counts and len(limits) == 1 else 1
 
 
 def _split(hlo: str) -> tuple[dict[str, list[tuple[str, str, str]]], str]:
