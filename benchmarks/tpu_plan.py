@@ -24,6 +24,7 @@ os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_MIN_LOG_L
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+CHUNKED = {'model.attention': 'chunked'}
 # (variant, frames, step, videos a chip, chips, changes): one view of 400 cached labels.
 CASES = [
   ('B/32', 8, 'eval', 32, 1, {}),
@@ -32,12 +33,16 @@ CASES = [
   ('L/14@336', 16, 'eval', 2, 1, {}),
   ('B/32', 8, 'train', 16, 1, {}),
   ('B/16', 8, 'train', 8, 1, {}),
-  ('B/16', 8, 'eval', 8, 1, {'model.attention': 'chunked'}),
-  ('B/16', 8, 'train', 8, 1, {'model.attention': 'chunked'}),
-  ('L/14', 8, 'eval', 8, 1, {'model.attention': 'chunked'}),
+  ('B/32', 8, 'eval', 32, 1, CHUNKED),
+  ('B/16', 8, 'eval', 8, 1, CHUNKED),
+  ('L/14', 8, 'eval', 8, 1, CHUNKED),
+  ('L/14@336', 16, 'eval', 2, 1, CHUNKED),
+  ('B/32', 8, 'train', 16, 1, CHUNKED),
+  ('B/16', 8, 'train', 8, 1, CHUNKED),
   ('B/16', 8, 'train', 16, 1, {'model.remat': 'dots'}),
   ('L/14', 8, 'train', 4, 1, {'model.remat': 'dots'}),
   ('L/14', 8, 'train', 8, 1, {'model.remat': 'nothing'}),
+  ('L/14', 8, 'train', 8, 1, {**CHUNKED, 'model.remat': 'nothing'}),
 ]
 # On one GPU.
 CUDNN = {'model.attention': 'cudnn'}

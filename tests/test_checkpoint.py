@@ -53,6 +53,22 @@ def test_a_run_with_a_damaged_latest_checkpoint_goes_on_from_the_one_before(
   assert (workdir / 'checkpoints/6').is_dir(), 'nothing is moved where nothing can be read'
 
 
+def test_a_file_that_was_cut_off_is_named_in_one_line(tmp_path):
+  config = tiny.config('unused')
+  model, tx = train.make_model(config), optax.sgd(0.1)
+  abstract = state.abstract(model, tx)
+  places = sharding.infer(abstract, config.sharding, sharding.make_mesh({}))
+  with Checkpoints(tmp_path / 'a') as ckpt:
+    ckpt.save(3, state.init(model, tx, 0, places), {})
+  file = largest(tmp_path / 'a/checkpoints/3/state')
+  file.write_bytes(file.read_bytes()[:100])
+  with pytest.raises(CheckpointError) as caught, Checkpoints(tmp_path / 'a') as ckpt:
+    ckpt.restore_latest(abstract, places)
+  said = str(caught.value).splitlines()
+  assert 'could not read the checkpoint' in said[0] and 'value of size 100' in said[0]
+  assert len(said) == 2 and 'TensorStore(' not in str(caught.value)
+
+
 def test_no_changed_bit_is_read_as_if_nothing_were(tmp_path):
   config = tiny.config('unused')
   model, tx = train.make_model(config), optax.sgd(0.1)

@@ -29,11 +29,12 @@ FIELDS = {
   # B/16's widths and heads on fewer patches and layers
   'B/16': dict(image_size=64, patch_size=16, vision_layers=2, text_layers=1, vocab_size=64,
                context_length=8),
-}[sys.argv[1]]
+}[sys.argv[1].split()[0]]
 MESHES = [dict(x.split('=') for x in mesh.split(',')) for mesh in sys.argv[2:]]
 
 c = config.get_config()
 c.model.num_frames, c.model.fields = 4, FIELDS
+c.model.attention = 'chunked' if 'chunked' in sys.argv[1] else 'xla'
 c.train.batch_size = c.eval.batch_size = B
 c.train.freeze_text = False
 c.optim.lr = 1e-4
@@ -113,6 +114,11 @@ def test_twenty_updates_on_a_mixed_mesh_equal_those_of_one_device():
 def test_twenty_updates_on_any_mesh_equal_those_of_one_device(size):
   train(size, ['data=8', 'data=1,fsdp=8', 'data=2,tensor=4', 'data=2,fsdp=4',
                'dcn=2,data=2,tensor=2', 'dcn=2,data=1,fsdp=2,tensor=2'])
+
+
+@pytest.mark.slow
+def test_twenty_updates_with_heads_a_few_at_a_time_equal_those_of_one_device():
+  train('B/16 chunked', ['data=2,fsdp=4', 'data=2,tensor=4'])
 
 
 @pytest.mark.slow

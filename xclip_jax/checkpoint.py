@@ -285,4 +285,6 @@ def _sums(state: Any) -> dict[str, int]:
 
 
 def _reason(error: BaseException) -> str:
+  """One line; of an error that Orbax puts around another one, the inner: it names the file."""
+  error = error.__cause__ or error
   return f'{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error) else ""}'

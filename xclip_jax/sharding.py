@@ -72,6 +72,11 @@ def single_device() -> bool:
   return mesh.empty or mesh.size == 1
 
 
+def splits_heads() -> bool:
+  """Whether the mesh around this code shares heads and MLPs among chips."""
+  return dict(jax.sharding.get_abstract_mesh().shape).get('tensor', 1) > 1
+
+
 def batch_shards(mesh: Mesh | None = None) -> int:
   """The number of parts that a batch is cut into; default: on the mesh that is set, 1 without."""
   mesh = mesh or jax.sharding.get_abstract_mesh()

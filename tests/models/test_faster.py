@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xclip_jax.models import layers, merging
+from xclip_jax import sharding
+from xclip_jax.models import layers, merging, products, vision
 from xclip_jax.models.xclip import XCLIP, XCLIPConfig, at_rest, init_params, on_this_machine
 
 CONFIG = XCLIPConfig(
@@ -139,22 +140,88 @@ def _rounded(kernel):
   return np.round(kernel / scale) * scale
 
 
-@pytest.mark.parametrize(('rows', 'causal'), [(24, False), (24, True), (7, False)])
-def test_chunks_of_attention_are_the_whole(rows, causal):
+@pytest.mark.parametrize('qkv_bias', [True, False])
+@pytest.mark.parametrize('causal', [False, True])
+def test_heads_a_few_at_a_time_are_all_at_once(causal, qkv_bias):
+  """Two heads of 64 fill the lanes of a TPU; four heads are two products for each map."""
   rng = np.random.default_rng(0)
-  q, k, v = (rng.normal(size=(rows, n, 12, 64)).astype(np.float32) for n in (197, 197, 197))
-  bias = rng.normal(size=(rows, 197)).astype(np.float32)
-  assert layers._chunks(q, k) == (6 if rows == 24 else 7)
+  x, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 9, 256), (3, 9)))
 
   def run(implementation):
-    total = lambda *x: (layers.dot_product_attention(
-      *x[:3], causal, implementation=implementation, bias=x[3]) ** 2).sum()
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2, 3)))(q, k, v, bias)
+    layer = layers.Attention(4, causal=causal, qkv_bias=qkv_bias, implementation=implementation)
+    params = layer.init(jax.random.key(0), x)
+    apply = lambda params, x, bias: layer.apply(params, x, bias=bias, return_keys=True)
+    total = lambda *args: sum((y ** 2).sum() for y in apply(*args))
+    text = str(jax.make_jaxpr(apply)(params, x, bias))
+    return (apply(params, x, bias), jax.grad(total, argnums=(0, 1, 2))(params, x, bias)), text
 
-  (value, grads), (want, want_grads) = run('chunked'), run('xla')
-  np.testing.assert_allclose(value, want, rtol=1e-4)              # a sum of millions
-  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4),
-               grads, want_grads)
+  (found, text), (want, whole) = run('chunked'), run('xla')
+  assert [t.count(':f32[3,9,128] = dot_general') for t in (text, whole)] == [6, 0]
+  jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-4), found, want)
+
+
+def test_heads_that_chips_share_are_taken_all_at_once():
+  mesh = jax.sharding.AbstractMesh((1, 1, 1, 2), sharding.AXES)
+  layer = layers.Attention(4, implementation='chunked')
+  x = jnp.ones((2, 5, 256))
+  params = layer.init(jax.random.key(0), x)
+  with jax.sharding.use_abstract_mesh(mesh):
+    text = str(jax.make_jaxpr(layer.apply)(params, x))
+  assert ':f32[2,5,256] = dot_general' in text and ':f32[2,5,128] = dot_general' not in text
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_normalising_is_flax_s(dtype):
+  rng = np.random.default_rng(0)
+  x = jnp.asarray(rng.normal(size=(5, 64)) * 3 + 1, dtype)
+  theirs = nn.LayerNorm(epsilon=1e-5, use_fast_variance=dtype == jnp.bfloat16, dtype=jnp.float32)
+  params = {'params': {name: rng.normal(size=64).astype(np.float32) for name in ('scale', 'bias')}}
+  found = layers.LayerNorm().apply(params, x)
+  np.testing.assert_allclose(found, theirs.apply(params, x), rtol=1e-6, atol=1e-6)
+  assert found.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('ratio', [1, 30, 1000])
+def test_normalising_bfloat16_adds_less_error_than_rounding_did(ratio):
+  """ratio: of mean to standard deviation, over the widths of a base model."""
+  rng = np.random.default_rng(0)
+  exact = rng.normal(size=(64, 768)) + ratio
+  rounded = np.asarray(jnp.asarray(exact, jnp.bfloat16), np.float64)
+  want, ideal = (
+    (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    for x in (exact, rounded))
+  x = jnp.asarray(rounded, jnp.bfloat16)
+  found = layers.LayerNorm().apply(layers.LayerNorm().init(jax.random.key(0), x), x)
+  assert np.abs(found - ideal).max() < 0.3 * np.abs(ideal - want).max()
+
+
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_patches_of_a_tpu_are_those_of_one_product(dtype):
+  """A convolution, which a TPU gets, runs on a CPU too."""
+  rng = np.random.default_rng(0)
+  frames = jnp.asarray(rng.normal(size=(2, 32, 48, 3)), dtype)
+  kernel = jnp.asarray(rng.normal(size=(16, 16, 3, 24)) * 0.05, dtype)
+  found = vision._embed_by_convolution(frames, kernel)
+  want, backwards = jax.vjp(vision.embed_patches, frames, kernel)
+  assert found.shape == want.shape == (2, 6, 24) and found.dtype == want.dtype == jnp.float32
+  np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-4)
+  assert [g.dtype for g in backwards(jnp.ones_like(want))] == [dtype, dtype]
+  text = {p: jax.jit(vision.embed_patches).trace(frames, kernel).lower(
+    lowering_platforms=(p,)).as_text() for p in ('tpu', 'cuda', 'cpu')}
+  assert [p for p in text if 'convolution' in text[p]] == ['tpu']
+
+
+@pytest.mark.parametrize(('dtype', 'tolerance'), [(jnp.float32, 1e-6), (jnp.bfloat16, 1e-2)])
+def test_the_softmax_is_jax_s_and_waits_in_the_dtype_of_the_product(dtype, tolerance):
+  rng = np.random.default_rng(0)
+  x, g = (jnp.asarray(rng.normal(size=(3, 4, 5)), jnp.float32) for _ in range(2))
+  y, backwards = jax.vjp(lambda x: products.softmax(x, dtype), x)
+  want, want_backwards = jax.vjp(jax.nn.softmax, x)
+  assert y.dtype == dtype and [z.dtype for z in jax.tree.leaves(backwards)] == [dtype]
+  np.testing.assert_array_equal(y, want.astype(dtype))
+  found = backwards(g.astype(dtype))[0]
+  assert found.dtype == jnp.float32
+  np.testing.assert_allclose(found, want_backwards(g)[0], rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize('causal', [False, True])
@@ -188,14 +255,14 @@ def test_cudnn_gets_even_lengths_and_sees_no_padding(monkeypatch, L, M, causal):
                run('cudnn'), run('xla'))
 
 
-@pytest.mark.parametrize('name', layers.ACTIVATIONS)
+@pytest.mark.parametrize('name', products.ACTIVATIONS)
 def test_products_of_activated_layers_differ_by_rounding_in_their_gradient_alone(name):
   x, kernel, dtypes = *an_mlp(), (jnp.float32, jnp.bfloat16)
   for dtype, tolerance in zip(dtypes, (1e-6, 2e-2), strict=True):
     b = kernel.astype(dtype)
-    plain = lambda x, b, dtype=dtype: layers.einsum(
-      'XD,DE->XE', layers.ACTIVATIONS[name](x).astype(dtype), b)
-    y, backwards = jax.vjp(lambda x, b: layers.activated_einsum(name, 'XD,DE->XE', x, b), x, b)
+    plain = lambda x, b, dtype=dtype: products.einsum(
+      'XD,DE->XE', products.ACTIVATIONS[name](x).astype(dtype), b)
+    y, backwards = jax.vjp(lambda x, b: products.activated_einsum(name, 'XD,DE->XE', x, b), x, b)
     want, want_backwards = jax.vjp(plain, x, b)
     np.testing.assert_array_equal(y, want)
     for found, wanted in zip(backwards(jnp.ones_like(y)), want_backwards(jnp.ones_like(y)),
@@ -207,7 +274,7 @@ def test_products_of_activated_layers_differ_by_rounding_in_their_gradient_alone
 
 def test_between_the_passes_an_activated_layer_waits_alone_and_in_bfloat16():
   x, kernel = an_mlp()
-  backwards = jax.vjp(lambda x, b: layers.activated_einsum('quick_gelu', 'XD,DE->XE', x, b), x,
+  backwards = jax.vjp(lambda x, b: products.activated_einsum('quick_gelu', 'XD,DE->XE', x, b), x,
                       kernel.astype(jnp.bfloat16))[1]
   kept = [z for z in jax.tree.leaves(backwards) if z.shape == x.shape]
   assert [z.dtype for z in kept] == [jnp.bfloat16]
@@ -216,7 +283,7 @@ def test_between_the_passes_an_activated_layer_waits_alone_and_in_bfloat16():
 @pytest.mark.parametrize(('platform', 'marked'), [('cuda', True), ('rocm', True), ('tpu', False)])
 def test_what_waits_in_bfloat16_is_marked_for_gpus_alone(platform, marked):
   x, kernel = an_mlp()
-  total = lambda x, b: layers.activated_einsum('quick_gelu', 'XD,DE->XE', x, b).sum()
+  total = lambda x, b: products.activated_einsum('quick_gelu', 'XD,DE->XE', x, b).sum()
   grad = jax.jit(jax.grad(total, argnums=(0, 1))).trace(x, kernel.astype(jnp.bfloat16))
   text = grad.lower(lowering_platforms=(platform,)).as_text()
   assert ('optimization_barrier' in text) == marked
@@ -233,12 +300,12 @@ def test_remat_dots_computes_nothing_of_a_block_again_but_attention():
   block = lambda remat: nn.remat(layers.Block, policy=layers.REMAT_POLICIES[remat]) if remat else (
     layers.Block)
 
-  def products(remat):
+  def count(remat):
     layer = block(remat)(heads=2, mlp_width=32, inits=layers.torch_init(16, 32))
     x = jnp.ones((3, 5, 16))
     params = layer.init(jax.random.key(0), x)
     grad = jax.grad(lambda p, x: layer.apply(p, x).sum(), argnums=(0, 1))
     return str(jax.make_jaxpr(grad)(params, x)).count('dot_general[')
 
-  plain = products(None)
-  assert [products(remat) - plain for remat in ('dots', 'nothing')] == [2, 7]
+  plain = count(None)
+  assert [count(remat) - plain for remat in ('dots', 'nothing')] == [2, 7]

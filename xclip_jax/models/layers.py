@@ -1,4 +1,4 @@
-"""The layers that every tower is made of: products, attention, MLP, residual blocks.
+"""The layers that every tower is made of: affine maps, attention, MLP, residual blocks.
 
 Numbers: operands of matrix products are in `dtype`; products accumulate in float32; LayerNorm
 statistics, softmax and biases are in float32; parameters always are.
@@ -13,111 +13,13 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from xclip_jax.sharding import batch_shards, shard_batch, single_device
-
-# PyTorch's epsilon, and its two-pass variance: the fast one cancels when mean >> std.
-LayerNorm = functools.partial(
-  nn.LayerNorm, epsilon=1e-5, use_fast_variance=False, dtype=jnp.float32
-)
+from xclip_jax.models.products import activated_einsum, einsum, softmax, split_einsum
+from xclip_jax.sharding import shard_batch, single_device, splits_heads
 
 REMAT_POLICIES = {
   'dots': jax.checkpoint_policies.save_only_these_names('dense'),
   'nothing': jax.checkpoint_policies.nothing_saveable,
 }
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
-  """Multiplies two arrays of one dtype and accumulates in float32.
-
-  Unlike `jnp.einsum` under autodiff, the backward products have operands of the forward dtype too:
-  a float32 cotangent would otherwise turn every bfloat16 backward product into a float32 one.
-  float32 operands are multiplied as float32 on every platform (no TF32, no bfloat16 passes).
-
-  Args:
-    spec: two operands, single letters; every letter stands in at least two of the three terms.
-
-  Returns:
-    float32 array.
-  """
-  precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-  return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
-
-
-def _einsum_fwd(spec, a, b):
-  return einsum(spec, a, b), (_kept(a), b)
-
-
-def _kept(x: jax.Array) -> jax.Array:
-  """Marks what waits for the backward pass: on a GPU XLA then keeps that, and in its dtype.
-
-  Left to itself it keeps a float32 product, twice as large, and rounds it again. On a TPU and on a
-  CPU it does better without.
-  """
-  barrier = jax.lax.optimization_barrier
-  if x.dtype == jnp.float32:
-    return x
-  return jax.lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=lambda x: x)
-
-
-def _einsum_bwd(spec, operands, g):
-  a, b = operands
-  lhs, rhs, out = spec.replace('->', ',').split(',')
-  g = g.astype(a.dtype)
-  da = einsum(f'{out},{rhs}->{lhs}', g, b)
-  db = jax.lax.platform_dependent(
-    a, g, cpu=functools.partial(_kernel_gradient_on_cpu, lhs, rhs, out),
-    default=functools.partial(einsum, f'{lhs},{out}->{rhs}'))
-  return da.astype(a.dtype), db.astype(b.dtype)
-
-
-def _kernel_gradient_on_cpu(lhs: str, rhs: str, out: str, a: jax.Array, g: jax.Array) -> jax.Array:
-  # XLA:CPU has no fast kernel for a product whose left operand is transposed in place, so a barrier
-  # makes a loop of its own of that. The loop that transposes the hidden layer of an MLP would
-  # activate it again, and take longer than the product: there g, narrower, is transposed instead.
-  barrier = jax.lax.optimization_barrier
-  if len(rhs) == 2 and g.shape[-1] < a.shape[-1] and a.dtype == jnp.float32:
-    return einsum(f'{out},{lhs}->{rhs[::-1]}', barrier(g), a).T  # bfloat16: XLA:CPU cannot
-  return einsum(f'{lhs},{out}->{rhs}', barrier(a), g)
-
-
-einsum.defvjp(_einsum_fwd, _einsum_bwd)
-
-
-def quick_gelu(x: jax.Array) -> jax.Array:
-  """OpenAI CLIP's activation, x * sigmoid(1.702 x)."""
-  return x * nn.sigmoid(1.702 * x)
-
-
-ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': functools.partial(nn.gelu, approximate=False)}
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def activated_einsum(activation: str, spec: str, x: jax.Array, b: jax.Array) -> jax.Array:
-  """`einsum` of an activated float32 x, and b; only x waits for its gradient, in the dtype of b.
-
-  Hidden layers of MLPs are the largest of all arrays that wait for the backward pass, so they are
-  activated again there. Gradients are those at the rounded x.
-
-  Args:
-    activation: one of ACTIVATIONS.
-  """
-  return einsum(spec, ACTIVATIONS[activation](x).astype(b.dtype), b)
-
-
-def _activated_fwd(activation, spec, x, b):
-  return activated_einsum(activation, spec, x, b), (
-    _kept(checkpoint_name(x.astype(b.dtype), 'dense')), b)
-
-
-def _activated_bwd(activation, spec, operands, g):
-  x, b = operands
-  y, backwards = jax.vjp(ACTIVATIONS[activation], x.astype(jnp.float32))
-  dy, db = _einsum_bwd(spec, (y.astype(b.dtype), b), g)
-  return (*backwards(dy.astype(jnp.float32)), db)
-
-
-activated_einsum.defvjp(_activated_fwd, _activated_bwd)
 
 
 # --- initial values: PyTorch's, since the reference is initialised by it -----------------------
@@ -164,10 +66,33 @@ def small_init(width: int) -> BlockInit:
 # --- layers ------------------------------------------------------------------------------------
 
 
+class LayerNorm(nn.Module):
+  """Normalises the last axis, [..., D] -> float32 [..., D]; PyTorch's epsilon.
+
+  The variance is PyTorch's, of what is left without the mean: it takes a pass of its own. That of
+  bfloat16 is E[x^2] - E[x]^2, whose sums are taken where x is made. It cancels where mean >> std,
+  but there rounding x has lost more: mean / std * 2^-9, against (mean / std)^2 * 2^-24.
+  """
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    scale = self.param('scale', nn.initializers.ones, x.shape[-1:], jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros, x.shape[-1:], jnp.float32)
+    rounded, x = x.dtype == jnp.bfloat16, x.astype(jnp.float32)
+    average = functools.partial(jnp.mean, axis=-1, keepdims=True)
+    mean = average(x)
+    if rounded:
+      variance = jnp.maximum(average(jnp.square(x)) - jnp.square(mean), 0)
+    else:
+      variance = average(jnp.square(x - mean))
+    return (x - mean) * (jax.lax.rsqrt(variance + 1e-5) * scale) + bias
+
+
 class Dense(nn.Module):
   """Affine map of the last axis, [..., D] -> float32 [..., features].
 
   activation: one of ACTIVATIONS, applied to the input first, or None.
+  parts: if not None, the result is a tuple of that many arrays, features / parts of each.
   """
 
   features: int
@@ -176,22 +101,27 @@ class Dense(nn.Module):
   activation: str | None = None
   kernel_init: Callable = nn.initializers.lecun_normal()
   bias_init: Callable = nn.initializers.zeros
+  parts: int | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, ...]:
     D = x.shape[-1]
     kernel = self.param('kernel', self.kernel_init, (D, self.features), jnp.float32)
     rows = 'XLMN'[:x.ndim - 1]              # not flattened: on TPU that would move every value
     spec, operand = f'{rows}D,DE->{rows}E', kernel.astype(self.dtype)
-    if self.activation is None:
-      y = einsum(spec, x.astype(self.dtype), operand)
+    if self.activation is not None:
+      ys = [activated_einsum(self.activation, spec, x, operand)]
+    elif self.parts is None:
+      ys = [einsum(spec, x.astype(self.dtype), operand)]
     else:
-      y = activated_einsum(self.activation, spec, x, operand)
+      ys = split_einsum(spec, self.parts, x.astype(self.dtype), operand)
     if kernel.dtype == jnp.int8:            # see xclip.at_rest
-      y *= self.param('kernel_scale', nn.initializers.ones, (self.features,), jnp.float32)
+      scale = self.param('kernel_scale', nn.initializers.ones, (self.features,), jnp.float32)
+      ys = [y * part for y, part in zip(ys, jnp.split(scale, len(ys)), strict=True)]
     if self.use_bias:
-      y += self.param('bias', self.bias_init, (self.features,), jnp.float32)
-    return y
+      bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
+      ys = [y + part for y, part in zip(ys, jnp.split(bias, len(ys)), strict=True)]
+    return ys[0] if self.parts is None else tuple(ys)
 
 
 def dot_product_attention(
@@ -212,8 +142,7 @@ def dot_product_attention(
     causal: position l sees keys 0..l only.
     dtype: of the operands of both products; the softmax is float32.
     implementation: 'xla' anywhere; 'cudnn' (bfloat16 on CUDA devices) never forms [L, M]; 'chunked'
-      takes a few sequences at a time, forwards and again backwards, so that their scores stay in
-      the memory of a TPU core.
+      forms it again backwards.
     bias: float32 [X, M], added to the scores of each key; not with 'cudnn'.
 
   Returns:
@@ -222,15 +151,10 @@ def dot_product_attention(
   query, key, value = (checkpoint_name(x.astype(dtype), 'dense') for x in (query, key, value))
   if implementation == 'cudnn':
     return _cudnn(query, key, value, causal)
-  attend = functools.partial(_attend, causal=causal)
-  parts = _chunks(query, key) if implementation == 'chunked' else 1
-  if parts == 1:
-    return (_attend_alone if single_device() else _attend)(query, key, value, bias, causal)
-  # Row c of every group of `parts` rows: each device splits the rows that it has.
-  cut = lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1)
-  half = jax.checkpoint(lambda part: attend(*part).astype(dtype))
-  y = jax.lax.map(half, jax.tree.map(cut, (query, key, value, bias)))
-  return y.swapaxes(0, 1).reshape(query.shape).astype(jnp.float32)
+  attend = _attend_alone if single_device() else _attend
+  if implementation == 'chunked':
+    attend = jax.checkpoint(attend, static_argnums=(4,))
+  return attend(query, key, value, bias, causal)
 
 
 def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
@@ -265,8 +189,7 @@ def _attend_batched(
   if causal:
     L, M = scores.shape[-2:]
     scores = jnp.where(jnp.tri(L, M, dtype=bool), scores, -jnp.inf)
-  weights = jax.nn.softmax(scores, axis=-1).astype(query.dtype)
-  return einsum(f'{axes}LM,{axes}MF->{axes}LF', weights, value)
+  return einsum(f'{axes}LM,{axes}MF->{axes}LF', softmax(scores, query.dtype), value)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -307,17 +230,12 @@ def _attend_on_cpu(
   return jnp.concatenate(y).reshape(X, N, L, F).swapaxes(1, 2)
 
 
-def _chunks(query: jax.Array, key: jax.Array) -> int:
-  """The fewest parts of the rows of a device whose float32 scores take 10 MiB or less."""
-  X, L, N = query.shape[:3]
-  rows = X // batch_shards() if X % batch_shards() == 0 else 1
-  tiled = N * (-(-L // 8) * 8) * (-(-key.shape[1] // 128) * 128) * 4             # as a TPU pads
-  return next(n for n in range(1, rows + 1)
-              if rows % n == 0 and (rows // n * tiled <= 10 * 2**20 or n == rows))
-
-
 class Attention(nn.Module):
-  """Multi-head attention with separate query, key and value maps."""
+  """Multi-head attention with separate query, key and value maps.
+
+  With implementation 'chunked' heads are taken a few at a time, from their maps to what they read,
+  so that scores stay in the memory of a TPU core. A few are those that fill its 128 lanes.
+  """
 
   heads: int
   dtype: Any = jnp.float32
@@ -345,18 +263,21 @@ class Attention(nn.Module):
     """
     memory = x if memory is None else memory
     D = x.shape[-1]
+    F = D // self.heads
+    few = max(128 // F, 1)
+    chunked = self.implementation == 'chunked' and not splits_heads() and self.heads % few == 0
     project = functools.partial(
-      Dense, D, self.dtype, use_bias=self.qkv_bias, kernel_init=self.qkv_init
-    )
-    split = lambda y: shard_batch(y.reshape(*y.shape[:-1], self.heads, D // self.heads), 2)
-    query = split(project(name='query')(x))
-    key = split(project(name='key')(memory))
-    value = split(project(name='value')(memory))
-    y = dot_product_attention(
-      query, key, value, self.causal, self.dtype, self.implementation, bias)
-    y = shard_batch(y, 2).reshape(x.shape)
+      Dense, D, self.dtype, use_bias=self.qkv_bias, kernel_init=self.qkv_init,
+      parts=self.heads // few if chunked else 1)
+    split = lambda y: shard_batch(y.reshape(*y.shape[:-1], -1, F), 2)
+    queries, keys, values = (
+      [split(y) for y in project(name=name)(of)]
+      for name, of in (('query', x), ('key', memory), ('value', memory)))
+    y = [dot_product_attention(*qkv, self.causal, self.dtype, self.implementation, bias)
+         for qkv in zip(queries, keys, values, strict=True)]
+    y = shard_batch(jnp.concatenate(y, axis=2), 2).reshape(x.shape)
     y = checkpoint_name(Dense(D, self.dtype, kernel_init=self.out_init, name='out')(y), 'dense')
-    return (y, key.mean(axis=2)) if return_keys else y
+    return (y, jnp.concatenate(keys, axis=2).mean(axis=2)) if return_keys else y
 
 
 class Mlp(nn.Module):

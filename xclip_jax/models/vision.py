@@ -13,17 +13,48 @@ from xclip_jax.models.layers import (
   Dense,
   LayerNorm,
   Mlp,
-  einsum,
   torch_init,
   uniform,
 )
+from xclip_jax.models.products import einsum
 from xclip_jax.sharding import shard_batch
 
 
-class PatchEmbed(nn.Module):
-  """Maps every patch to a token: a stride-P convolution written as one product.
+@jax.custom_vjp
+def embed_patches(frames: jax.Array, kernel: jax.Array) -> jax.Array:
+  """Convolves with the patch as stride: [X, H, W, 3], [P, P, 3, D] -> float32 [X, M, D].
 
-  [X, H, W, 3] -> float32 [X, M, D], patches in row-major order. The kernel is [P, P, 3, D].
+  As one product, but on a TPU, where that would first move every pixel.
+  """
+  return jax.lax.platform_dependent(
+    frames, kernel, tpu=_embed_by_convolution, default=_embed_by_product)
+
+
+def _embed_by_product(frames, kernel):
+  X, H, W, C = frames.shape
+  P, _, _, D = kernel.shape
+  x = frames.reshape(X, H // P, P, W // P, P, C)
+  x = x.transpose(0, 1, 3, 2, 4, 5).reshape(X, -1, P * P * C)              # [X, M, P*P*C]
+  return einsum('XMD,DE->XME', x, kernel.reshape(-1, D))
+
+
+def _embed_by_convolution(frames, kernel):
+  precision = jax.lax.Precision.HIGHEST if frames.dtype == jnp.float32 else None
+  y = jax.lax.conv_general_dilated(
+    frames, kernel, kernel.shape[:2], 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    precision=precision, preferred_element_type=jnp.float32)
+  return y.reshape(len(frames), -1, kernel.shape[-1])
+
+
+embed_patches.defvjp(          # JAX has no gradient of a convolution that accumulates in float32
+  lambda frames, kernel: (embed_patches(frames, kernel), (frames, kernel)),
+  lambda operands, g: jax.vjp(_embed_by_product, *operands)[1](g))
+
+
+class PatchEmbed(nn.Module):
+  """Maps every patch to a token, [X, H, W, 3] -> float32 [X, M, D], in row-major order.
+
+  The kernel is [P, P, 3, D].
   """
 
   patch_size: int
@@ -32,12 +63,10 @@ class PatchEmbed(nn.Module):
 
   @nn.compact
   def __call__(self, frames: jax.Array) -> jax.Array:
-    X, H, W, C = frames.shape
-    P, D = self.patch_size, self.width
-    kernel = self.param('kernel', uniform((C * P * P) ** -0.5), (P, P, C, D), jnp.float32)
-    x = frames.astype(self.dtype).reshape(X, H // P, P, W // P, P, C)
-    x = x.transpose(0, 1, 3, 2, 4, 5).reshape(X, -1, P * P * C)            # [X, M, P*P*C]
-    return einsum('XMD,DE->XME', x, kernel.astype(self.dtype).reshape(-1, D))
+    P, C = self.patch_size, frames.shape[-1]
+    kernel = self.param(
+      'kernel', uniform((C * P * P) ** -0.5), (P, P, C, self.width), jnp.float32)
+    return embed_patches(frames.astype(self.dtype), kernel.astype(self.dtype))
 
 
 class DropPath(nn.Module):

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xclip_jax.models.layers import ACTIVATIONS, REMAT_POLICIES, einsum
+from xclip_jax.models.layers import REMAT_POLICIES
+from xclip_jax.models.products import ACTIVATIONS, einsum
 from xclip_jax.models.prompt import VideoPrompt
 from xclip_jax.models.temporal import MultiframeTransformer
 from xclip_jax.models.text import TextEncoder
