@@ -78,8 +78,8 @@ def cycles(hlo: str) -> int:
   """Sums the estimated cycles that XLA:TPU leaves with its instructions; 0 on other platforms.
 
   Loops count as often as they run, where that is fixed; of branches the longest. It is the
-  compiler's cost model: it
-  orders variants of a program, and says nothing certain about time. Communication is not in it.
+  compiler's cost model: it orders variants of a program, and says nothing certain about time.
+  Communication is not in it.
   """
   return sum(times * int(found[1]) for times, _, _, line in _executed(hlo)
              if (found := _CYCLES.search(line)))

@@ -67,7 +67,7 @@ def small_init(width: int) -> BlockInit:
 
 
 class LayerNorm(nn.Module):
-  """Normalises the last axis, [..., D] -> float32 [..., D]; PyTorch's epsilon.
+  """Flax's, with PyTorch's epsilon: [..., D] -> float32 [..., D].
 
   The variance is PyTorch's, of what is left without the mean: it takes a pass of its own. That of
   bfloat16 is E[x^2] - E[x]^2, whose sums are taken where x is made. It cancels where mean >> std,
@@ -76,16 +76,10 @@ class LayerNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    scale = self.param('scale', nn.initializers.ones, x.shape[-1:], jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros, x.shape[-1:], jnp.float32)
-    rounded, x = x.dtype == jnp.bfloat16, x.astype(jnp.float32)
-    average = functools.partial(jnp.mean, axis=-1, keepdims=True)
-    mean = average(x)
-    if rounded:
-      variance = jnp.maximum(average(jnp.square(x)) - jnp.square(mean), 0)
-    else:
-      variance = average(jnp.square(x - mean))
-    return (x - mean) * (jax.lax.rsqrt(variance + 1e-5) * scale) + bias
+    norm = nn.LayerNorm(
+      epsilon=1e-5, dtype=jnp.float32, use_fast_variance=x.dtype == jnp.bfloat16)
+    nn.share_scope(self, norm)                                # parameters are named as before
+    return norm(x)
 
 
 class Dense(nn.Module):
@@ -111,10 +105,8 @@ class Dense(nn.Module):
     spec, operand = f'{rows}D,DE->{rows}E', kernel.astype(self.dtype)
     if self.activation is not None:
       ys = [activated_einsum(self.activation, spec, x, operand)]
-    elif self.parts is None:
-      ys = [einsum(spec, x.astype(self.dtype), operand)]
     else:
-      ys = split_einsum(spec, self.parts, x.astype(self.dtype), operand)
+      ys = split_einsum(spec, self.parts or 1, x.astype(self.dtype), operand)
     if kernel.dtype == jnp.int8:            # see xclip.at_rest
       scale = self.param('kernel_scale', nn.initializers.ones, (self.features,), jnp.float32)
       ys = [y * part for y, part in zip(ys, jnp.split(scale, len(ys)), strict=True)]

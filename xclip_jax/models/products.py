@@ -58,17 +58,6 @@ def _einsum_bwd(spec, operands, g):
   return da.astype(a.dtype), db.astype(b.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def split_einsum(spec: str, parts: int, a: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
-  """`einsum` as many products, each of one part of b's last axis; backwards it is one product."""
-  return tuple(einsum(spec, a, part) for part in jnp.split(b, parts, axis=-1))
-
-
-split_einsum.defvjp(
-  lambda spec, parts, a, b: (split_einsum(spec, parts, a, b), (_kept(a), b)),
-  lambda spec, parts, operands, g: _einsum_bwd(spec, operands, jnp.concatenate(g, axis=-1)))
-
-
 def _kernel_gradient_on_cpu(lhs: str, rhs: str, out: str, a: jax.Array, g: jax.Array) -> jax.Array:
   # XLA:CPU has no fast kernel for a product whose left operand is transposed in place, so a barrier
   # makes a loop of its own of that. The loop that transposes the hidden layer of an MLP would
@@ -80,6 +69,17 @@ def _kernel_gradient_on_cpu(lhs: str, rhs: str, out: str, a: jax.Array, g: jax.A
 
 
 einsum.defvjp(_einsum_fwd, _einsum_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def split_einsum(spec: str, parts: int, a: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
+  """`einsum` as many products, each of one part of b's last axis; backwards it is one product."""
+  return tuple(einsum(spec, a, part) for part in jnp.split(b, parts, axis=-1))
+
+
+split_einsum.defvjp(
+  lambda spec, parts, a, b: (split_einsum(spec, parts, a, b), (_kept(a), b)),
+  lambda spec, parts, operands, g: _einsum_bwd(spec, operands, jnp.concatenate(g, axis=-1)))
 
 
 def quick_gelu(x: jax.Array) -> jax.Array:
