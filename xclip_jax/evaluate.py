@@ -198,7 +198,7 @@ class Evaluation:
       views=config.eval.views, clip_seconds=config.data.clip_seconds,
       num_frames=self.model.config.num_frames, batch_size=config.eval.batch_size,
       workers=0, threads=config.data.threads,
-      host_index=jax.process_index(), host_count=jax.process_count(),
+      rows=sharding.host_rows(self.mesh, config.eval.batch_size),
     )
 
   def during_training(self, params: Any, stop: Callable[[], bool]) -> dict[str, float]:

@@ -148,7 +148,7 @@ class Scorer:
     failed, parts, waiting = {}, [], None
     with jax.set_mesh(self.mesh), pipeline.eval_batches(
       _Paths(tuple(paths)), transform, num_frames=config.num_frames, batch_size=self.batch_size,
-      threads=self.threads, host_index=jax.process_index(), host_count=jax.process_count(),
+      threads=self.threads, rows=sharding.host_rows(self.mesh, self.batch_size),
       sampling=views.sampling, stride=views.stride, clips=views.clips, views=views.choice,
       clip_seconds=clip_seconds,
     ) as batches:

@@ -1,7 +1,7 @@
 """Meshes, where each array of a run lives, and how batches get there."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,13 +22,18 @@ RULES = ('replicate', 'fsdp', 'column', 'row')
 def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
   """Builds the device mesh of a run.
 
+  JAX's own arrangement, which follows the network between TPU chips, is taken wherever it exists and
+  keeps every group of `tensor` within one host; otherwise blocks of whole hosts. Rows of a batch are
+  placed by the mesh (`host_rows`), so the order of devices changes no result.
+
   Args:
     axes: size of each axis in AXES; at most one may be -1, it takes the devices that are left.
     devices: default: all devices of all hosts.
 
   Raises:
     ValueError: unknown axis, sizes whose product is not the number of devices, slices of a TPU that
-      are not those of `dcn`, or a `tensor` axis across hosts.
+      are not those of `dcn`, or a `tensor` axis that cannot lie within hosts; the message says which
+      sizes these devices can have.
   """
   devices = jax.devices() if devices is None else list(devices)
   unknown = set(axes) - set(AXES)
@@ -38,32 +43,125 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
   if sizes.count(-1) == 1:
     rest = -int(np.prod(sizes))
     sizes[sizes.index(-1)] = max(len(devices) // rest, 1) if rest else 1
+  slices = _groups(devices, _slice)
   if min(sizes) < 1 or np.prod(sizes) != len(devices):
     raise ValueError(
       f'config.mesh {dict(axes)} does not cover the {len(devices)} devices there are: the product '
-      'of its axes must be that number (one axis may be -1: what is left)'
-    )
-  slices = len({getattr(d, 'slice_index', None) or 0 for d in devices})
-  if slices > 1 and sizes[0] != slices:
+      'of its axes must be that number (one axis may be -1: what is left); '
+      + _possible_sizes(devices, len(slices)))
+  is_tpu = devices[0].platform == 'tpu'
+  if len(slices) > 1 and sizes[0] != len(slices) and (is_tpu or sizes[0] > 1):
     raise ValueError(
-      f'the devices lie in {slices} slices, and config.mesh.dcn={sizes[0]}: set it to {slices}'
-    )
-  kinds = (AxisType.Auto,) * len(AXES)
-  if slices > 1:
-    inside, between = (1, *sizes[1:]), (slices, 1, 1, 1)
-    grid = mesh_utils.create_hybrid_device_mesh(inside, between, devices)
-    mesh = Mesh(grid, AXES, axis_types=kinds)
-  elif sizes[0] > 1:                              # hosts in their order
-    mesh = Mesh(np.asarray(devices).reshape(sizes), AXES, axis_types=kinds)
+      f'the devices lie in {len(slices)} slices, and config.mesh.dcn={sizes[0]}: '
+      f'set it to {len(slices)}')
+  if sizes[0] == len(slices) and is_tpu:
+    grid = np.stack([_arrange_slice(sizes[1:], part) for part in slices])
+  elif sizes[0] > 1 or len(slices) > 1:                # hosts in their order
+    grid = np.array([d for part in slices for d in part]).reshape(sizes)
   else:
-    mesh = jax.make_mesh(tuple(sizes), AXES, axis_types=kinds, devices=devices)
-  for group in mesh.devices.reshape(-1, sizes[-1]):
-    if len({d.process_index for d in group}) > 1:
-      raise ValueError(
-        f'config.mesh.tensor={sizes[-1]} reaches across hosts; it must divide the number of '
-        'devices of each'
-      )
-  return mesh
+    grid = _arrange_slice(sizes[1:], devices)[None]
+  if not _tensor_within_hosts(grid):
+    raise ValueError(
+      f'config.mesh.tensor={sizes[-1]} reaches across hosts; it must divide the number of devices '
+      'of each: ' + _possible_sizes(devices, len(slices)))
+  return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _slice(device: jax.Device) -> int:
+  """Returns the slice of a device: devices of one slice share a fast network.
+
+  Multislice TPUs number their slices; JAX gives the GPUs of each host a number of their own.
+  """
+  for name in ('partition_index', 'slice_index'):      # the newer name first
+    if (index := getattr(device, name, None)) is not None:
+      return index
+  return 0
+
+
+def _host(device: jax.Device) -> int:
+  """Returns the host of a device. GPUs of one host may belong to several processes."""
+  return _slice(device) if device.platform in ('gpu', 'cuda', 'rocm') else device.process_index
+
+
+def _groups(devices: Sequence[jax.Device], key: Callable[[jax.Device], int]) -> list[list]:
+  """Groups devices by key, in the order of keys and, within a group, of the list."""
+  groups: dict[int, list[jax.Device]] = {}
+  for device in devices:
+    groups.setdefault(key(device), []).append(device)
+  return [groups[k] for k in sorted(groups)]
+
+
+def _tensor_within_hosts(grid: np.ndarray) -> bool:
+  groups = grid.reshape(-1, grid.shape[-1])
+  # GPUs whose processes lie on hosts that JAX cannot tell apart are all of slice 0.
+  return all(len({d.process_index for d in group}) == 1 or (
+    group[0].platform != 'tpu' and len({_host(d) for d in group}) == 1) for group in groups)
+
+
+def _possible_sizes(devices: Sequence[jax.Device], slices: int) -> str:
+  """Says which mesh sizes some devices can have."""
+  hosts = _groups(devices, _host)
+  smallest = math.gcd(*map(len, hosts))
+  tensor = ', '.join(str(n) for n in range(1, smallest + 1) if smallest % n == 0)
+  dcn = f'dcn={slices}, ' if slices > 1 and devices[0].platform == 'tpu' else ''
+  per_host = f', {len(hosts[0])} on each of {len(hosts)} hosts' if len(hosts) > 1 else ''
+  return (f'{len(devices)} devices{per_host} allow {dcn}tensor one of {tensor}, and any data and '
+          f'fsdp with dcn x data x fsdp x tensor = {len(devices)}')
+
+
+def _arrange_slice(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+  """Arranges the devices of one slice as [data, fsdp, tensor].
+
+  Takes the first arrangement whose hosts are blocks of the grid: a host then reads a run of rows,
+  and JAX's own helpers for host-local data work. Where none has that, `tensor` groups within hosts
+  are enough.
+  """
+  names = AXES[1:]
+  kinds = (AxisType.Auto,) * len(names)
+  grids = []
+  for arrange in (
+    lambda: jax.make_mesh(tuple(sizes), names, axis_types=kinds, devices=devices).devices,
+    # Splits a physical axis of the network among two mesh axes, as chips of 2x2 hosts may need.
+    lambda: mesh_utils.create_device_mesh(
+      tuple(sizes), devices, allow_split_physical_axes=True),
+    lambda: _arrange_hosts(sizes, devices),
+  ):
+    try:
+      grid = arrange()
+    except (NotImplementedError, ValueError, AssertionError):   # no such arrangement, says JAX
+      continue
+    if _hosts_are_blocks(grid):
+      return grid
+    grids.append(grid)
+  return next(filter(_tensor_within_hosts, grids), grids[-1])
+
+
+def _hosts_are_blocks(grid: np.ndarray) -> bool:
+  if not _tensor_within_hosts(grid):
+    return False
+  hosts = np.vectorize(_host)(grid)
+  for host in np.unique(hosts):
+    where = np.argwhere(hosts == host)
+    if np.prod(where.max(0) - where.min(0) + 1) != len(where):
+      return False
+  return True
+
+
+def _arrange_hosts(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+  """Arranges devices as [data, fsdp, tensor], filling each host with tensor, then fsdp, then data."""
+  place = lambda d: (tuple(getattr(d, 'coords', ())), getattr(d, 'core_on_chip', 0), d.id)
+  hosts = [sorted(part, key=place) for part in _groups(devices, _host)]
+  hosts.sort(key=lambda part: place(part[0]))
+  in_order = np.array([d for part in hosts for d in part])
+  data, fsdp, tensor = sizes
+  each = len(hosts[0])
+  if each % tensor or any(len(part) != each for part in hosts):
+    return in_order.reshape(sizes)                     # groups reach across hosts
+  fsdp_inside = math.gcd(fsdp, each // tensor)
+  data_inside = each // tensor // fsdp_inside
+  blocks = in_order.reshape(
+    data // data_inside, fsdp // fsdp_inside, data_inside, fsdp_inside, tensor)
+  return blocks.swapaxes(1, 2).reshape(sizes)
 
 
 def single_device() -> bool:
@@ -171,20 +269,59 @@ def check_widths(widths: Mapping[str, int], mesh: Mesh) -> None:
       )
 
 
+def host_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> np.ndarray:
+  """Returns the rows of a global batch that the devices of one process hold, int32, ascending.
+
+  They are read from the sharding of the batch itself: on TPU slices the devices of a host are not
+  neighbours in a mesh, so its rows need not be a run. Processes that share a group of `tensor` hold
+  the same rows.
+
+  Args:
+    mesh: from `make_mesh`.
+    batch_size: rows of the global batch.
+    process: default: this one.
+
+  Raises:
+    ValueError: batch_size is no multiple of the batch's shards.
+  """
+  shards = batch_shards(mesh)
+  if batch_size < 1 or batch_size % shards:
+    raise ValueError(
+      f'a batch of {batch_size} rows does not divide by the {shards} shards of the mesh; choose a '
+      f'batch size that is a multiple of {shards}')
+  process = jax.process_index() if process is None else process
+  held = {
+    index[0].indices(batch_size)[:2]
+    for device, index in batch_sharding(mesh).devices_indices_map((batch_size,)).items()
+    if device.process_index == process
+  }
+  return np.concatenate([np.arange(*part, dtype=np.int32) for part in sorted(held)])
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
   """Moves this host's rows of a batch to its devices, as one global array per leaf.
 
   Args:
-    batch: pytree of numpy arrays [rows of this host, ...].
+    batch: pytree of numpy arrays [rows of this host, ...], in the order of `host_rows`.
 
   Raises:
     ValueError: the rows do not divide by the devices.
   """
-  rows, shards = len(jax.tree.leaves(batch)[0]), batch_shards(mesh.local_mesh)
+  rows, total = len(jax.tree.leaves(batch)[0]), batch_shards(mesh)
+  shards = len(host_rows(mesh, total))                  # that this process holds
   if rows % shards:
     raise ValueError(
       f'a batch of {rows} videos does not divide by the {shards} shards of this host; choose a '
-      f'batch size that is a multiple of {batch_shards(mesh)}'
+      f'batch size that is a multiple of {total}'
     )
-  sharding = batch_sharding(mesh)
-  return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+  size = rows // shards * total
+  held, sharding = host_rows(mesh, size), batch_sharding(mesh)
+
+  def place(x: np.ndarray) -> jax.Array:
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+      start, stop, _ = index[0].indices(size)
+      first = int(np.searchsorted(held, start))
+      return x[first:first + stop - start]
+    return jax.make_array_from_callback((size, *x.shape[1:]), sharding, part)
+
+  return jax.tree.map(place, batch)

@@ -216,7 +216,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
         splits['train'].rows, train_transform(config, model), num_frames=model.config.num_frames,
         batch_size=config.train.batch_size, seed=config.seed, start_step=start,
         workers=config.data.workers, threads=config.data.threads,
-        host_index=jax.process_index(), host_count=jax.process_count(),
+        rows=sharding.host_rows(mesh, config.train.batch_size),
         sampling=config.data.sampling, stride=config.data.stride, repeats=config.augment.repeats,
         clip_seconds=config.data.clip_seconds,
       ) as batches,

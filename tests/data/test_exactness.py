@@ -62,7 +62,7 @@ def stream(folder, start=0, stop=STEPS, *, hosts=1, workers=0, repeats=1, transf
   for host in range(hosts):
     with pipeline.train_batches(
       listed(folder), transform, batch_size=BATCH, start_step=start, workers=workers,
-      host_index=host, host_count=hosts, repeats=repeats, **options
+      rows=np.array_split(np.arange(BATCH), hosts)[host], repeats=repeats, **options
     ) as batches:
       parts.append(list(itertools.islice(batches, stop - start)))
   return [join(batches) for batches in zip(*parts, strict=True)]

@@ -130,13 +130,14 @@ def test_a_late_start_costs_nothing(good):
   assert time.monotonic() - start < 5
 
 
-def test_hosts_share_the_global_batches_of_one(good):
+@pytest.mark.parametrize('hosts', [[[0, 1], [2, 3]], [[0, 3], [1, 2]], [[2], [0, 1, 3]]])
+def test_hosts_read_the_rows_of_one_global_batch_that_they_are_told(good, hosts):
   whole = train(good, 3)
-  halves = [train(good, 3, host_index=host, host_count=2) for host in range(2)]
-  for batch, *parts in zip(whole, *halves, strict=True):
-    for name in batch:
-      assert all(len(part[name]) == 2 for part in parts)
-      np.testing.assert_array_equal(np.concatenate([part[name] for part in parts]), batch[name])
+  parts = [train(good, 3, rows=rows) for rows in hosts]
+  for batch, *shares in zip(whole, *parts, strict=True):
+    for rows, share in zip(hosts, shares, strict=True):
+      for name in batch:
+        np.testing.assert_array_equal(share[name], batch[name][rows])
 
 
 def test_a_batch_may_hold_more_rows_than_there_are_files(good):
@@ -201,7 +202,7 @@ def test_the_report_of_unreadable_files_stays_short():
 @pytest.mark.parametrize('batch_size, hosts', [(2, 1), (4, 2), (16, 2)])
 def test_evaluation_counts_each_video_once_on_any_hosts(good, batch_size, hosts):
   parts = [
-    evaluate(good, batch_size, host_index=host, host_count=hosts) for host in range(hosts)
+    evaluate(good, batch_size, rows=rows) for rows in np.array_split(np.arange(batch_size), hosts)
   ]
   assert len({len(part) for part in parts}) == 1
   seen = []
@@ -237,10 +238,11 @@ def test_evaluation_is_the_same_in_a_worker(one_bad):
 
 
 def test_wrong_sizes_are_refused(good):
-  with pytest.raises(ValueError, match='batch_size=3 must be a positive multiple of 2 hosts'):
-    pipeline.train_batches(good, TRAIN, num_frames=T, batch_size=3, seed=0, host_count=2)
-  with pytest.raises(ValueError, match=r'host_index must be in 0\.\.1, found 2'):
-    pipeline.eval_batches(good, EVAL, num_frames=T, batch_size=2, host_index=2, host_count=2)
+  with pytest.raises(ValueError, match='batch_size=3 must be a positive multiple of repeats=2'):
+    pipeline.train_batches(good, TRAIN, num_frames=T, batch_size=3, seed=0, repeats=2)
+  for rows in ([2], [-1, 0], [1, 0], [0, 0], []):
+    with pytest.raises(ValueError, match=r'rows must be some of 0\.\.1, ascending, found'):
+      pipeline.eval_batches(good, EVAL, num_frames=T, batch_size=2, rows=rows)
   nothing = source.VideoList([], CLASSES)
   with pytest.raises(ValueError, match='no videos'):
     pipeline.eval_batches(nothing, EVAL, num_frames=T, batch_size=2)

@@ -19,7 +19,7 @@ there is: resuming is slicing, and workers, threads and hosts change nothing but
 import copy
 import dataclasses
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
@@ -128,8 +128,7 @@ def train_batches(
   start_step: int = 0,
   workers: int = 0,
   threads: int = 4,
-  host_index: int = 0,
-  host_count: int = 1,
+  rows: Sequence[int] | None = None,
   sampling: str = 'sparse',
   stride: int = 1,
   repeats: int = 1,
@@ -144,20 +143,19 @@ def train_batches(
     source: what to learn from, a `VideoList` for one; every epoch is another permutation of it.
     transform: applied to each clip with random numbers of its own.
     num_frames: T.
-    batch_size: rows over all hosts; each host gets its share of the same global batch.
+    batch_size: rows over all hosts, of the same global batch whoever reads it.
     seed: of order, frames and augmentation.
     start_step: batches to skip, at no cost.
     workers: decoding processes; 0: threads of this process only.
     threads: decoding threads, in each worker if there are any; each holds a batch in memory.
-    host_index: which host this is, of `host_count`.
-    host_count: hosts that read together.
+    rows: rows of every global batch that this host reads, ascending; default: all of them.
     sampling: 'sparse' or 'dense', with `stride`; see `sampling.Sampler`.
     stride: frames between those of a dense clip.
     repeats: R, rows that each drawn video gets, next to each other, with frames and augmentation of
       their own; it is read once for them. An epoch of the stream is then R times as long.
     clip_seconds: time limit for reading a video, which counts as unreadable after it; 0: none.
   """
-  rows = _rows_per_host(source, batch_size, host_index, host_count, repeats)
+  rows = _check_rows(source, batch_size, rows, repeats)
   sampler = sampling_lib.Sampler(num_frames, sampling, stride)
   # Sharding after repeat and random_map keeps global batches and random numbers the same for any
   # number of hosts; batching before the workers keeps the order the same for any number of those.
@@ -168,10 +166,13 @@ def train_batches(
     .repeat()
     .random_map(_TrainClip(source, transform, sampler, repeats, clip_seconds))
   )
-  share = _HostRows(clips, batch_size // repeats, rows // repeats, host_index)
-  dataset = share.batch(rows // repeats, drop_remainder=True)
+  videos = np.unique(rows // repeats)
+  dataset = _HostRows(clips, batch_size // repeats, videos).batch(len(videos), drop_remainder=True)
   if repeats > 1:
-    dataset = dataset.map(_flatten_repeats)
+    read = (videos[:, None] * repeats + np.arange(repeats)).ravel()
+    everything = slice(None)                            # a view, not a copy of the videos
+    dataset = dataset.map(_FlattenRepeats(
+      everything if len(read) == len(rows) else np.searchsorted(read, rows)))
   return Batches(dataset, step=start_step, workers=workers, threads=threads, endless=True)
 
 
@@ -183,8 +184,7 @@ def eval_batches(
   batch_size: int,
   workers: int = 0,
   threads: int = 4,
-  host_index: int = 0,
-  host_count: int = 1,
+  rows: Sequence[int] | None = None,
   sampling: str = 'sparse',
   stride: int = 1,
   clips: int = 1,
@@ -204,31 +204,31 @@ def eval_batches(
   """
   if clips < 1:
     raise ValueError(f'clips must be at least 1, found {clips}')
-  rows = _rows_per_host(source, batch_size, host_index, host_count)
+  rows = _check_rows(source, batch_size, rows)
   sampler = sampling_lib.Sampler(num_frames, sampling, stride, views)
   padded = -(-len(source) // batch_size) * batch_size
   videos = grain.MapDataset.range(padded).map(
     _EvalClip(source, transform, sampler, clips, clip_seconds)
   )
-  dataset = _HostRows(videos, batch_size, rows, host_index).batch(rows)
+  dataset = _HostRows(videos, batch_size, rows).batch(len(rows))
   return Batches(dataset, step=0, workers=workers, threads=threads, endless=False)
 
 
 class _HostRows(grain.MapDataset):
-  """Of every global batch the rows of one host: a run of `rows`, as arrays over devices are cut."""
+  """Keeps, of every global batch, the rows of one host."""
 
-  def __init__(self, parent: grain.MapDataset, batch_size: int, rows: int, host_index: int):
+  def __init__(self, parent: grain.MapDataset, batch_size: int, rows: np.ndarray):
     super().__init__(parent)
-    self._batch_size, self._rows, self._first = batch_size, rows, host_index * rows
+    self._batch_size, self._rows = batch_size, rows.tolist()
 
   def __len__(self) -> int:
-    return len(self._parent) // self._batch_size * self._rows
+    return len(self._parent) // self._batch_size * len(self._rows)
 
   def __getitem__(self, index: Any) -> Any:
     if isinstance(index, slice):
       return self.slice(index)
-    batch, row = divmod(index, self._rows)
-    return self._parent[batch * self._batch_size + self._first + row]
+    batch, row = divmod(index, len(self._rows))
+    return self._parent[batch * self._batch_size + self._rows[row]]
 
 
 class BadFiles:
@@ -304,9 +304,14 @@ class _TrainClip:
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
 
-def _flatten_repeats(batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-  """Arrays [B / R, R, ...] -> [B, ...]."""
-  return {name: array.reshape(-1, *array.shape[2:]) for name, array in batch.items()}
+@dataclasses.dataclass(frozen=True)
+class _FlattenRepeats:
+  """Flattens arrays [videos, R, ...] to [videos * R, ...] and keeps the rows of this host."""
+
+  kept: np.ndarray | slice
+
+  def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: array.reshape(-1, *array.shape[2:])[self.kept] for name, array in batch.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -367,21 +372,20 @@ def _row(
   )
 
 
-def _rows_per_host(
-  source: Source, batch_size: int, host_index: int, host_count: int, repeats: int = 1
-) -> int:
+def _check_rows(
+  source: Source, batch_size: int, rows: Sequence[int] | None, repeats: int = 1
+) -> np.ndarray:
   if not len(source):
     raise ValueError('there are no videos to read; the annotation file lists none')
   if repeats < 1:
     raise ValueError(f'repeats must be at least 1, found {repeats}')
-  if batch_size < 1 or batch_size % (host_count * repeats):
-    each = f' x repeats={repeats}' if repeats > 1 else ''
+  if batch_size < 1 or batch_size % repeats:
+    raise ValueError(f'batch_size={batch_size} must be a positive multiple of repeats={repeats}')
+  rows = np.arange(batch_size) if rows is None else np.asarray(rows)
+  if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) < 1).any():
     raise ValueError(
-      f'batch_size={batch_size} must be a positive multiple of {host_count} hosts{each}'
-    )
-  if not 0 <= host_index < host_count:
-    raise ValueError(f'host_index must be in 0..{host_count - 1}, found {host_index}')
-  return batch_size // host_count
+      f'rows must be some of 0..{batch_size - 1}, ascending, found {rows.tolist()[:8]}')
+  return rows
 
 
 def _leave_with_parent(worker_index: int, worker_count: int) -> None:
