@@ -32,12 +32,12 @@ def free_port():
     return found.getsockname()[1]
 
 
-def start(commands):
-  """Starts process i of n with commands[i](flags that make them one)."""
+def start(commands, devices=1):
+  """Starts process i of n with commands[i](flags that make them one), each with some devices."""
   port = free_port()
   return [
     subprocess.Popen(
-      command(f'localhost:{port}', len(commands), i), env=tiny.environment(), text=True,
+      command(f'localhost:{port}', len(commands), i), env=tiny.environment(devices), text=True,
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=tiny.REPO)
     for i, command in enumerate(commands)]
 
