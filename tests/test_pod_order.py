@@ -23,8 +23,8 @@ from xclip_jax import scores
 __all__ = ['root', 'videos_and_weights']                # fixtures
 PROGRAM = str(tiny.REPO / 'tests/programs/with_device_order.py')
 
-# The process of each device along a mesh of data=-1, as JAX's own arrangement of libtpu's topologies
-# has it; tests/test_topologies.py holds that they are what JAX says.
+# The process of each device along a mesh of data=-1, in JAX's own arrangement of libtpu topologies;
+# tests/test_topologies.py holds that they are what JAX says.
 ORDERS = {
   'v5p:2x2x2': [0, 1, 0, 1, 0, 1, 0, 1],
   'v5e:4x4': [0, 0, 1, 1, 1, 1, 0, 2, 3, 3, 3, 3, 2, 2, 2, 0],

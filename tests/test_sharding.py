@@ -84,6 +84,8 @@ assert len(placed['video'].addressable_shards) == 8
 assert all(s.data.shape == (1, 2) for s in placed['video'].addressable_shards)
 np.testing.assert_array_equal(placed['label'], batch['label'])
 refused('12 videos does not divide by the 8 shards', sharding.put_batch, np.zeros((12, 2)), mesh)
+refused('batch of 12 rows does not divide by the 8 shards', sharding.host_rows, mesh, 12)
+assert sharding.host_rows(mesh, 16).tolist() == list(range(16))
 
 # The forward pass.
 rng = np.random.default_rng(0)
@@ -144,8 +146,18 @@ class Chip:
   id: int
   process_index: int
   slice_index: int = 0
-  platform: str = 'gpu'
+  platform: str = 'tpu'
   device_kind: str = 'none'
+
+
+  coords: tuple[int, ...] = ()
+  core_on_chip: int = 0
+
+
+def chips(count, *, per_host=4, slices=1, platform='tpu'):
+  """Chips of a slice that JAX arranges by no rule of its own, hosts and chips in any order."""
+  found = [Chip(i, i // per_host, i * slices // count, platform) for i in range(count)]
+  return [found[i] for i in np.random.default_rng(0).permutation(count)]
 
 
 def test_slices_and_hosts_that_do_not_fit_the_mesh_are_errors():
@@ -153,8 +165,43 @@ def test_slices_and_hosts_that_do_not_fit_the_mesh_are_errors():
     sharding.make_mesh({'data': 4}, [Chip(i, 0, i // 2) for i in range(4)])
   mesh = sharding.make_mesh({'dcn': 2, 'data': 2}, [Chip(i, 0, i // 2) for i in range(4)])
   assert [[d.slice_index for d in part.flat] for part in mesh.devices] == [[0, 0], [1, 1]]
-  with pytest.raises(ValueError, match=r'config.mesh.tensor=4 reaches across hosts'):
-    sharding.make_mesh({'tensor': 4, 'dcn': 2}, [Chip(i, i // 2) for i in range(8)])
+  for axes, slices in (({'tensor': 4, 'dcn': 2}, 2), ({'tensor': 4, 'data': 2}, 1)):
+    with pytest.raises(ValueError, match=r'config.mesh.tensor=4 reaches across hosts.*of each: '
+                       r'8 devices, 2 on each of 4 hosts allow .*tensor one of 1, 2, and'):
+      sharding.make_mesh(axes, chips(8, per_host=2, slices=slices))
+
+
+@pytest.mark.parametrize('axes', [
+  {}, {'fsdp': 2}, {'fsdp': 8}, {'tensor': 2}, {'tensor': 4}, {'fsdp': 2, 'tensor': 2}])
+@pytest.mark.parametrize('slices', [1, 2])
+def test_rows_are_read_once_wherever_a_hosts_devices_stand(axes, slices):
+  dcn = {'dcn': slices} if slices > 1 else {}
+  mesh = sharding.make_mesh({'data': -1} | axes | dcn, chips(16, slices=slices))
+  rows = [sharding.host_rows(mesh, 32, host) for host in range(4)]
+  assert sorted(np.concatenate(rows).tolist()) == list(range(32))
+  for group in mesh.devices.reshape(-1, mesh.shape['tensor']):
+    assert len({d.process_index for d in group}) == 1
+  for part in mesh.devices if slices > 1 else ():
+    assert len({d.slice_index for d in part.flat}) == 1
+
+
+def test_gpus_of_several_hosts_need_no_dcn():
+  """JAX gives the GPUs of each host a slice number of their own."""
+  devices = chips(8, slices=2, platform='gpu')
+  mesh = sharding.make_mesh({'data': -1, 'tensor': 2}, devices)
+  assert dict(mesh.shape) == {'dcn': 1, 'data': 4, 'fsdp': 1, 'tensor': 2}
+  assert [sharding.host_rows(mesh, 8, host).tolist() for host in (0, 1)] == [
+    [0, 1, 2, 3], [4, 5, 6, 7]]
+
+
+def test_gpus_of_one_host_share_a_model_across_processes():
+  """With one process for each GPU, as Slurm starts them: both of a group read its rows."""
+  devices = chips(8, per_host=1, slices=2, platform='gpu')
+  mesh = sharding.make_mesh({'data': -1, 'tensor': 2}, devices)
+  rows = [sharding.host_rows(mesh, 4, process).tolist() for process in range(8)]
+  assert sorted(rows) == [[0], [0], [1], [1], [2], [2], [3], [3]]
+  for group in mesh.devices.reshape(-1, 2):
+    assert len({d.slice_index for d in group}) == 1
 
 
 def test_unknown_and_missing_rules_are_errors():

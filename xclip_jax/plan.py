@@ -133,9 +133,11 @@ def devices(platform: str) -> list[Any]:
   shape, _, slices = shape.partition('*')
   alone = set(shape) <= set('1x')
   wanted = f'{name}:{smallest if alone else shape}'
+  # By default the compiler knows v4 by its cores; runs see a chip as one device ("megacore").
+  options = {'chip_config_name': 'megacore'} if name == 'v4' else {}
   try:
     found = topologies.get_topology_desc(
-      platform='tpu', topology_name=wanted, num_slices=int(slices or 1)).devices
+      platform='tpu', topology_name=wanted, num_slices=int(slices or 1), **options).devices
   except Exception as error:          # of whatever kind JAX and libtpu raise
     reason = str(error).strip().splitlines()[0][:300]
     raise ValueError(

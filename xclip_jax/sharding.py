@@ -16,24 +16,25 @@ from xclip_jax import paths
 # parameters; fsdp: chips that share the large ones; tensor: chips that share heads and MLPs.
 AXES = ('dcn', 'data', 'fsdp', 'tensor')
 BATCH_AXES = AXES[:3]                 # every one of these splits the batch; 'tensor' repeats it
+_GPUS = ('gpu', 'cuda', 'rocm')
 RULES = ('replicate', 'fsdp', 'column', 'row')
 
 
 def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) -> Mesh:
   """Builds the device mesh of a run.
 
-  JAX's own arrangement, which follows the network between TPU chips, is taken wherever it exists and
-  keeps every group of `tensor` within one host; otherwise blocks of whole hosts. Rows of a batch are
-  placed by the mesh (`host_rows`), so the order of devices changes no result.
+  JAX's own arrangement, which follows the network between TPU chips, is taken where it exists and
+  keeps hosts together; otherwise blocks of whole hosts. Every group of `tensor` lies within a host.
+  Rows of a batch are placed by the mesh (`host_rows`), so the order of devices changes no result.
 
   Args:
     axes: size of each axis in AXES; at most one may be -1, it takes the devices that are left.
     devices: default: all devices of all hosts.
 
   Raises:
-    ValueError: unknown axis, sizes whose product is not the number of devices, slices of a TPU that
-      are not those of `dcn`, or a `tensor` axis that cannot lie within hosts; the message says which
-      sizes these devices can have.
+    ValueError: unknown axis, sizes whose product is not the number of devices, slices of a TPU
+      that are not those of `dcn`, or a `tensor` axis that cannot lie within hosts; the message
+      says which sizes are possible.
   """
   devices = jax.devices() if devices is None else list(devices)
   unknown = set(axes) - set(AXES)
@@ -80,7 +81,8 @@ def _slice(device: jax.Device) -> int:
 
 def _host(device: jax.Device) -> int:
   """Returns the host of a device. GPUs of one host may belong to several processes."""
-  return _slice(device) if device.platform in ('gpu', 'cuda', 'rocm') else device.process_index
+  is_numbered = hasattr(device, 'partition_index') or hasattr(device, 'slice_index')
+  return _slice(device) if device.platform in _GPUS and is_numbered else device.process_index
 
 
 def _groups(devices: Sequence[jax.Device], key: Callable[[jax.Device], int]) -> list[list]:
@@ -92,10 +94,7 @@ def _groups(devices: Sequence[jax.Device], key: Callable[[jax.Device], int]) -> 
 
 
 def _tensor_within_hosts(grid: np.ndarray) -> bool:
-  groups = grid.reshape(-1, grid.shape[-1])
-  # GPUs whose processes lie on hosts that JAX cannot tell apart are all of slice 0.
-  return all(len({d.process_index for d in group}) == 1 or (
-    group[0].platform != 'tpu' and len({_host(d) for d in group}) == 1) for group in groups)
+  return all(len({_host(d) for d in group}) == 1 for group in grid.reshape(-1, grid.shape[-1]))
 
 
 def _possible_sizes(devices: Sequence[jax.Device], slices: int) -> str:
@@ -148,7 +147,7 @@ def _hosts_are_blocks(grid: np.ndarray) -> bool:
 
 
 def _arrange_hosts(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-  """Arranges devices as [data, fsdp, tensor], filling each host with tensor, then fsdp, then data."""
+  """Arranges devices as [data, fsdp, tensor]: tensor fills a host first, then fsdp, then data."""
   place = lambda d: (tuple(getattr(d, 'coords', ())), getattr(d, 'core_on_chip', 0), d.id)
   hosts = [sorted(part, key=place) for part in _groups(devices, _host)]
   hosts.sort(key=lambda part: place(part[0]))
