@@ -38,11 +38,13 @@ MAY_IMPORT = {
   ),
   'xclip_jax.prompts': (
     {'jax', 'numpy'}, {'xclip_jax.data', 'xclip_jax.models', 'xclip_jax.tokenizer'}),
+  'xclip_jax.text_features': ({'jax'}, {'xclip_jax.models', 'xclip_jax.sharding'}),
+  'xclip_jax.accumulation': ({'jax'}, set()),
   'xclip_jax.losses': ({'jax'}, set()),
   'xclip_jax.colors': ({'jax'}, set()),
   'xclip_jax.objective': ({'jax'}, {
     f'xclip_jax.{x}' for x in (
-      'colors', 'data', 'losses', 'models', 'prompts', 'sharding', 'targets')}),
+      'colors', 'data', 'losses', 'models', 'prompts', 'sharding', 'targets', 'text_features')}),
   'xclip_jax.regularize': ({'jax'}, {'xclip_jax.models', 'xclip_jax.objective'}),
   'xclip_jax.distributed': ({'jax', 'numpy'}, set()),
   'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
@@ -65,11 +67,13 @@ MAY_IMPORT = {
   'xclip_jax.evaluate': ({'jax', 'numpy', 'tqdm'}, {
     f'xclip_jax.{x}' for x in (
       'data', 'distributed', 'losses', 'metrics', 'models', 'progress', 'prompts', 'report',
-      'sharding', 'tokenizer', 'weights')
+      'sharding', 'text_features', 'tokenizer', 'view_batches', 'weights')
   }),
+  'xclip_jax.view_batches': ({'jax', 'numpy'}, set()),
   'xclip_jax.scorer': ({'jax', 'numpy'}, {
     f'xclip_jax.{x}' for x in (
-      'data', 'distributed', 'losses', 'models', 'prompts', 'sharding', 'tokenizer', 'weights')}),
+      'data', 'distributed', 'losses', 'models', 'prompts', 'sharding', 'text_features',
+      'tokenizer', 'view_batches', 'weights')}),
   'xclip_jax.evaluation_sets': ({'numpy'}, {'xclip_jax.data', 'xclip_jax.scores'}),
   'xclip_jax.evaluation_average': (set(), {
     f'xclip_jax.{x}' for x in ('protocols', 'report', 'style')}),

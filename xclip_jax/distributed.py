@@ -13,6 +13,7 @@ from jax.experimental import multihost_utils
 
 T = TypeVar('T')
 PATIENCE = 300         # seconds that the first waits for the last
+_PACKET = 4096         # bytes of each process that `exchange` sends at once
 
 
 def join(
@@ -74,15 +75,29 @@ def join(
 
 
 def exchange(value: Any) -> list[Any]:
-  """Gives every process what each has, in their order; values are what JSON can hold."""
+  """Returns what each process has, in their order, on every process.
+
+  Messages travel in packets of one size, so that one compiled program carries all of them, short
+  or long.
+
+  Args:
+    value: of this process; what JSON can hold.
+  """
   if jax.process_count() == 1:
     return [value]
-  content = np.frombuffer(json.dumps(value).encode(), np.uint8)
-  sizes = multihost_utils.process_allgather(np.int32(len(content)))
-  padded = np.zeros(int(sizes.max()), np.uint8)
-  padded[:len(content)] = content
-  rows = multihost_utils.process_allgather(padded)
-  return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
+  content = json.dumps(value).encode()
+  message = np.frombuffer(len(content).to_bytes(8, 'little') + content, np.uint8)
+  received, longest = [], 1
+  while len(received) < longest:
+    packet = np.zeros(_PACKET, np.uint8)
+    part = message[len(received) * _PACKET:][:_PACKET]
+    packet[:len(part)] = part
+    received.append(multihost_utils.process_allgather(packet))           # [processes, _PACKET]
+    if len(received) == 1:
+      sizes = [int.from_bytes(row[:8].tobytes(), 'little') for row in received[0]]
+      longest = -(-(max(sizes) + 8) // _PACKET)
+  rows = np.concatenate(received, axis=1)
+  return [json.loads(row[8:8 + size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
 def told_by_first(value: T) -> T:

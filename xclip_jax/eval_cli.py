@@ -295,7 +295,8 @@ def _command(
   add('--average', choices=('probabilities', 'logits'), default='probabilities',
       help='of views (default: probabilities, as the reference; multi-label: logits; retrieval: '
       'always logits)')
-  add('--batch-size', type=int, default=16, metavar='N', help='videos at once (default: 16)')
+  add('--batch-size', type=int, default=16, metavar='N',
+      help='clips predicted at once over all devices (default: 16)')
   add('--threads', type=int, default=4, metavar='N', help='that decode (default: 4)')
   add('--clip-seconds', type=float, default=60.0, metavar='S',
       help='a video that is not read by then is missing; 0: no limit (default: 60)')

@@ -10,8 +10,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from xclip_jax import distributed, losses, metrics, progress, prompts, report, sharding
-from xclip_jax.data import Split, augment, pipeline, sampling
+from xclip_jax import (
+  distributed,
+  losses,
+  metrics,
+  progress,
+  prompts,
+  report,
+  sharding,
+  text_features,
+  view_batches,
+)
+from xclip_jax.data import Split, augment, bad_files, pipeline, sampling
 from xclip_jax.metrics import Predictions
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.tokenizer import write_prompts
@@ -60,15 +70,15 @@ class Evaluator:
     self.mesh = mesh
     everywhere = sharding.replicated(mesh)
 
-    def predict(params, batch, text_features):
+    def predict(params, batch, text):
       video = losses.normalize(batch['video'], mean, std)
-      out = model.apply({'params': params}, video, text_features, method='classify')
+      out = model.apply({'params': params}, video, text, method='classify')
       rows = {name: batch[name] for name in ('label', 'index', 'mask')}
-      probabilities = jax.nn.softmax(out.logits, axis=-1)                        # [B * V, K]
+      probabilities = jax.nn.softmax(out.logits, axis=-1)                        # [B * v, K]
       B, K = len(rows['label']), probabilities.shape[-1]
-      return rows | {'probabilities': probabilities.reshape(B, -1, K).mean(1)}
+      return rows | {'probabilities': probabilities.reshape(B, -1, K)}
 
-    encode = lambda params, ids: model.apply({'params': params}, ids, method='encode_text')
+    encode = lambda params, ids: text_features.encode(model, params, ids)
     # Replicated results: every host holds every row, so nothing is left to gather.
     self._predict = jax.jit(predict, out_shardings=everywhere)
     self._encode_text = jax.jit(encode, out_shardings=everywhere)
@@ -78,55 +88,77 @@ class Evaluator:
     with jax.set_mesh(self.mesh):
       return self._encode_text(params, jax.device_put(token_ids, sharding.replicated(self.mesh)))
 
-  def lower(self, params: Any, batch: Any, text_features: Any) -> jax.stages.Lowered:
+  def lower(self, params: Any, batch: Any, text: Any) -> jax.stages.Lowered:
     """Lowers the prediction for (abstract) arguments, to be compiled and looked at."""
     with jax.set_mesh(self.mesh):
-      return self._predict.lower(params, batch, text_features)
+      return self._predict.lower(params, batch, text)
 
   def run(
     self,
     params: Any,
     batches: Iterable[dict[str, np.ndarray]],
-    text_features: jax.Array,
+    text: jax.Array,
     class_names: Sequence[str],
     expected: int,
     orders: Sequence[str] = ('in order',),
     stop: Callable[[], bool] = lambda: False,
+    views_at_once: int | None = None,
   ) -> dict[str, Predictions] | None:
     """Scores every video of `batches` against every text, averaging over its views.
 
     Args:
       params: of the model.
       batches: from `data.pipeline.eval_batches`; padding and unreadable rows have mask False.
-      text_features: float32 [K, E].
+      text: float32 features [K, E].
       class_names: K names.
       expected: videos there should be.
       orders: keys of ORDERS; each clip is decoded once for all of them.
       stop: asked before every batch; True gives up.
+      views_at_once: views of a video that are predicted at once; default: all.
 
     Returns:
       Predictions by order, rows sorted by index, or None if stopped.
     """
-    rows: dict[str, list] = {order: [] for order in orders}
+    tables: dict[str, list] = {order: [] for order in orders}
     failed: dict[int, str] = {}
-    with jax.set_mesh(self.mesh):
+    stopped = []
+
+    def started():
+      """Yields (order, views of a video, results to come), several for each batch."""
       for batch in batches:
         if stop():
-          return None
-        for i in np.flatnonzero(batch['failed'] >= 0):
-          failed[int(batch['failed'][i])] = batch['error'][i].decode(errors='replace')
-        views = batch['video'].reshape(-1, *batch['video'].shape[-4:])  # [B * V, T, H, W, 3]
-        index = np.repeat(batch['index'], len(views) // len(batch['index']))
+          stopped.append(True)
+          return
+        failed.update(bad_files.failures(batch))
+        V = 1 if batch['video'].ndim == 5 else batch['video'].shape[1]
         for order in orders:
-          video = np.ascontiguousarray(ORDERS[order](views, index))
-          device = {'video': video} | {k: batch[k] for k in ('label', 'index', 'mask')}
-          rows[order].append(self._predict(params, sharding.put_batch(device, self.mesh),
-                                           text_features))
-    failed = distributed.merged(failed)
+          for part in view_batches.parts(batch['video'], views_at_once or V):
+            yield order, V, self._start(params, batch, part, order, text)
+
+    waiting: list[np.ndarray] = []
+    with jax.set_mesh(self.mesh):
+      for order, V, found in view_batches.fetch_late(started()):
+        waiting.append(found.pop('probabilities'))
+        if sum(x.shape[1] for x in waiting) >= V:
+          tables[order].append(
+            found | {'probabilities': view_batches.joined(waiting, V).mean(axis=1)})
+          waiting = []
+    if stopped:
+      return None
+    reasons = distributed.merged(failed)
     return {
-      order: _collect(jax.device_get(parts), tuple(class_names), expected, failed)
-      for order, parts in rows.items()
+      order: _collect(table, tuple(class_names), expected, reasons)
+      for order, table in tables.items()
     }
+
+  def _start(
+    self, params: Any, batch: dict[str, np.ndarray], views: np.ndarray, order: str, text: jax.Array
+  ) -> dict[str, jax.Array]:
+    """Sends views [B * v, T, H, W, 3] of a batch to the devices; results come later."""
+    index = np.repeat(batch['index'], len(views) // len(batch['index']))
+    device = {'video': np.ascontiguousarray(ORDERS[order](views, index))}
+    device |= {name: batch[name] for name in ('label', 'index', 'mask')}
+    return self._predict(params, sharding.put_batch(device, self.mesh), text)
 
 
 class Evaluation:
@@ -166,7 +198,8 @@ class Evaluation:
     if not several:
       return self._evaluator.encode_text(params, self.token_ids[names])
     ids = several.token_ids
-    ids = np.pad(ids, ((0, -len(ids) % _TEXTS), (0, 0)), 'edge').reshape(-1, _TEXTS, ids.shape[1])
+    size = max(_TEXTS, sharding.batch_shards(self.mesh))
+    ids = np.pad(ids, ((0, -len(ids) % size), (0, 0)), 'edge').reshape(-1, size, ids.shape[1])
     with jax.set_mesh(self.mesh):
       parts = [self._evaluator.encode_text(params, part) for part in ids]
       return jax.jit(lambda parts: several.average(jnp.concatenate(parts)))(parts)
@@ -179,26 +212,29 @@ class Evaluation:
 
     From all views that `config.eval` asks for, or from one, the centre, with `views` False.
     """
-    videos = self.splits[split].videos
-    with self.batches(split, views) as batches:
+    c, videos = self.config, self.splits[split].videos
+    clips, crops = (c.eval.clips, c.eval.crops) if views else (1, 1)
+    sizes = view_batches.sizes(
+      c.eval.batch_size, clips * crops, sharding.batch_shards(self.mesh))
+    with self._read(
+      videos, clips, crops, batch_size=sizes.videos, workers=c.data.workers,
+      rows=sharding.host_rows(self.mesh, sizes.videos),
+    ) as batches:
       return self._evaluator.run(
         params, batches, self.encode_text(params, names), self.names[names], len(videos), orders,
-        stop,
+        stop, sizes.views,
       )
 
-  def batches(self, split: str, views: bool = True) -> pipeline.Batches:
-    config = self.config
-    clips, crops = (config.eval.clips, config.eval.crops) if views else (1, 1)
+  def _read(
+    self, videos: pipeline.Source, clips: int, crops: int, **options: Any
+  ) -> pipeline.Batches:
+    c = self.config
     return pipeline.eval_batches(
-      self.splits[split].videos,
-      augment.EvalTransform(
-        self.model.config.image_size, config.data.eval_resize, crops=crops
-      ),
-      sampling=config.data.sampling, stride=config.data.stride, clips=clips,
-      views=config.eval.views, clip_seconds=config.data.clip_seconds,
-      num_frames=self.model.config.num_frames, batch_size=config.eval.batch_size,
-      workers=0, threads=config.data.threads,
-      rows=sharding.host_rows(self.mesh, config.eval.batch_size),
+      videos,
+      augment.EvalTransform(self.model.config.image_size, c.data.eval_resize, crops=crops),
+      sampling=c.data.sampling, stride=c.data.stride, clips=clips, views=c.eval.views,
+      clip_seconds=c.data.clip_seconds, num_frames=self.model.config.num_frames,
+      threads=c.data.threads, **options,
     )
 
   def during_training(self, params: Any, stop: Callable[[], bool]) -> dict[str, float]:
@@ -215,9 +251,15 @@ class Evaluation:
   def finish(
     self, params: Any, workdir: Path, step: int, seconds: float | None = None
   ) -> dict[str, float]:
-    """Evaluates at length; saves predictions and results.json, draws the report."""
-    orders = self.predict(params, 'val', 'val', tuple(ORDERS))
-    found = {'val': orders['in order']}
+    """Evaluates at length; saves predictions and results.json, draws the report.
+
+    `val` and `zero_shot` are from all views. The orders of frames (`time`) are compared on one, the
+    centre, 'in order' too, so that they differ in nothing else.
+    """
+    orders = self.predict(params, 'val', 'val', tuple(ORDERS), views=False)
+    several_views = self.config.eval.clips * self.config.eval.crops > 1
+    found = {'val': self.predict(params, 'val', 'val')['in order'] if several_views else
+             orders['in order']}
     for names in ('zero_shot', 'zero_shot_all'):
       if names in self.names:
         found[names] = self.predict(params, 'zero_shot', names)['in order']
@@ -252,21 +294,24 @@ class Evaluation:
 
   def sample_clips(self, predictions: Predictions, count: int = 12) -> list[report.Clip]:
     """Clips from all over the validation set with their three best predictions."""
-    rows = {int(i): n for n, i in enumerate(predictions.index)}
+    count = min(count, len(predictions.index))
+    if not count:
+      return []
+    chosen = np.unique(np.linspace(0, len(predictions.index) - 1, count).round().astype(int))
+    videos = pipeline.Chosen(
+      self.splits['val'].videos, tuple(predictions.index[chosen].tolist()))
+    # Read by one process for itself, so on one host.
+    with self._read(videos, 1, 1, batch_size=len(chosen)) as batches:
+      frames = next(batches)['video']
     clips = []
-    wanted = set(np.linspace(0, len(rows) - 1, min(count, len(rows))).round().astype(int).tolist())
-    wanted = {int(predictions.index[n]) for n in wanted}
-    with self.batches('val', views=False) as batches:
-      for batch in batches:
-        for video, index in zip(batch['video'], batch['index'].tolist(), strict=True):
-          if index in wanted:
-            scores = predictions.probabilities[rows[index]]
-            best = np.argsort(-scores)[:3]
-            clips.append(report.Clip(
-              frames=np.array(video),
-              label=predictions.class_names[predictions.label[rows[index]]],
-              top=tuple((predictions.class_names[k], float(scores[k])) for k in best),
-            ))
+    for row, video in zip(chosen, frames, strict=True):
+      scores = predictions.probabilities[row]
+      best = np.argsort(-scores)[:3]
+      clips.append(report.Clip(
+        frames=video,
+        label=predictions.class_names[predictions.label[row]],
+        top=tuple((predictions.class_names[k], float(scores[k])) for k in best),
+      ))
     return clips
 
 

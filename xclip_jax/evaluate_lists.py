@@ -140,7 +140,8 @@ class ListEvaluation:
       self._scorer.use(weights)
     else:
       self._scorer = Scorer(
-        weights, self.mesh, self.config.eval.batch_size, self.config.data.threads)
+        weights, self.mesh, self.config.eval.batch_size, self.config.data.threads,
+        self.config.data.workers)
 
   def _numbers(self, name: str, found: Scores) -> dict[str, float]:
     row = found.summary()

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from xclip_jax import colors, losses, prompts, sharding, targets
+from xclip_jax import colors, losses, prompts, sharding, targets, text_features
 from xclip_jax.data.source import ClassList
 from xclip_jax.models.xclip import XCLIP
 
@@ -46,11 +46,12 @@ def make_forward(
   `batch` holds uint8 video [B, T, H, W, 3], mask [B], what `config.train.task` is taught with
   (label [B]; labels [B, K]; token_ids [B, S] and file [B]), and, to change colours here, colors
   [B, T, 9].
-  `text` is int32 token ids [K, S] of the classes, or float32 features [K, E] where the text tower
-  is frozen; for captions it is not looked at. With `config.augment.reverse` every clip is shown
-  twice, forwards and backwards: the two differ in nothing but order, so that is what is learnt.
-  `several`, if classes have several texts, are those in `text`, and one of each class is drawn;
-  where the text tower is frozen, `text` is their average instead. `key` decides all that is random.
+  `text` is int32 token ids [K, S] of the classes, or their float32 features [K, E]: where the text
+  tower is frozen, or `make_text_encoder` has encoded them. For captions it is not looked at. With
+  `config.augment.reverse` every clip is shown twice, forwards and backwards: the two differ in
+  nothing but order, so that is what is learnt. `several`, if classes have several texts, are those
+  in `text`, and one of each class is drawn; features in `text` are of classes, whatever they come
+  from, and are taken as they are. `key` decides all that is random.
 
   Raises:
     ValueError: clips are to be reversed, and a class does not say what it then is; a loss or an
@@ -87,12 +88,12 @@ def _classes(
     wanted = (losses.soft_targets(batch['label'], len(classes), smoothing) if one_label else
               losses.multi_hot(batch['labels'], smoothing))
     video, wanted = losses.blend(blend_key, batch['video'], wanted, blending)
-    variables, ids = {'params': params}, None
-    if not train.freeze_text:
-      ids = text[several.draw(jax.random.fold_in(drop_key, 2))] if several else text
-      text = sharding.gather_batch(model.apply(variables, ids, method='encode_text'))
+    ids = None
+    if jnp.issubdtype(text.dtype, jnp.integer):
+      ids = _draw(several, text, key)
+      text = text_features.encode(model, params, ids)
     video = losses.normalize(video, data.mean, data.std)
-    out = _classify(model, variables, video, text, drop_key)
+    out = _classify(model, {'params': params}, video, text, drop_key)
     logits = out.logits
     loss = loss_of(logits, wanted, batch['mask'])
     best = logits.argmax(-1)
@@ -102,6 +103,25 @@ def _classes(
     return loss, metrics, Seen(video, batch['mask'], ids, out.video_features, text)
 
   return forward
+
+
+def make_text_encoder(
+  model: XCLIP, several: prompts.Prompts | None = None
+) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
+  """Builds encode(params, token_ids, key) -> float32 features [K, E] of the classes.
+
+  The features are those that a forward pass with the same arguments computes by itself: with
+  `several` texts a class, `key` draws the same one of each.
+  """
+  return lambda params, token_ids, key: text_features.encode(
+    model, params, _draw(several, token_ids, key))
+
+
+def _draw(several: prompts.Prompts | None, token_ids: jax.Array, key: jax.Array) -> jax.Array:
+  if several is None:
+    return token_ids
+  _, drop_key = jax.random.split(key)
+  return token_ids[several.draw(jax.random.fold_in(drop_key, 2))]
 
 
 def _captions(model: XCLIP, config: Any) -> Forward:
@@ -161,13 +181,13 @@ def start_bias(
     ids, file, mask = batch['token_ids'], batch['file'], batch['mask']
     same = (ids[:, None] == ids[None, :]).all(-1) | (file[:, None] == file[None, :])
     share = jnp.sum(same & mask & mask[:, None]) / jnp.maximum(mask.sum() ** 2, 1)
-    text = sharding.gather_batch(model.apply(variables, ids, method='encode_text'))
+    text = text_features.encode(model, params, ids)
   else:
     share = (1 / text.shape[0] if several is None else 1 / len(several.counts)
              ) if train.task == 'single-label' else batch['labels'].mean()
     if not train.freeze_text:
-      text = model.apply(variables, text if several is None else text[several.rows[:, 0]],
-                         method='encode_text')
+      text = text_features.encode(
+        model, params, text if several is None else text[several.rows[:, 0]])
   video = losses.normalize(batch['video'], config.data.mean, config.data.std)
   logits = model.apply(variables, video, text, method='classify').logits - params['logit_bias']
   share = jnp.clip(share, 1e-4, 1 - 1e-4)

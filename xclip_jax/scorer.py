@@ -12,8 +12,16 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from xclip_jax import distributed, losses, prompts, sharding, tokenizer
-from xclip_jax.data import augment, pipeline
+from xclip_jax import (
+  distributed,
+  losses,
+  prompts,
+  sharding,
+  text_features,
+  tokenizer,
+  view_batches,
+)
+from xclip_jax.data import augment, bad_files, pipeline
 from xclip_jax.models.xclip import XCLIP, at_rest
 from xclip_jax.weights.native import Weights
 
@@ -56,11 +64,22 @@ class _Paths:
 class Scorer:
   """Weights on a mesh, compiled for one batch size."""
 
-  def __init__(self, weights: Weights, mesh: Mesh, batch_size: int = 16, threads: int = 4):
-    """Args: batch_size is of videos, over all hosts, rounded up to a multiple of the devices."""
+  def __init__(
+    self, weights: Weights, mesh: Mesh, batch_size: int = 16, threads: int = 4, workers: int = 0
+  ):
+    """Puts weights on the devices.
+
+    Args:
+      weights: what to score with.
+      mesh: all devices of all hosts.
+      batch_size: clips (one view of one video each) predicted at once over all devices, rounded up
+        to a multiple of these.
+      threads: that decode, in each worker if there are any.
+      workers: decoding processes; 0: threads of this process only.
+    """
     if min(batch_size, threads) < 1:
       raise ValueError(f'batch_size={batch_size} and threads={threads} must be at least 1')
-    self.weights, self.mesh, self.threads = weights, mesh, threads
+    self.weights, self.mesh, self.threads, self.workers = weights, mesh, threads, workers
     shards = sharding.batch_shards(mesh)
     self.batch_size = -(-batch_size // shards) * shards
     model, preprocess = XCLIP(weights.config), weights.preprocess
@@ -74,7 +93,7 @@ class Scorer:
     def compare(params, features, text):
       return model.apply({'params': params}, features, text, method='classify').logits
 
-    encode = lambda params, ids: model.apply({'params': params}, ids, method='encode_text')
+    encode = lambda params, ids: text_features.encode(model, params, ids)
     self._encode_video = jax.jit(encode_video)
     # Replicated results: every host holds every row.
     self._compare = jax.jit(compare, out_shardings=everywhere)
@@ -122,14 +141,14 @@ class Scorer:
     return np.asarray(prompts.average(features.swapaxes(0, 1)))
 
   def score(
-    self, paths: Sequence[str], text_features: np.ndarray, views: Views = Views(),
+    self, paths: Sequence[str], text: np.ndarray, views: Views = Views(),
     clip_seconds: float = 60.0, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
   ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
     """Compares every view of R videos with K texts.
 
     Args:
       paths: R files.
-      text_features: float32 [K, E], from `encode_texts`.
+      text: float32 features [K, E], from `encode_texts`.
       views: of each video.
       clip_seconds: a video that is not read by then is unreadable; 0: no limit.
       progress: wraps the batches.
@@ -144,26 +163,40 @@ class Scorer:
     config = self.weights.config
     transform = augment.EvalTransform(
       config.image_size, self.resize_ratio(views), self.weights.preprocess.filter, views.crops)
-    V, K = views.clips * views.crops, len(text_features)
-    failed, parts, waiting = {}, [], None
+    V = views.clips * views.crops
+    videos, at_once = view_batches.sizes(
+      self.batch_size, V, sharding.batch_shards(self.mesh))
+    failed: dict[int, str] = {}
+
+    def started(batches, texts):
+      for batch in progress(batches):
+        failed.update(bad_files.failures(batch))
+        rows = {name: batch[name] for name in ('index', 'mask')}
+        for part in view_batches.parts(batch['video'], at_once):
+          yield self._start(rows, part, texts)
+
+    index, mask, logits, waiting = [], [], [], []
     with jax.set_mesh(self.mesh), pipeline.eval_batches(
-      _Paths(tuple(paths)), transform, num_frames=config.num_frames, batch_size=self.batch_size,
-      threads=self.threads, rows=sharding.host_rows(self.mesh, self.batch_size),
+      _Paths(tuple(paths)), transform, num_frames=config.num_frames, batch_size=videos,
+      threads=self.threads, workers=self.workers, rows=sharding.host_rows(self.mesh, videos),
       sampling=views.sampling, stride=views.stride, clips=views.clips, views=views.choice,
       clip_seconds=clip_seconds,
     ) as batches:
-      texts = [(jax.device_put(part, sharding.replicated(self.mesh)), count)
-               for part, count in _blocks(np.asarray(text_features, np.float32))]
-      for batch in progress(batches):
-        for i in np.flatnonzero(batch['failed'] >= 0):
-          failed[int(batch['failed'][i])] = batch['error'][i].decode(errors='replace')
-        started = self._start(batch, V, texts)
-        if waiting:                    # one batch late, so the device always has one to go on with
-          parts.append(_fetch(*waiting))
-        waiting = started, texts, K
-    parts.append(_fetch(*waiting))
-    index, mask, logits = (np.concatenate(x) for x in zip(*parts, strict=True))
-    return _sort_out(index[mask], logits[mask], distributed.merged(failed))
+      texts = [jax.device_put(part, sharding.replicated(self.mesh))
+               for part, _ in _blocks(np.asarray(text, np.float32))]
+      for rows, blocks in view_batches.fetch_late(started(batches, texts)):
+        found = np.concatenate(blocks, axis=1)[:, :len(text)]                     # [B * v, K]
+        waiting.append(found.reshape(videos, at_once, -1))
+        if len(waiting) * at_once >= V:
+          index.append(rows['index'])
+          mask.append(rows['mask'])
+          logits.append(view_batches.joined(waiting, V))
+          waiting = []
+    if not index:                                          # `progress` has ended before the first
+      return np.zeros((0, V, len(text)), np.float32), np.zeros(0, np.int32), {}
+    keep = np.concatenate(mask)
+    return _sort_out(np.concatenate(index)[keep], np.concatenate(logits)[keep],
+                     distributed.merged(failed))
 
   def resize_ratio(self, views: Views) -> float:
     """Returns the short side before the crops, over the image size."""
@@ -172,27 +205,14 @@ class Scorer:
     as_reference = views.choice == 'reference' and views.crops == 3
     return 1.0 if as_reference else self.weights.preprocess.resize_ratio
 
-  def _start(self, batch: dict[str, np.ndarray], V: int, texts: list) -> tuple:
-    """Sends a batch to the devices; results are there later."""
-    video = batch['video']
-    video = video.reshape(len(video), V, *video.shape[-4:])             # [B, V, T, H, W, 3]
-    rows = self._gather(sharding.put_batch({k: batch[k] for k in ('index', 'mask')}, self.mesh))
-    logits = []
-    for v in range(V):       # one view after another: memory is that of one, however many there are
-      view = sharding.put_batch(np.ascontiguousarray(video[:, v]), self.mesh)
-      features = self._encode_video(self._params, view)
-      logits.append([self._compare(self._params, features, text) for text, _ in texts])
-    return rows, logits
-
-
-def _fetch(started: tuple, texts: list, K: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  rows, logits = jax.device_get(started)
-  counts = [count for _, count in texts]
-  joined = np.stack([                                                     # [B, V, K]
-    np.concatenate([x[:, :count] for x, count in zip(view, counts, strict=True)], axis=1)
-    for view in logits], axis=1)
-  assert joined.shape[-1] == K
-  return rows['index'], rows['mask'], joined
+  def _start(
+    self, rows: dict[str, np.ndarray], views: np.ndarray, texts: list[jax.Array]
+  ) -> tuple[dict[str, jax.Array], list[jax.Array]]:
+    """Sends views [B * v, T, H, W, 3] to the devices; results come later, a block of texts each."""
+    features = self._encode_video(
+      self._params, sharding.put_batch(np.ascontiguousarray(views), self.mesh))
+    return (self._gather(sharding.put_batch(rows, self.mesh)),
+            [self._compare(self._params, features, text) for text in texts])
 
 
 def _sort_out(

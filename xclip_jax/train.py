@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 import tqdm
 from jax.sharding import Mesh
 
 from xclip_jax import (
+  accumulation,
   distributed,
   evaluate,
   evaluate_lists,
@@ -51,7 +51,8 @@ def make_train_step(
 
   `batch`, `text` and `several` are as objective.make says. `key` is the run's: what is random in a
   step follows from it and state.step. With accumulation the batch is worked through in
-  `config.train.accumulation` micro-batches, each blended by itself, and gradients are averaged.
+  `config.train.accumulation` micro-batches, each blended by itself, and gradients are averaged; see
+  `accumulation.gradients`.
   `average`, if there is one, says what new parameters count in the average of all so far. `anchor`,
   where a run stays near the weights that it started from, is those.
   """
@@ -60,30 +61,18 @@ def make_train_step(
   loss_fn = (regularize.wrap(forward, model, config) if regularize.is_on(train) else
              lambda *arguments: forward(*arguments)[:2])
   grad_fn = jax.grad(loss_fn, has_aux=True)
-
-  def micro_batches(batch):
-    # Row a of every group of A rows: each device splits the rows that it has.
-    split = lambda x: x.reshape(-1, train.accumulation, *x.shape[1:]).swapaxes(0, 1)
-    return jax.tree.map(split, batch)
+  # Texts of classes are the same in all micro-batches, and so are the parameters that encode them,
+  # unless the regulariser interpolates them anew for each.
+  shares_texts = not (train.freeze_text or train.task == 'captions' or regularize.is_on(train))
+  encode = objective.make_text_encoder(model, several) if shares_texts else None
 
   def step(state, batch, text, key, *anchor):
     key = jax.random.fold_in(key, state.step)
     if train.accumulation == 1:
       grads, metrics = grad_fn(state.params, batch, text, key, *anchor)
     else:
-      def add(total, part):
-        batch, key = part
-        found = grad_fn(state.params, batch, text, key, *anchor)
-        return jax.tree.map(jnp.add, total, found), None
-
-      parts = micro_batches(batch), jax.random.split(key, train.accumulation)
-      zeros = jax.tree.map(
-        lambda x: jnp.zeros(x.shape, x.dtype),
-        jax.eval_shape(grad_fn, state.params, jax.tree.map(lambda x: x[0], parts[0]), text, key,
-                       *anchor),
-      )
-      total, _ = jax.lax.scan(add, zeros, parts)
-      grads, metrics = jax.tree.map(lambda x: x / train.accumulation, total)
+      grads, metrics = accumulation.gradients(
+        loss_fn, encode, train.accumulation, state.params, batch, text, key, *anchor)
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics['grad_norm'] = optax.tree.norm(grads)
@@ -188,7 +177,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     due = lambda step, every: step % every == 0 or step == total
 
     bad = pipeline.BadFiles(len(splits['train'].videos), config.data.max_bad_share)
-    bad.items.update({int(k): v for k, v in host['bad_files'].items()})
+    bad.add({int(k): v for k, v in host['bad_files'].items()})
     window = Window(host['window'], splits['train'].videos, ckpt)
     results: dict[str, float] = {}
 
@@ -201,7 +190,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
       return jax.jit(find, donate_argnums=0, out_shardings=shardings)(state, batch, text)
 
     def agree_on_bad_files():
-      bad.items = distributed.merged(bad.items)
+      bad.add(distributed.merged(bad.take_new()))
       bad.check()
 
     def save(step, metric=None):

@@ -54,7 +54,8 @@ def add_commands(commands: Any, keep_compilations: Callable[[], None]) -> None:
       help='from FIRST (0) to SECOND (1) (default: in steps of 0.1)')
   add('--template', action='append', metavar='"a {}"',
       help='text around every label; several times for an ensemble (default: as SECOND has it)')
-  add('--batch-size', type=int, default=16, metavar='N', help='videos at once (default: 16)')
+  add('--batch-size', type=int, default=16, metavar='N',
+      help='clips predicted at once over all devices (default: 16)')
   add('--threads', type=int, default=4, metavar='N', help='that decode (default: 4)')
   add('--quiet', action='store_true', help='no progress bar')
   command.set_defaults(run=curve, keep_compilations=keep_compilations)

@@ -29,6 +29,7 @@ from absl import flags
 
 from xclip_jax.data import augment, decode, workers
 from xclip_jax.data import sampling as sampling_lib
+from xclip_jax.data.bad_files import BadFiles as BadFiles
 
 # [row] -> dict(path, label, index), and video, bytes, where a source has read the file itself, or
 # error, the reason why it could not.
@@ -47,12 +48,15 @@ class Batches:
   """
 
   def __init__(
-    self, dataset: grain.MapDataset, *, step: int, workers: int, threads: int, endless: bool
+    self, dataset: grain.MapDataset, *, step: int, workers: int, threads: int, endless: bool,
+    rows: int | None = None,
   ):
+    """Args: rows, if given, are the elements of the dataset that make a batch; else one does."""
     self._dataset = dataset
-    self._step = step
+    self._step = step               # the next element
+    self._rows = rows
     self._workers = workers
-    # Elements of the dataset are whole batches, so this buffers one batch a thread.
+    # This buffers one element a thread: a batch, or a row.
     self._read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
     self._endless = endless
     self._restarts = 0
@@ -72,17 +76,31 @@ class Batches:
   def __len__(self) -> int:
     if self._endless:
       raise TypeError('a training stream has no end, so no len()')
-    return len(self._dataset)
+    return len(self._dataset) // (self._rows or 1)
 
   def __iter__(self) -> 'Batches':
     return self
 
   def __next__(self) -> dict[str, np.ndarray]:
+    element = self._next()
+    if not self._rows:
+      # Workers hand over views of shared memory that must not outlive them; a copy is an array.
+      return {k: np.array(x) for k, x in element.items()} if self._workers else element
+    # Filled row by row: no more is in memory than this batch and what threads are reading.
+    batch = {k: np.empty((self._rows, *np.shape(x)), np.asarray(x).dtype)
+             for k, x in element.items()}
+    for row in range(self._rows):
+      element = element if row == 0 else self._next()
+      for name, array in batch.items():
+        array[row] = element[name]
+    return batch
+
+  def _next(self) -> dict[str, np.ndarray]:
     if not self._open_iterator:
       raise ValueError('these batches are closed; make new ones')
     while True:
       try:
-        batch = next(self._open_iterator[0])
+        element = next(self._open_iterator[0])
         break
       except StopIteration:
         raise
@@ -92,14 +110,14 @@ class Batches:
           raise
         if self._restarts == _RESTARTS:
           raise RuntimeError(
-            f'reading batch {self._step} failed after {self._restarts} restarts of the workers: '
-            f'{error} If they run out of memory, lower data.workers or data.threads.'
+            f'reading batch {self._step // (self._rows or 1)} failed after {self._restarts} '
+            f'restarts of the workers: {error} If they run out of memory, lower data.workers or '
+            'data.threads.'
           ) from error
         self._restarts += 1
         self._open()
     self._step += 1
-    # Workers hand over views of shared memory that must not outlive them; a copy is a plain array.
-    return {name: np.array(array) for name, array in batch.items()} if self._workers else batch
+    return element
 
   def __enter__(self) -> 'Batches':
     return self
@@ -194,7 +212,8 @@ def eval_batches(
   """Read every video once, in order, over all hosts together.
 
   All batches are full and every host gets as many: what is missing at the end is padding. A video
-  that cannot be read is black with mask False. Arguments as in `train_batches`, and
+  that cannot be read is black with mask False. Threads read rows, not batches: in memory are a
+  batch and the rows that are being read, or wait in workers. Arguments as in `train_batches`, and
 
   Args:
     clips: of each video. With `transform.crops` there are V = crops x clips views of it, all clips
@@ -210,8 +229,22 @@ def eval_batches(
   videos = grain.MapDataset.range(padded).map(
     _EvalClip(source, transform, sampler, clips, clip_seconds)
   )
-  dataset = _HostRows(videos, batch_size, rows).batch(len(rows))
-  return Batches(dataset, step=0, workers=workers, threads=threads, endless=False)
+  share = _HostRows(videos, batch_size, rows)
+  return Batches(share, step=0, workers=workers, threads=threads, endless=False, rows=len(rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class Chosen:
+  """Some rows of a source, as a source; their elements keep the `index` that they have there."""
+
+  source: Source
+  rows: tuple[int, ...]
+
+  def __len__(self) -> int:
+    return len(self.rows)
+
+  def __getitem__(self, row: int) -> dict:
+    return self.source[self.rows[row]]
 
 
 class _HostRows(grain.MapDataset):
@@ -229,37 +262,6 @@ class _HostRows(grain.MapDataset):
       return self.slice(index)
     batch, row = divmod(index, len(self._rows))
     return self._parent[batch * self._batch_size + self._rows[row]]
-
-
-class BadFiles:
-  """Count the files that could not be read, and stop a run that has too many."""
-
-  def __init__(self, source_len: int, max_share: float):
-    self._source_len = source_len
-    self._max_share = max_share
-    self.items: dict[int, str] = {}  # row of the source -> path and reason
-
-  @property
-  def count(self) -> int:
-    """Distinct files so far."""
-    return len(self.items)
-
-  def update(self, batch: dict[str, np.ndarray], check: bool = True) -> None:
-    """Note a batch's failures, and check."""
-    for row in np.flatnonzero(batch['failed'] >= 0):
-      reason = batch['error'][row].decode(errors='replace')
-      self.items.setdefault(int(batch['failed'][row]), reason)
-    if check:
-      self.check()
-
-  def check(self) -> None:
-    """ValueError once their share of the source is too large."""
-    if self.count > self._max_share * self._source_len:
-      shown = '\n  '.join(list(self.items.values())[:5])
-      raise ValueError(
-        f'{self.count} of {self._source_len} videos cannot be read, more than '
-        f'data.max_bad_share={self._max_share} allows; repair or delist them:\n  {shown}'
-      )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -328,7 +330,7 @@ class _EvalClip:
     if row >= len(self.source):
       return _row(self._black(), dict(label=0, index=-1), mask=False)
     element = self.source[row]
-    randint = np.random.default_rng(row).integers
+    randint = np.random.default_rng(element['index']).integers
     choose = lambda count: self.sampler.test(count, self.clips, randint).ravel()
     video, error = _read(element, choose, self.transform, self.clip_seconds)
     if video is None:
