@@ -91,7 +91,10 @@ MAY_IMPORT = {
   'xclip_jax.compiled': (set(), set()),
   'xclip_jax.plan': ({'jax', 'optax'}, {f'xclip_jax.{x}' for x in (
     'compiled', 'data', 'evaluate', 'flops', 'optim', 'regularize', 'sharding', 'state', 'train')}),
-  'xclip_jax.plan_cli': (set(), {f'xclip_jax.{x}' for x in ('answers', 'config', 'plan')}),
+  'xclip_jax.rehearsal': ({'jax', 'numpy'}, {f'xclip_jax.{x}' for x in (
+    'regularize', 'sharding', 'targets', 'train', 'view_batches')}),
+  'xclip_jax.plan_cli': (set(), {f'xclip_jax.{x}' for x in (
+    'answers', 'config', 'plan', 'rehearsal', 'sharding')}),
   'xclip_jax.answers': ({'tqdm'}, set()),
   'xclip_jax.data_cli': (
     {'tqdm'}, {'xclip_jax.answers', 'xclip_jax.data', 'xclip_jax.report'}),

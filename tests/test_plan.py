@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_sharding
 
 import tiny
-from xclip_jax import cli, compiled, config, flops, plan, plan_cli
+from xclip_jax import cli, compiled, config, flops, plan, plan_cli, rehearsal
 from xclip_jax.models.xclip import XCLIP, make_config
 
 # A program as XLA writes it, cut to what counts: a loop that runs four times, a branch, a fusion.
@@ -141,6 +142,9 @@ def test_the_command_prints_and_writes_what_a_mesh_costs(tmp_path):
   found, = json.loads((tmp_path / 'plan.json').read_text())
   assert found['mesh'] == {'dcn': 1, 'data': 2, 'fsdp': 2, 'tensor': 1}
   assert found['traffic']['all-gather']['count'] > 0 and found['work'] > 1
+  assert '1 host(s) with 4 device(s) each; each reads 8 of the 8 rows' in done.stdout
+  assert '64 clips at once: 64 videos (64 a host) x 1 of 1 view(s)' in done.stdout
+  assert found['train_rows'] == [8] and found['eval_videos'] == 64
 
 
 def test_what_to_try_is_ordered_by_what_it_costs():
@@ -162,6 +166,49 @@ def test_a_program_that_does_not_fit_says_what_it_needs(message, gib):
   assert plan._bytes_wanted(message) == int(gib * 2**30)
   with pytest.raises(ValueError, match='the compiler refused: other'):
     plan._bytes_wanted('other')
+
+
+def pod(hosts, each=4):
+  """Chips whose hosts stand in no order."""
+  found = [test_sharding.Chip(i, i // each) for i in range(hosts * each)]
+  return [found[i] for i in np.random.default_rng(1).permutation(len(found))]
+
+
+def test_a_pod_is_rehearsed():
+  found = rehearsal.rehearse(small(
+    train__batch_size=64, eval__batch_size=48, eval__clips=4, eval__crops=3), pod(4))
+  assert (found.hosts, found.host_devices, found.mesh['data']) == (4, 4, 16)
+  assert (found.train_rows, found.eval_rows) == ((16,) * 4, (4,) * 4)
+  assert (found.eval_videos, found.views, found.eval_views, found.eval_clips) == (16, 12, 3, 48)
+  few = rehearsal.rehearse(small(train__batch_size=64, eval__batch_size=64, mesh__fsdp=2,
+                                 mesh__tensor=2), pod(4))
+  assert (few.mesh['data'], few.eval_videos, few.eval_clips) == (4, 64, 64)
+
+
+@pytest.mark.parametrize(('changes', 'message'), [
+  ({'train__batch_size': 24}, 'config.train.batch_size=24 does not divide by 16 shards'),
+  ({'eval__batch_size': 24}, 'config.eval.batch_size=24 does not divide by 16 shards'),
+  ({'mesh__tensor': 8}, 'tensor one of 1, 2, 4'),
+  ({'mesh__tensor': 4}, 'does not divide vision_heads=2'),
+  ({'train__distill': 2.0}, 'set config.train.init_from'),
+  ({'train__task': 'captions'}, 'mixup'),
+])
+def test_what_a_run_would_refuse_a_rehearsal_refuses(changes, message):
+  config = small(**{'train__batch_size': 64, 'eval__batch_size': 64} | changes)
+  with pytest.raises(ValueError, match=message):
+    rehearsal.rehearse(config, pod(4))
+
+
+@pytest.mark.parametrize(('words', 'message'), [
+  (['--platform', 'cpu:8', '--config', 'configs/k400_b16_8f.py', '--set', 'eval.batch_size=12'],
+   'config.eval.batch_size=12 does not divide'),
+  (['--platform', 'cpu:8', '--batch', '12'], 'config.train.batch_size=12 does not divide'),
+])
+def test_plan_refuses_what_a_run_would_refuse(words, message):
+  done = subprocess.run(
+    [sys.executable, '-m', 'xclip_jax.cli', 'plan', *words], cwd=tiny.REPO, capture_output=True,
+    text=True, env=os.environ | {'PYTHONPATH': str(tiny.REPO)}, check=False)
+  assert done.returncode == 2 and message in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize(('words', 'message'), [

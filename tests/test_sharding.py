@@ -81,6 +81,7 @@ assert sum('/mu/' in name for name in place) == sum(name.startswith('params/') f
 batch = {'video': np.arange(16.0).reshape(8, 2), 'label': np.arange(8)}
 placed = sharding.put_batch(batch, mesh)
 assert len(placed['video'].addressable_shards) == 8
+assert sharding.put_batch({'label': np.zeros(8), 'view': np.zeros(24)}, mesh)['view'].shape == (24,)
 assert all(s.data.shape == (1, 2) for s in placed['video'].addressable_shards)
 np.testing.assert_array_equal(placed['label'], batch['label'])
 refused('12 videos does not divide by the 8 shards', sharding.put_batch, np.zeros((12, 2)), mesh)

@@ -67,10 +67,12 @@ def plan(arguments: argparse.Namespace) -> int:
     config = _config(arguments)
     platform = arguments.platform.partition(':')[0] if arguments.platform.startswith('cpu') else (
       arguments.platform)
+    out = sys.stderr if arguments.json == '-' else sys.stdout
+    rehearsed = _rehearse(config, planning.devices(platform), arguments)
+    print(describe_hosts(rehearsed), file=out, flush=True)
     make = lambda c: planning.make(c, platform, arguments.step, arguments.classes)
     found = make(config)
     tried = [('as asked', found)]
-    out = sys.stderr if arguments.json == '-' else sys.stdout
     print(describe(config, found), file=out, flush=True)
     if found.fits is False and not arguments.no_suggest and arguments.step == 'train':
       for name, other in planning.alternatives(config, found.mesh):
@@ -81,10 +83,39 @@ def plan(arguments: argparse.Namespace) -> int:
       else:
         print('\nnothing tried fits; use more chips or a smaller batch', file=out)
     output.write(json.dumps([
-      {'change': name} | dataclasses.asdict(x) | {
+      {'change': name} | dataclasses.asdict(x) | dataclasses.asdict(rehearsed) | {
         'fits': x.fits, 'mfu': x.mfu, 'work': x.work, 'most_videos': x.most_videos}
       for name, x in tried], indent=1).encode() + b'\n')
   return int(found.fits is False)
+
+
+def _rehearse(config: Any, devices: Any, arguments: argparse.Namespace) -> Any:
+  """Rehearses the run, which may refuse it.
+
+  Without a config file the user has named the batch of one step only: the other step's is made one
+  that divides.
+  """
+  from xclip_jax import rehearsal, sharding
+
+  if not arguments.config:
+    shards = sharding.batch_shards(sharding.make_mesh(config.mesh, list(devices)))
+    named = {change.partition('=')[0] for change in arguments.changes}
+    named |= {f'{arguments.step}.batch_size'} if arguments.batch is not None else set()
+    for name, multiple in (('train', shards * config.train.accumulation), ('eval', shards)):
+      if f'{name}.batch_size' not in named:
+        config[name].batch_size = -(-config[name].batch_size // multiple) * multiple
+  return rehearsal.rehearse(config, devices)
+
+
+def describe_hosts(found: Any) -> str:
+  """Says what each host reads of a training batch, and what is predicted at once."""
+  count = lambda rows: f'{rows[0]}' if len(set(rows)) == 1 else f'{min(rows)} to {max(rows)}'
+  hosts = f'{found.hosts} host(s) with {found.host_devices} device(s) each'
+  return (
+    f'hosts           {hosts}; each reads {count(found.train_rows)} of the '
+    f'{sum(found.train_rows)} rows of a training batch\n'
+    f'evaluation      {found.eval_clips} clips at once: {found.eval_videos} videos '
+    f'({count(found.eval_rows)} a host) x {found.eval_views} of {found.views} view(s)')
 
 
 def describe(config: Any, found: Any) -> str:
@@ -137,7 +168,8 @@ def _prepare(platform: str) -> None:
   """Keeps JAX to the CPU, and libtpu from looking for a TPU and complaining that there is none."""
   os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_MIN_LOG_LEVEL': '3',
                  'TPU_STDERR_LOG_LEVEL': '3', 'TPU_WORKER_HOSTNAMES': 'localhost',
-                 'TPU_ACCELERATOR_TYPE': 'none'}
+                 'TPU_ACCELERATOR_TYPE': 'none',
+                 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}      # a run may hold this machine's TPU
   name, _, count = platform.partition(':')
   if name == 'cpu' and count:
     if not count.isdecimal() or not int(count):

@@ -301,26 +301,29 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
   """Moves this host's rows of a batch to its devices, as one global array per leaf.
 
   Args:
-    batch: pytree of numpy arrays [rows of this host, ...], in the order of `host_rows`.
+    batch: pytree of numpy arrays [rows of this host, ...], in the order of `host_rows`; leaves may
+      differ in their number of rows.
 
   Raises:
-    ValueError: the rows do not divide by the devices.
+    ValueError: the rows of a leaf do not divide by the devices.
   """
-  rows, total = len(jax.tree.leaves(batch)[0]), batch_shards(mesh)
+  total, sharding = batch_shards(mesh), batch_sharding(mesh)
   shards = len(host_rows(mesh, total))                  # that this process holds
-  if rows % shards:
-    raise ValueError(
-      f'a batch of {rows} videos does not divide by the {shards} shards of this host; choose a '
-      f'batch size that is a multiple of {total}'
-    )
-  size = rows // shards * total
-  held, sharding = host_rows(mesh, size), batch_sharding(mesh)
 
   def place(x: np.ndarray) -> jax.Array:
+    if len(x) % shards:
+      raise ValueError(
+        f'a batch of {len(x)} videos does not divide by the {shards} shards of this host; choose a '
+        f'batch size that is a multiple of {total}'
+      )
+    size = len(x) // shards * total
+    held = host_rows(mesh, size)
+
     def part(index: tuple[slice, ...]) -> np.ndarray:
       start, stop, _ = index[0].indices(size)
       first = int(np.searchsorted(held, start))
       return x[first:first + stop - start]
+
     return jax.make_array_from_callback((size, *x.shape[1:]), sharding, part)
 
   return jax.tree.map(place, batch)
