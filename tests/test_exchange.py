@@ -36,7 +36,8 @@ for step in range(60):
   bad.update({'failed': rows, 'error': np.array([f'{me}: {row}'.encode() for row in rows])})
   sent.append(bad.take_new())
   bad.add(distributed.merged(sent[-1]))
-print(json.dumps([len(compiled) - before, max(map(len, sent)), list(bad.items.items())]), flush=True)
+told = max(map(len, sent))
+print(json.dumps([len(compiled) - before, told, list(bad.items.items())]), flush=True)
 '''
 
 

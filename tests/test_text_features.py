@@ -97,24 +97,30 @@ SEVERAL = prompts.Prompts(('x',) * 2 * K, IDS, np.arange(2 * K, dtype=np.int32).
                           np.full(K, 2, np.int32))
 
 
+@functools.cache
+def params_of(model):
+  return jax.jit(lambda key: state_lib.draw_params(model, key))(jax.random.key(0))
+
+
 def setting(accumulation, **changes):
   c = tiny.config('.', **(PLAIN | {'train__accumulation': accumulation} | changes))
   model = train.make_model(c)
-  params = state_lib.draw_params(model, jax.random.key(0))
-  state = state_lib.TrainState(np.int32(3), params, optax.sgd(1.0).init(params), None)
   rng = np.random.default_rng(0)
   batch = {'video': rng.integers(0, 256, (B, 3, 32, 32, 3), np.uint8),
            'label': rng.integers(0, K, B).astype(np.int32), 'mask': np.ones(B, bool)}
-  return c, model, state, batch
+  return c, model, params_of(model), batch
+
+
+def state_of(params, tx):
+  return state_lib.TrainState(np.int32(3), params, tx.init(params), None)
 
 
 def update(accumulation, ids, several=None, **changes):
   """The gradient that the optimizer of one step gets, and the step's metrics."""
-  c, model, state, batch = setting(accumulation, **changes)
+  c, model, params, batch = setting(accumulation, **changes)
   tx = optax.trace(1.0)                                    # remembers it
-  state = state.replace(opt_state=tx.init(state.params))
   step = jax.jit(train.make_train_step(model, tx, c, NAMES, several=several))
-  new, metrics = step(state, batch, ids, jax.random.key(1))
+  new, metrics = step(state_of(params, tx), batch, ids, jax.random.key(1))
   return new.opt_state.trace, metrics
 
 
@@ -132,7 +138,7 @@ def assert_alike(found, wanted):
 def test_micro_batches_that_share_texts_have_the_gradient_of_those_that_encode_their_own(several):
   ids = IDS[:K] if several is None else IDS
   found, metrics = update(4, ids, several)
-  c, model, state, batch = setting(4)
+  c, model, params, batch = setting(4)
   key = jax.random.fold_in(jax.random.key(1), 3)
   shown = ids
   if several is not None:                                  # the draw of the update
@@ -140,7 +146,7 @@ def test_micro_batches_that_share_texts_have_the_gradient_of_those_that_encode_t
     assert 0 < (np.asarray(shown) != IDS[::2]).any(1).sum() < K
   grad = jax.jit(jax.grad(objective.make(model, c, NAMES), has_aux=True))
   parts = [
-    grad(state.params, {name: x[a::4] for name, x in batch.items()}, shown, part)
+    grad(params, {name: x[a::4] for name, x in batch.items()}, shown, part)
     for a, part in enumerate(jax.random.split(key, 4))]
   mean = lambda *x: sum(x) / 4
   wanted = jax.tree.map(mean, *[g for g, _ in parts])
@@ -152,7 +158,8 @@ def test_micro_batches_that_share_texts_have_the_gradient_of_those_that_encode_t
 
 def test_four_micro_batches_encode_texts_as_often_as_one(monkeypatch):
   def flops(accumulation, **changes):
-    c, model, state, batch = setting(accumulation, **changes)
+    c, model, params, batch = setting(accumulation, **changes)
+    state = state_of(params, optax.sgd(1.0))
     step = train.make_train_step(model, optax.sgd(1.0), c, NAMES)
     many = np.tile(IDS[:K], (1, 4))                        # texts of 16 tokens: most of the work
     key = jax.random.key(1)
@@ -166,8 +173,9 @@ def test_four_micro_batches_encode_texts_as_often_as_one(monkeypatch):
 
 
 def test_rows_added_to_divide_are_gone():
-  _, model, state, _ = setting(1)
-  got = text_features.encode(model, state.params, IDS[:5])
-  wanted = model.apply({'params': state.params}, IDS[:5], method='encode_text')
+  _, model, params, _ = setting(1)
+  got = jax.jit(lambda params, ids: text_features.encode(model, params, ids))(params, IDS[:5])
+  encode = jax.jit(lambda params, ids: model.apply({'params': params}, ids, method='encode_text'))
+  wanted = encode(params, IDS[:5])
   assert got.shape == wanted.shape
   np.testing.assert_allclose(got, wanted, atol=1e-6)

@@ -5,9 +5,9 @@ import itertools
 import jax
 import numpy as np
 import pytest
+from test_views import evaluation, random_params
 
 import tiny
-from test_views import evaluation, random_params
 from xclip_jax import evaluate, sharding, view_batches
 from xclip_jax.data import decode
 from xclip_jax.scorer import Scorer, Views
