@@ -67,7 +67,7 @@ load_once = functools.cache(inference.load)
 def one_load(monkeypatch):
   """Compiles once for all tests, and leaves JAX's configuration alone."""
   monkeypatch.setattr(inference, 'load', load_once)
-  monkeypatch.setattr(cli, '_keep_compilations', lambda: None)
+  monkeypatch.setattr(cli.compilation_cache, 'enable', lambda: None)
 
 
 @pytest.fixture

@@ -46,6 +46,7 @@ MAY_IMPORT = {
     f'xclip_jax.{x}' for x in (
       'colors', 'data', 'losses', 'models', 'prompts', 'sharding', 'targets', 'text_features')}),
   'xclip_jax.regularize': ({'jax'}, {'xclip_jax.models', 'xclip_jax.objective'}),
+  'xclip_jax.compilation_cache': ({'jax'}, set()),
   'xclip_jax.distributed': ({'jax', 'numpy'}, set()),
   'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
   'xclip_jax.protocols': ({'numpy'}, set()),

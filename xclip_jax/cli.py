@@ -16,7 +16,15 @@ from pathlib import Path
 from typing import Any
 
 import xclip_jax
-from xclip_jax import answers, data_cli, eval_cli, finetune_cli, plan_cli, weights_cli
+from xclip_jax import (
+  answers,
+  compilation_cache,
+  data_cli,
+  eval_cli,
+  finetune_cli,
+  plan_cli,
+  weights_cli,
+)
 
 # Nothing else at the top: whoever asks for --help, or mistypes a name, should not wait for JAX.
 
@@ -242,10 +250,10 @@ def _parser() -> argparse.ArgumentParser:
   command.add_argument('--csv', metavar='FILE', help="also write a CSV; '-' is standard output")
   command.set_defaults(run=windows)
 
-  finetune_cli.add_commands(commands, _keep_compilations)
-  weights_cli.add_commands(commands, _keep_compilations)
+  finetune_cli.add_commands(commands, compilation_cache.enable)
+  weights_cli.add_commands(commands, compilation_cache.enable)
   data_cli.add_commands(commands)
-  eval_cli.add_commands(commands, _keep_compilations)
+  eval_cli.add_commands(commands, compilation_cache.enable)
   plan_cli.add_commands(commands)
   return parser
 
@@ -257,7 +265,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
     raise answers.Refused(f'--template {arguments.template!r} must hold {{}} for the label')
   if arguments.frames is not None and arguments.frames < 1:
     raise answers.Refused(f'--frames must be at least 1, got {arguments.frames}')
-  _keep_compilations()
+  compilation_cache.enable()
   from xclip_jax import inference
 
   imported = time.perf_counter()
@@ -270,22 +278,6 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
   if arguments.template is not None:
     classifier = dataclasses.replace(classifier, template=arguments.template)
   return classifier, {'import': imported - start, 'load': time.perf_counter() - imported}
-
-
-def _keep_compilations() -> None:
-  """Lets JAX keep what it compiles for the next call, where there is a place for it."""
-  import jax
-
-  if jax.config.jax_compilation_cache_dir is not None:      # chosen by the environment
-    return
-  root = os.environ.get('XCLIP_CACHE') or '~/.cache/xclip_jax'
-  folder = Path(root).expanduser() / 'compiled'
-  with contextlib.suppress(OSError, RuntimeError):          # RuntimeError: there is no home
-    folder.mkdir(parents=True, exist_ok=True)
-    if os.access(folder, os.W_OK):
-      jax.config.update('jax_compilation_cache_dir', str(folder))
-      jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
-      jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
 
 
 def _labels(arguments: argparse.Namespace) -> list[str]:

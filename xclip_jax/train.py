@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from xclip_jax import (
   accumulation,
+  compilation_cache,
   distributed,
   evaluate,
   evaluate_lists,
@@ -143,6 +144,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
       step = ckpt.best_step() if config.eval.checkpoint == 'best' else start
       if step is None:
         raise ValueError(f'{workdir} holds no checkpoint to evaluate; train first')
+      compilation_cache.enable(workdir)
       params = distributed.together(lambda: ckpt.restore_weights(
         step, without_projectors(abstract.params), sharding.replicated(mesh)))
       return evaluator.finish(params, workdir, step)
@@ -150,6 +152,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     anchor = read_params(config, model, mesh) if near else None
     distributed.together(lambda: workdir_lib.claim(
       config, workdir, splits, start is None, anchor and native.fingerprint(anchor)))
+    compilation_cache.enable(workdir)
     host = {'bad_files': {}, 'window': []}
     if start is not None:                                   # 1 continue this run
       start, state, host = ckpt.restore_latest(abstract, shardings)

@@ -233,8 +233,9 @@ def test_evaluation_masks_an_unreadable_video(one_bad):
   assert_contract(batch, rows=8)
 
 
-def test_evaluation_is_the_same_in_a_worker(one_bad):
-  assert_same(evaluate(one_bad, workers=1), evaluate(one_bad))
+@pytest.mark.parametrize('workers', [1, 2])
+def test_evaluation_is_the_same_in_workers(one_bad, workers):
+  assert_same(evaluate(one_bad, workers=workers), evaluate(one_bad))
 
 
 def test_wrong_sizes_are_refused(good):
