@@ -138,7 +138,9 @@ def test_augmentation_of_every_recipe_is_the_authors():
   for name in PUBLISHED:
     a = load(name).augment
     assert (a.crop, a.flip, a.color_jitter, a.grayscale) == ('multiscale', 0.5, 0.8, 0.2)
-    assert (a.mixup, a.cutmix, a.cutmix_share, a.label_smoothing) == (0.8, 1.0, 0.5, 0.1)
+    # On GPUs that hold one clip each, theirs mixes every clip with itself.
+    blends = (0.0, 0.0) if name == 'k400_l14_336_16f' else (0.8, 1.0)
+    assert (a.mixup, a.cutmix, a.cutmix_share, a.label_smoothing) == (*blends, 0.5, 0.1)
     assert not a.rand_augment and not a.erase and a.repeats == 1
 
 
