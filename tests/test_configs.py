@@ -88,6 +88,7 @@ def test_the_open_vocabulary_recipe_is_open_vclips():
   assert (c.train.interpolate_up_to, c.train.interpolate_weight) == (0.6, 0.5)
   assert (c.optim.lr, c.train.epochs, c.train.batch_size) == (3.33e-6, 22, 512)
   assert regularize.is_on(c.train) and not c.train.freeze_text
+  assert (c.augment.mixup, c.augment.cutmix, c.augment.label_smoothing) == (0, 0, 0)
   params = state.abstract(train.make_model(c), optax.identity()).params
   assert params.keys() == {'vision', 'text', 'logit_scale'}
   optim.make(c.optim, params, 100, 1, c.train.accumulation)      # every rule finds a parameter

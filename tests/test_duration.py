@@ -105,6 +105,13 @@ def test_a_batch_that_does_not_divide_is_told_what_does(size, parts, shards, adv
     batch_sizes.check_train_batch(c, shards)
 
 
+@pytest.mark.parametrize('field', ['train.accumulation', 'augment.repeats'])
+def test_less_than_one_is_refused(field):
+  c = recipe(**{field: 0})
+  with pytest.raises(ValueError, match=f'config.{field} must be 1 or more, got 0'):
+    batch_sizes.check_train_batch(c, 1)
+
+
 def test_the_advised_batches_and_micro_batches_are_taken():
   for size, parts, shards in ((256, 4, 128), (600, 8, 8), (100, 4, 8), (7, 2, 1)):
     with pytest.raises(ValueError) as error:

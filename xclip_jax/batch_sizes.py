@@ -13,8 +13,9 @@ def check_train_batch(config: Any, shards: int) -> None:
     shards: parts that devices cut a batch into, from `sharding.batch_shards`.
   """
   size, parts, rows = config.train.batch_size, config.train.accumulation, config.augment.blend_rows
-  if parts < 1:
-    raise ValueError(f'config.train.accumulation must be 1 or more, got {parts}')
+  for field, value in (('train.accumulation', parts), ('augment.repeats', config.augment.repeats)):
+    if value < 1:
+      raise ValueError(f'config.{field} must be 1 or more, got {value}')
   unit = shards * parts
   if size < 1 or size % unit:
     fewer = [n for n in range(1, parts) if size > 0 and size % (shards * n) == 0]
