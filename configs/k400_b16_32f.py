@@ -17,5 +17,6 @@ def get_config():
   c = base.get_config()
   c.data.name = 'kinetics'
   c.model.variant, c.model.num_frames, c.model.dtype = 'B/16', 32, 'bfloat16'
+  c.augment.blend_rows = 4               # clips on each GPU of the original
   c.train.init_from, c.train.accumulation, c.train.epochs = 'ViT-B/16', 8, 10.0
   return c

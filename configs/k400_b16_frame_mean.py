@@ -17,6 +17,7 @@ def get_config():
   c = base.get_config()
   c.data.name, c.data.template = 'kinetics', 'a photo of a {}.'
   c.model.variant, c.model.num_frames, c.model.dtype = 'B/16', 32, 'bfloat16'
+  c.augment.blend_rows = 4               # clips on each GPU of the original
   c.model.fields = dict(messages=False, mit=False, prompt=False)
   c.optim.groups = (('.*', 1.0),)          # there are no new parts, which would learn faster
   c.train.init_from, c.train.accumulation, c.train.epochs = 'ViT-B/16', 8, 10.0

@@ -16,6 +16,7 @@ def get_config():
   c = base.get_config()
   c.data.name = 'kinetics'
   c.model.variant, c.model.num_frames, c.model.dtype = 'L/14@336', 16, 'bfloat16'
+  c.augment.mixup = c.augment.cutmix = 0.0   # no effect in the original: 1 clip on each GPU
   c.model.remat = 'nothing'              # as the original: recomputed in the backward pass
   c.train.init_from, c.train.accumulation = 'ViT-L/14@336px', 32
   c.eval.clips, c.eval.crops = 4, 3

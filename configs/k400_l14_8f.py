@@ -16,6 +16,7 @@ def get_config():
   c = base.get_config()
   c.data.name = 'kinetics'
   c.model.variant, c.model.num_frames, c.model.dtype = 'L/14', 8, 'bfloat16'
+  c.augment.blend_rows = 4               # clips on each GPU of the original
   c.train.init_from, c.train.accumulation = 'ViT-L/14', 8
   c.eval.clips, c.eval.crops = 4, 3
   return c

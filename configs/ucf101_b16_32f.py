@@ -17,6 +17,7 @@ def get_config(shots='16'):
   c = base.get_config()
   c.data.train = f'train_{int(shots)}.csv'
   c.model.variant, c.model.num_frames, c.model.dtype = 'B/16', 32, 'bfloat16'
+  c.augment.blend_rows = 4               # clips on each GPU of the original
   c.train.init_from, c.train.batch_size, c.train.accumulation = 'ViT-B/16', 64, 2
   c.train.epochs, c.optim.lr = 50.0, 2e-6
   return c

@@ -88,6 +88,7 @@ def test_the_open_vocabulary_recipe_is_open_vclips():
   assert (c.train.interpolate_up_to, c.train.interpolate_weight) == (0.6, 0.5)
   assert (c.optim.lr, c.train.epochs, c.train.batch_size) == (3.33e-6, 22, 512)
   assert regularize.is_on(c.train) and not c.train.freeze_text
+  assert (c.augment.mixup, c.augment.cutmix, c.augment.label_smoothing) == (0, 0, 0)
   params = state.abstract(train.make_model(c), optax.identity()).params
   assert params.keys() == {'vision', 'text', 'logit_scale'}
   optim.make(c.optim, params, 100, 1, c.train.accumulation)      # every rule finds a parameter
@@ -138,7 +139,9 @@ def test_augmentation_of_every_recipe_is_the_authors():
   for name in PUBLISHED:
     a = load(name).augment
     assert (a.crop, a.flip, a.color_jitter, a.grayscale) == ('multiscale', 0.5, 0.8, 0.2)
-    assert (a.mixup, a.cutmix, a.cutmix_share, a.label_smoothing) == (0.8, 1.0, 0.5, 0.1)
+    # On GPUs that hold one clip each, theirs mixes every clip with itself.
+    blends = (0.0, 0.0) if name == 'k400_l14_336_16f' else (0.8, 1.0)
+    assert (a.mixup, a.cutmix, a.cutmix_share, a.label_smoothing) == (*blends, 0.5, 0.1)
     assert not a.rand_augment and not a.erase and a.repeats == 1
 
 

@@ -40,8 +40,11 @@ MAY_IMPORT = {
     {'jax', 'numpy'}, {'xclip_jax.data', 'xclip_jax.models', 'xclip_jax.tokenizer'}),
   'xclip_jax.text_features': ({'jax'}, {'xclip_jax.models', 'xclip_jax.sharding'}),
   'xclip_jax.accumulation': ({'jax'}, set()),
-  'xclip_jax.losses': ({'jax'}, set()),
+  'xclip_jax.losses': ({'jax', 'numpy'}, set()),
   'xclip_jax.colors': ({'jax'}, set()),
+  'xclip_jax.duration': (set(), set()),
+  'xclip_jax.batch_sizes': (set(), set()),
+  'xclip_jax.continuation': (set(), {'xclip_jax.duration', 'xclip_jax.paths'}),
   'xclip_jax.objective': ({'jax'}, {
     f'xclip_jax.{x}' for x in (
       'colors', 'data', 'losses', 'models', 'prompts', 'sharding', 'targets', 'text_features')}),
@@ -80,7 +83,8 @@ MAY_IMPORT = {
     f'xclip_jax.{x}' for x in ('protocols', 'report', 'style')}),
   'xclip_jax.evaluation_results': ({'numpy'}, EVERYTHING),
   'xclip_jax.workdir': (
-    {'jax'}, {f'xclip_jax.{x}' for x in ('config', 'data', 'metrics', 'paths', 'prompts')}),
+    {'jax'},
+    {f'xclip_jax.{x}' for x in ('config', 'continuation', 'data', 'metrics', 'prompts')}),
   'xclip_jax.train': ({'jax', 'numpy', 'optax', 'tqdm'}, EVERYTHING),
   'xclip_jax.finetune': ({'jax', 'numpy'}, EVERYTHING),
   'xclip_jax.finetune_cli': (set(), {f'xclip_jax.{x}' for x in (

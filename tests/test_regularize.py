@@ -1,6 +1,7 @@
 """What keeps a run near the weights it started from: the papers' losses; nothing left behind."""
 
 import json
+import math
 import shutil
 
 import jax
@@ -11,8 +12,10 @@ import pytest
 import tiny
 import xclip_jax
 from xclip_jax import metrics, objective, paths, regularize, train
+from xclip_jax import state as state_lib
+from xclip_jax.checkpoint import CheckpointError, Checkpoints
 from xclip_jax.data.source import ClassList
-from xclip_jax.models.projectors import PROJECTORS, Projectors
+from xclip_jax.models.projectors import PROJECTORS, Projectors, init_projectors
 from xclip_jax.models.xclip import FRAME_MEAN
 from xclip_jax.weights import native
 
@@ -68,13 +71,15 @@ def test_interpolated_weights_add_the_loss_in_between_with_a_gradient_of_constan
     x, y, atol=2e-5 * max(np.abs(y).max(), 0.1)), grads, wanted)
 
 
-def test_distillation_adds_the_cosine_distance_to_the_frame_mean_of_what_it_started_from():
+def test_distillation_adds_the_cosine_distance_of_every_frame_as_froster_computes_it():
   c = config(train__distill=2.0)
   model, params, anchor, batch, ids, plain, whole = losses(c)
-  params[PROJECTORS]['video']['proj']['kernel'] += 0.3          # which is 0 at first
+  for name in ('video', 'text'):                                # the last layer is 0 at first
+    draw = jax.random.normal(jax.random.key(len(name)), (16, 16))
+    params[PROJECTORS][name]['proj']['kernel'] += 0.3 * draw
   key = jax.random.key(3)
   loss, row = jax.jit(whole)(params, key)
-  # By hand: CLIP on every frame, the mean; the student's features through z + 0.1 MLP(z).
+  # By hand: CLIP on every frame; the student's frames, normalised, through u + 0.1 W2 gelu(W1 u).
   video = train.objective.losses.normalize(batch['video'], c.data.mean, c.data.std)
   frames = []
   for t in range(3):
@@ -82,25 +87,38 @@ def test_distillation_adds_the_cosine_distance_to_the_frame_mean_of_what_it_star
     part = {'params': {k: anchor[k] for k in ('vision', 'text', 'logit_scale')}}
     frames.append(clip.apply(part, video[:, t:t + 1], method='encode_video').video_features)
   out = model.apply({'params': params}, video, ids)
-  unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True)
-  p = params[PROJECTORS]['video']
-  z = np.asarray(out.video_features)
-  hidden = jax.nn.gelu(z @ p['fc']['kernel'] + p['fc']['bias'], approximate=False)
-  z = z + 0.1 * np.asarray(hidden @ p['proj']['kernel'] + p['proj']['bias'])
-  apart = 1 - (unit(z) * unit(np.mean(frames, axis=0))).sum(-1)
   words = model.apply({'params': anchor}, ids, method='encode_text')
-  distance = apart[batch['mask']].mean() + (
-    1 - (unit(out.text_features) * unit(words)).sum(-1)).mean()
+  unit = lambda x: np.asarray(x, np.float64) / np.linalg.norm(x, axis=-1, keepdims=True)
+  phi = np.vectorize(lambda x: (1 + math.erf(x / 2 ** 0.5)) / 2)
+
+  def apart(student, teacher, name):
+    w = jax.tree.map(lambda x: np.asarray(x, np.float64), params[PROJECTORS][name])
+    assert {k: x.keys() for k, x in w.items()} == {'fc': {'kernel'}, 'proj': {'kernel'}}
+    u = unit(student)
+    hidden = u @ w['fc']['kernel']
+    z = u + 0.1 * (hidden * phi(hidden)) @ w['proj']['kernel']
+    return 1 - (unit(z) * unit(teacher)).sum(-1)
+
+  of_frames = apart(out.frame_features, np.stack(frames, axis=1), 'video')        # [B, T]
+  assert of_frames.shape == (6, 3)
+  distance = of_frames[batch['mask']].mean() + apart(out.text_features, words, 'text').mean()
   np.testing.assert_allclose(row['distance'], distance, rtol=2e-4)
   np.testing.assert_allclose(loss, plain(params, key) + 2 * distance, rtol=2e-4)
 
 
-def test_projectors_change_nothing_at_first():
-  z = jnp.arange(6.0).reshape(2, 3)
-  params = train.state_lib.draw_params(train.make_model(config()), jax.random.key(0), True)
-  small = jax.tree.map(lambda x: x[:3, :3] if x.ndim == 2 else x[:3], params[PROJECTORS])
-  for found in Projectors().apply({'params': small}, z, z):
-    np.testing.assert_array_equal(found, z)
+def test_projectors_normalise_and_change_nothing_else_at_first():
+  z = jnp.arange(1.0, 7.0).reshape(2, 3)
+  found = Projectors().apply({'params': init_projectors(3, jax.random.key(0))}, z, z)
+  for x in found:
+    np.testing.assert_allclose(x, z / np.linalg.norm(z, axis=-1, keepdims=True), rtol=1e-6)
+
+
+def test_projectors_start_as_frosters():
+  params = init_projectors(512, jax.random.key(0))
+  for w in (params['video'], params['text']):
+    assert paths.flatten(w).keys() == {'fc/kernel', 'proj/kernel'}                # no biases
+    np.testing.assert_allclose(w['fc']['kernel'].std(), (2 / 512) ** 0.5, rtol=0.01)
+    assert abs(float(w['fc']['kernel'].mean())) < 1e-3 and not w['proj']['kernel'].any()
 
 
 def test_the_teacher_and_the_anchor_are_constants():
@@ -160,6 +178,23 @@ def test_an_interrupted_run_near_its_start_goes_on_exactly(root, tmp_path):
   shutil.rmtree(tmp_path / 'run/checkpoints/4')
   train.run(c, tmp_path / 'run')
   assert (tmp_path / 'run/metrics.jsonl').read_text() == whole
+
+
+def test_a_checkpoint_whose_projectors_have_biases_is_refused_with_the_reason(root, tmp_path):
+  c = config(root, train__distill=2.0)
+  model, tx = train.make_model(c), train.optax.identity()
+  state = state_lib.create(state_lib.draw_params(model, jax.random.key(0), True), tx)
+  old = jax.tree.map(lambda x: x, state.params)
+  for w in old[PROJECTORS].values():
+    for layer in w.values():
+      layer['bias'] = jnp.zeros(16)
+  with Checkpoints(tmp_path) as ckpt:
+    ckpt.save(1, state.replace(params=old), {})
+    ckpt.wait()
+    abstract = state_lib.abstract(model, tx, projectors=True)
+    places = jax.tree.map(lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), abstract)
+    with pytest.raises(CheckpointError, match=r'(?s)4 parameters differ.*older version.*FROSTER'):
+      ckpt.restore_latest(abstract, places)
 
 
 @pytest.mark.parametrize(('changes', 'message'), [

@@ -168,7 +168,7 @@ def test_a_run_starts_from_the_weights_of_another(finished, root, tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(root, tmp_path):
-  config = tiny.config(root, optim__lr=1e30, optim__clip_norm=0.0, optim__warmup_steps=0)
+  config = tiny.config(root, optim__lr=1e30, optim__clip_norm=0.0, optim__warmup_epochs=0.0)
   with pytest.raises(progress.NonFiniteLossError) as error:
     train.run(config, tmp_path / 'run')
   message = str(error.value)

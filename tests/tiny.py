@@ -14,7 +14,8 @@ RECIPE = synthetic.Recipe(train=72, val=41, zero_shot=13, size=32, frames=8)
 OVERRIDES = {
   'data.name': 'files',
   'train.steps': 12, 'train.batch_size': 8, 'eval.batch_size': 16, 'eval.every_steps': 6,
-  'checkpoint.every_steps': 3, 'log_steps': 2, 'model.num_frames': 3, 'data.threads': 2,
+  'optim.warmup_steps': 1, 'checkpoint.every_steps': 3, 'log_steps': 2, 'model.num_frames': 3,
+  'data.threads': 2,
 }
 FIELDS = dict(
   image_size=32, patch_size=16, embed_dim=16, vision_width=16, vision_layers=1, vision_heads=2,

@@ -263,10 +263,15 @@ class Checkpoints:
     ]
     if differ:
       more = f'\n  ... and {len(differ) - 10} more' if len(differ) > 10 else ''
+      advice = 'Set config.model to what it was trained with, or choose another workdir.'
+      if f'{PROJECTORS}/video/fc/bias' in saved.keys() - want.keys():
+        advice = ('Its networks of config.train.distill have biases: an older version trained it, '
+                  'with another formula than that of FROSTER. Finish it with that version, or '
+                  'start anew in another workdir.')
       raise CheckpointError(
         f'the checkpoint {self.folder / str(step)} is of another model '
         f'({len(differ)} parameters differ):\n  ' + '\n  '.join(differ[:10]) + more
-        + '\nSet config.model to what it was trained with, or choose another workdir.'
+        + f'\n{advice}'
       )
 
 

@@ -67,6 +67,8 @@ def get_config() -> config_dict.ConfigDict:
   c.augment.mixup = 0.8                   # Beta parameter of mixup; 0: off
   c.augment.cutmix = 1.0                  # Beta parameter of cutmix; 0: off
   c.augment.cutmix_share = 0.5            # probability of cutmix when both are on
+  c.augment.blend_rows = 8                # batch rows that share one draw of these and are mixed
+                                          # among each other; 0: all rows of a micro-batch
   c.augment.label_smoothing = 0.1
 
   # --- how ----------------------------------------------------------------------------------------
@@ -77,8 +79,10 @@ def get_config() -> config_dict.ConfigDict:
                                           # sigmoid for multi-label, else softmax
   c.train.batch_size = 256                # videos an update, over all devices and micro-batches
   c.train.accumulation = 1                # micro-batches an update
-  c.train.epochs = 30.0                   # length of the run; `steps` overrides it
+  c.train.epochs = 30.0                   # passes over the training videos; `steps` overrides it
   c.train.steps = 0                       # updates; 0: from epochs
+  c.train.extend_schedule = False         # a run that is there may become longer: its learning
+                                          # rates are from there on those of the new length
   c.train.freeze_text = True              # text tower and logit scale fixed, as published
   c.train.init_from = ''                  # weights to start from: a run's workdir, or any file,
                                           # folder or name that xclip_jax.load takes ('': random)
@@ -103,7 +107,7 @@ def get_config() -> config_dict.ConfigDict:
     (r'.*', 1.0),
   )
   c.optim.floor = 0.01                    # lowest learning rate, over lr, the same for all groups
-  c.optim.warmup_epochs = 5.0             # `warmup_steps` overrides it
+  c.optim.warmup_epochs = 5.0             # at most half of the run; `warmup_steps` overrides it
   c.optim.warmup_steps = 0
   c.optim.lag_steps = 1                   # micro-steps the rate lags behind (reference: 1)
   c.optim.b1 = 0.9

@@ -21,7 +21,7 @@ class Seen(NamedTuple):
   video: jax.Array                # float [B, T, H, W, 3], blended and normalised
   mask: jax.Array                 # bool [B], which rows count
   token_ids: jax.Array | None     # int32 [K, S], where texts were encoded
-  video_features: jax.Array       # [B, E]
+  frame_features: jax.Array       # [B, T, E], before frames are integrated
   text_features: jax.Array        # [K, E]
 
 
@@ -76,8 +76,8 @@ def _classes(
       f'backwards (column reverse); {classes.names[classes.reverse.index(None)]!r} has none'
     )
   blending = losses.Blending(
-    config.augment.mixup, config.augment.cutmix, config.augment.cutmix_share
-  )
+    config.augment.mixup, config.augment.cutmix, config.augment.cutmix_share,
+    config.augment.blend_rows)
 
   def forward(params, batch, text, key):
     blend_key, drop_key = jax.random.split(key)
@@ -100,7 +100,7 @@ def _classes(
     hits = best == batch['label'] if one_label else (
       jnp.take_along_axis(batch['labels'], best[:, None], axis=1)[:, 0])
     metrics = {'loss': loss, 'accuracy': _share(hits, batch['mask'])}
-    return loss, metrics, Seen(video, batch['mask'], ids, out.video_features, text)
+    return loss, metrics, Seen(video, batch['mask'], ids, out.frame_features, text)
 
   return forward
 
@@ -150,7 +150,7 @@ def _captions(model: XCLIP, config: Any) -> Forward:
     best = jnp.where(there, logits, -jnp.inf).argmax(-1)
     hits = jnp.take_along_axis(same, best[:, None], axis=1)[:, 0]
     metrics = {'loss': loss, 'accuracy': _share(hits, mask)}
-    return loss, metrics, Seen(video, mask, batch['token_ids'], out.video_features, text)
+    return loss, metrics, Seen(video, mask, batch['token_ids'], out.frame_features, text)
 
   return forward
 

@@ -76,7 +76,7 @@ def make(
     params: the (abstract) parameters; only their names count.
     total_steps: updates in the run.
     warmup_steps: updates of warm-up.
-    accumulation: micro-batches an update, the unit of `optim.lag_steps`.
+    accumulation: micro-batches an update when the run began, the unit of `optim.lag_steps`.
     freeze_text: the text tower and the logit scale do not move.
 
   Returns:

@@ -45,11 +45,17 @@ def wrap(forward: Forward, model: XCLIP, config: Any) -> Callable[..., Any]:
   respect to params has the weight C whatever r is, as in the authors' code. Batch, blending and
   what is dropped are the same for both.
 
-  `distill` = b: residual feature distillation (FROSTER; Huang et al., ICLR 2024). The teacher is
-  the anchor as a CLIP: every frame by itself, and their mean, no messages, integration or prompts.
-  Features of videos, and of texts if that tower is trained, go through `Projectors`; b times one
-  minus their cosine with the teacher's is added, mean over videos and over texts, as in the
-  authors' code.
+  `distill` = b: residual feature distillation (FROSTER; Huang et al., ICLR 2024), with the formula
+  of the authors' code. The teacher is the anchor as a CLIP, which encodes every frame by itself:
+  no messages, integration or prompts. The student's features of each frame (those that integration
+  starts from), and of each text if that tower is trained, are normalised and go through
+  `Projectors`. One minus their cosine with the teacher's, mean over frames and videos, plus the
+  same, mean over texts, is the metric `distance`; b times it is added to the loss.
+
+  What differs from the authors' code: their student is a CLIP whose logits are averaged over
+  frames, ours is any X-CLIP; they always train the text tower; their projectors learn as fast as
+  the rest, ours as the rule `distill/.*` of `config.optim.groups` says, ten times as fast by
+  default; rows without a video do not count.
 
   Args:
     forward: from objective.make_forward.
@@ -73,10 +79,10 @@ def wrap(forward: Forward, model: XCLIP, config: Any) -> Callable[..., Any]:
       metrics |= {'between_loss': between}
     if distill:
       teacher = {'params': jax.lax.stop_gradient(anchor)}
-      wanted = clip.apply(teacher, seen.video, method='encode_video').video_features
-      found = Projectors().apply({'params': params[PROJECTORS]}, seen.video_features,
+      wanted = clip.apply(teacher, seen.video, method='encode_video').frame_features
+      found = Projectors().apply({'params': params[PROJECTORS]}, seen.frame_features,
                                  seen.text_features)
-      distance = _distance(found[0], wanted, seen.mask)
+      distance = _distance(found[0], wanted, seen.mask[:, None])
       if not train.freeze_text:
         words = clip.apply(teacher, seen.token_ids, method='encode_text')
         there = seen.mask if train.task == 'captions' else jnp.ones(len(words), bool)
@@ -89,5 +95,7 @@ def wrap(forward: Forward, model: XCLIP, config: Any) -> Callable[..., Any]:
 
 
 def _distance(found: jax.Array, wanted: jax.Array, mask: jax.Array) -> jax.Array:
+  """Returns the mean of 1 - cosine over the features that count; mask is cast to their shape."""
   apart = 1 - jnp.sum(l2_normalize(found) * l2_normalize(wanted), axis=-1)
+  mask = jnp.broadcast_to(mask, apart.shape)
   return jnp.sum(jnp.where(mask, apart, 0)) / jnp.maximum(mask.sum(), 1)

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from jax.sharding import Mesh
 
 from xclip_jax import (
   accumulation,
+  batch_sizes,
   compilation_cache,
   distributed,
   evaluate,
@@ -33,6 +33,7 @@ from xclip_jax import workdir as workdir_lib
 from xclip_jax.checkpoint import Checkpoints
 from xclip_jax.data import Split, augment, open_splits, pipeline
 from xclip_jax.data.source import ClassList
+from xclip_jax.duration import ends_pass, passes, run_length
 from xclip_jax.models.projectors import PROJECTORS
 from xclip_jax.models.xclip import COMPUTE_FIELDS, XCLIP, config_of_run
 from xclip_jax.progress import Clock, Profile, Window, stop_signal
@@ -120,15 +121,15 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
   mesh = sharding.make_mesh(config.mesh)
   model = make_model(config)
   check_sizes(config, model, mesh)
-  total, warmup = run_length(config, len(splits['train'].videos))
+  num_videos = len(splits['train'].videos)
+  total, warmup = run_length(config, num_videos) if mode == 'train' else (1, 0)
 
   near = regularize.is_on(config.train)        # the weights that it starts from
   projectors = bool(config.train.distill)
   abstract_params = state_lib.abstract(model, optax.identity(), projectors=projectors).params
-  tx, schedule = optim.make(
-    config.optim, abstract_params, total, warmup, config.train.accumulation,
-    config.train.freeze_text,
-  )
+  make_optimizer = lambda accumulation: optim.make(
+    config.optim, abstract_params, total, warmup, accumulation, config.train.freeze_text)
+  tx, _ = make_optimizer(config.train.accumulation)
   average = optim.make_average(config.train, total)
   abstract = state_lib.abstract(model, tx, average is not None, projectors)
   shardings = sharding.infer(abstract, config.sharding, mesh)
@@ -150,8 +151,11 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
       return evaluator.finish(params, workdir, step)
 
     anchor = read_params(config, model, mesh) if near else None
-    distributed.together(lambda: workdir_lib.claim(
-      config, workdir, splits, start is None, anchor and native.fingerprint(anchor)))
+    began = distributed.together(lambda: workdir_lib.claim(
+      config, workdir, splits, start is None, anchor and native.fingerprint(anchor), start or 0))
+    # What changed since then moves neither the lag of learning rates nor the start of an average.
+    tx, schedule = make_optimizer(began.accumulation)
+    average = optim.make_average(config.train, began.updates)
     compilation_cache.enable(workdir)
     host = {'bad_files': {}, 'window': []}
     if start is not None:                                   # 1 continue this run
@@ -165,7 +169,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     starts_bias = start is None and model.config.logit_bias and not float(
       state.params['logit_bias'])
     start = start or 0
-    announce(model, splits, mesh, total, start)
+    announce(config, splits, mesh, (total, warmup), start)
 
     text = evaluator.token_ids['train']
     if config.train.freeze_text and text is not None:
@@ -175,9 +179,10 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     step_fn = jit_train_step(
       model, tx, config, splits['train'].classes, shardings, mesh, average,
       evaluator.prompts['train'])
-    eval_steps = config.eval.every_steps or max(total // math.ceil(config.train.epochs), 1)
     save_steps = config.checkpoint.every_steps
     due = lambda step, every: step % every == 0 or step == total
+    eval_due = lambda step: due(step, config.eval.every_steps) if config.eval.every_steps else (
+      step == total or ends_pass(config, num_videos, step))
 
     bad = pipeline.BadFiles(len(splits['train'].videos), config.data.max_bad_share)
     bad.add({int(k): v for k, v in host['bad_files'].items()})
@@ -244,7 +249,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
               f'loss {row["loss"]:.3f}, lr {float(row["lr"]):.1e}, {speed:.0f} videos/s'
             )
         # A run that was stopped between a step and its evaluation makes up for it here.
-        if step and due(step, eval_steps) and step not in evaluated and not stopped():
+        if step and eval_due(step) and step not in evaluated and not stopped():
           window.fetch()                       # what is not finite is not worth evaluating
           with clock.paused():
             found = evaluator.during_training(state.weights, stopped)
@@ -271,20 +276,10 @@ def resolved(config: Any) -> Any:
   return config
 
 
-def run_length(config: Any, num_videos: int) -> tuple[int, float]:
-  """Turns epochs into updates: (total, warm-up); `steps` and `warmup_steps` override."""
-  per_epoch = max(num_videos // config.train.batch_size, 1)
-  total = config.train.steps or round(config.train.epochs * per_epoch)
-  warmup = config.optim.warmup_steps or config.optim.warmup_epochs * per_epoch
-  if total < 1:
-    raise ValueError('the run has no steps: set config.train.epochs or config.train.steps')
-  return total, warmup
-
-
 def check_sizes(config: Any, model: XCLIP, mesh: Mesh) -> None:
   """Raises ValueError unless batches and the model divide by the mesh, and by micro-batches.
 
-  And unless its devices have the attention that is asked for.
+  And unless its devices have the attention that is asked for, and blending groups have partners.
   """
   place, dtype = mesh.devices.flat[0].platform, model.config.dtype
   if model.config.attention == 'cudnn' and (place not in ('gpu', 'cuda') or dtype != 'bfloat16'):
@@ -292,15 +287,12 @@ def check_sizes(config: Any, model: XCLIP, mesh: Mesh) -> None:
       f"config.model.attention='cudnn' needs an NVIDIA GPU and model.dtype='bfloat16', got {place} "
       f"and {dtype!r}; set it to 'xla'")
   shards = sharding.batch_shards(mesh)
-  for field, size, parts, what in (
-    ('train.batch_size', config.train.batch_size, shards * config.train.accumulation,
-     f'{shards} shards x train.accumulation={config.train.accumulation}'),
-    ('eval.batch_size', config.eval.batch_size, shards, f'{shards} shards'),
-  ):
-    if size < 1 or size % parts:
-      raise ValueError(
-        f'config.{field}={size} does not divide by {what}; set it to a multiple of {parts}'
-      )
+  batch_sizes.check_train_batch(config, shards)
+  size = config.eval.batch_size
+  if size < 1 or size % shards:
+    raise ValueError(
+      f'config.eval.batch_size={size} does not divide by {shards} shards; set it to a multiple of '
+      f'{shards}')
   c = model.config
   towers = ('vision', 'text', *(name for name in ('mit', 'prompt') if getattr(c, name)))
   sharding.check_widths(
@@ -393,13 +385,25 @@ def with_logit_bias(params: Any, wanted: bool) -> Any:
 
 
 def announce(
-  model: XCLIP, splits: dict[str, Split], mesh: Any, total: int, start: int
+  config: Any, splits: dict[str, Split], mesh: Mesh, length: tuple[int, float], start: int
 ) -> None:
-  """Prints what is about to happen, in one line."""
+  """Prints what is about to happen, in one line.
+
+  Args:
+    config: of the run.
+    splits: what it reads.
+    mesh: its devices.
+    length: updates and warm-up, from `run_length`.
+    start: updates that are done.
+  """
   if jax.process_index() == 0:
     videos = ', '.join(f'{split.count} {name}' for name, split in splits.items())
     classes = len(splits['train'].classes)
+    total, warmup = length
+    often = passes(config, len(splits['train'].videos), total)
     print(
       f'{videos} videos, {f"{classes} classes" if classes else "each with a caption"}; {mesh.size} '
-      f'{jax.devices()[0].platform} device(s); steps {start + 1} to {total}', flush=True
+      f'{jax.devices()[0].platform} device(s); steps {start + 1} to {total}: {total} updates of '
+      f'{config.train.batch_size} videos, {often:.4g} passes over the training videos, '
+      f'{warmup:.4g} updates of warm-up', flush=True
     )

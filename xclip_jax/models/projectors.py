@@ -1,4 +1,4 @@
-"""What stands between a student's features and its teacher's in distillation (regularize.py)."""
+"""Networks between a student's features and its teacher's in distillation (regularize.py)."""
 
 from typing import Any
 
@@ -7,23 +7,32 @@ import jax
 import jax.numpy as jnp
 
 from xclip_jax.models.layers import Dense
+from xclip_jax.models.xclip import l2_normalize
 
 PROJECTORS = 'distill'        # where their parameters lie, beside those of the model
-_SHARE = 0.1                  # of the projector's output in what is compared
+_SHARE = 0.1                  # of the MLP's output in what is compared
 
 
 class Projector(nn.Module):
-  """z + 0.1 * MLP(z), [N, E] to the same; at first z, as the last layer starts at 0."""
+  """u + 0.1 * MLP(u) of u = z / |z|, [..., E] to the same; at first u, as the last layer is 0.
+
+  FROSTER's residual network (Huang et al., ICLR 2024, and its authors' code): the exact GELU, no
+  biases, and a first layer drawn with a standard deviation of sqrt(2 / E) (He et al., 2015).
+  """
 
   @nn.compact
   def __call__(self, z: jax.Array) -> jax.Array:
+    z = l2_normalize(z)
     E = z.shape[-1]
-    y = nn.gelu(Dense(E, name='fc')(z), approximate=False)
-    return z + _SHARE * Dense(E, kernel_init=nn.initializers.zeros, name='proj')(y)
+    first = nn.initializers.normal((2 / E) ** 0.5)
+    y = Dense(E, use_bias=False, kernel_init=first, name='fc')(z)
+    y = Dense(E, use_bias=False, kernel_init=nn.initializers.zeros, name='proj')(
+      nn.gelu(y, approximate=False))
+    return z + _SHARE * y
 
 
 class Projectors(nn.Module):
-  """One for features of videos and one for features of texts; they exist in training only."""
+  """A projector of video features and one of text features; they exist in training only."""
 
   def setup(self):
     self.video, self.text = Projector(), Projector()
@@ -34,5 +43,5 @@ class Projectors(nn.Module):
 
 def init_projectors(embed_dim: int, key: jax.Array) -> Any:
   """Draws the parameters of `Projectors`."""
-  none = jnp.zeros((1, embed_dim))
-  return Projectors().init(key, none, none)['params']
+  ones = jnp.ones((1, embed_dim))
+  return Projectors().init(key, ones, ones)['params']
