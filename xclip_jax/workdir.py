@@ -2,21 +2,39 @@
 
 import functools
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+from etils import epath
 
 from xclip_jax import config as fields
-from xclip_jax import metrics, paths, prompts
-from xclip_jax.data import Split, pipeline
+from xclip_jax import distributed, files, paths, prompts
+from xclip_jax.data import Split, check_places, pipeline
 
 # Fields that may change between restarts of one run: they move no weight.
 FREE_FIELDS = (
   r'data\.(root|zero_shot_root|workers|threads|clip_seconds|max_bad_share)|mesh\..*|sharding|checkpoint\..*'
   r'|log_steps|eval\..*|profile\..*|report'
 )
+
+
+def open_folder(config: Any, workdir: str | os.PathLike) -> Path | epath.Path:
+  """Returns the path of a run's folder, after looking at every path that the run is given.
+
+  Raises:
+    ValueError: a path names what cannot be used, as s3://; or the bucket of the workdir cannot be
+      written to. Nothing else was done by then.
+  """
+  path = files.as_path(workdir, 'workdir')
+  if not files.is_remote(path):
+    path = path.resolve()
+  check_places(config.data)
+  files.as_path(config.train.init_from, 'config.train.init_from')
+  distributed.together(lambda: files.check_bucket(path, jax.process_index()))
+  return path
 
 
 def claim(
@@ -35,8 +53,8 @@ def claim(
   if anchor:
     resolved['anchor_sha256'] = anchor
   path = workdir / 'config.json'
-  if path.exists() and not fresh:
-    old, new = _flat(json.loads(path.read_text())), _flat(resolved)
+  if not fresh and files.exists(path):
+    old, new = _flat(json.loads(path.read_bytes())), _flat(resolved)
     # A field that is younger than the run: its default is what was done before.
     defaults = _flat(json.loads(fields.get_config().to_json_best_effort()))
     old = {k: v for k, v in defaults.items() if k in new} | old
@@ -50,15 +68,15 @@ def claim(
         f'{workdir} holds a run with another config (there -> now):\n  ' + '\n  '.join(differ)
         + '\nUse the same values to continue it, or another workdir to start anew.'
       )
-  workdir.mkdir(parents=True, exist_ok=True)
+  files.make_folder(workdir)
   if jax.process_index() == 0:
-    metrics.write_text(path, json.dumps(resolved, indent=1) + '\n')
+    files.write_text(path, json.dumps(resolved, indent=1) + '\n')
 
 
 def write_bad_files(workdir: Path, bad: pipeline.BadFiles) -> None:
   """Leaves the list of files that could not be read, and says so."""
   if bad.count and jax.process_index() == 0:
-    metrics.write_text(workdir / 'unreadable_files.txt', '\n'.join(bad.items.values()) + '\n')
+    files.write_text(workdir / 'unreadable_files.txt', '\n'.join(bad.items.values()) + '\n')
     print(f'{bad.count} unreadable videos were replaced: {workdir / "unreadable_files.txt"}')
 
 
