@@ -18,9 +18,10 @@ import http.server
 import itertools
 import json
 import re
+import sys
 import threading
 import urllib.parse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 PAGE = 5           # names in one answer; small, so that each list of a test has several pages
 
@@ -55,9 +56,11 @@ class Server(http.server.ThreadingHTTPServer):
     self.uploads: dict[str, tuple[str, str, dict[str, str], bytearray]] = {}
     self.log: list[str] = []              # 'PUT bucket/name' and 'DELETE bucket/name'
     self.busy: set[str] = set()           # names whose next write is answered with 503, once
+    self.on_change: Callable[[], None] = lambda: None      # called after each write and delete
 
-  def handle_error(self, *_):
-    pass                                  # a client that is gone, as after SIGKILL
+  def handle_error(self, request, address):
+    if not isinstance(sys.exception(), ConnectionError):      # a client is gone, as after SIGKILL
+      super().handle_error(request, address)
 
   @property
   def address(self) -> str:
@@ -81,6 +84,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 class Handler(http.server.BaseHTTPRequestHandler):
   protocol_version = 'HTTP/1.1'           # connections are kept, as the real service does
+  disable_nagle_algorithm = True          # else an answer waits 40 ms for its second packet
 
   def do_GET(self):
     self._answer('GET')
@@ -157,6 +161,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
         raise Failure(404)
       del bucket[key]
       self.server.log.append(f'DELETE {name}/{key}')
+      self.server.on_change()
       return 204, {}, b''
     if key not in bucket:
       raise Failure(404)
@@ -181,6 +186,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
     self._check(objects, key)
     objects[key] = Object(content, next(self.server.generations))
     self.server.log.append(f'PUT {bucket}/{key}')
+    self.server.on_change()
     return 200, {}, _resource(bucket, key, objects[key])
 
   def _upload(self, method: str, bucket: str):
@@ -207,13 +213,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
   def _upload_part(self):
     key = self.query['upload_id']
     bucket, name, query, content = self.server.uploads[key]
-    content += self.body
-    whole = re.fullmatch(r'bytes (?:\d+-\d+|\*)/(\d+|\*)', self.headers['Content-Range'])[1]
+    begin, whole = re.fullmatch(
+      r'bytes (?:(\d+)-\d+|\*)/(\d+|\*)', self.headers['Content-Range']).groups()
+    if begin:
+      content[int(begin):] = self.body               # a part may be sent again
     if whole == '*' or int(whole) > len(content):
       return 308, {'Range': f'bytes=0-{len(content) - 1}'} if content else {}, b''
-    del self.server.uploads[key]
     self.query = query
-    return self._put(bucket, name, bytes(content))
+    answer = self._put(bucket, name, bytes(content))
+    del self.server.uploads[key]
+    return answer
 
   def _copy(self, source: Bucket, key: str, bucket: str, name: str):
     if key not in source:

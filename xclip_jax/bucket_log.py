@@ -107,10 +107,10 @@ def read_lines(path: epath.Path) -> list[str]:
   """
   lines, tail = _lines(path), _lines(_tail(path))
   if tail and tail[0] in lines:
-    begin = len(lines) - 1 - lines[::-1].index(tail[0])
-    common = lines[begin:]
-    if common == tail[:len(common)]:
-      tail = tail[len(common):]
+    common = lines[len(lines) - 1 - lines[::-1].index(tail[0]):]
+    n = min(len(common), len(tail))
+    if common[:n] == tail[:n]:
+      tail = tail[n:]
   return lines + tail
 
 

@@ -66,13 +66,12 @@ def check_places(data: Any) -> None:
 
   Videos are read from local or mounted folders; lists may also be gs://bucket/....
   """
-  for name in _FOLDERS:
-    files.check_scheme(getattr(data, name), f'config.data.{name}', bucket=False)
-  for name in _LISTS:
-    are_videos = data.name in ('folder', 'tfds') and name in ('train', 'val')
-    files.check_scheme(getattr(data, name), f'config.data.{name}', bucket=not are_videos)
-    if files.is_remote(getattr(data, name)):
-      files.as_path(getattr(data, name), f'config.data.{name}')      # needs gcsfs
+  given = {name: getattr(data, name, '') for name in _FOLDERS + _LISTS}  # `xclip data` has fewer
+  for name, place in given.items():
+    are_videos = name in _FOLDERS or (data.name in ('folder', 'tfds') and name in ('train', 'val'))
+    files.check_scheme(place, f'config.data.{name}', bucket=not are_videos)
+    if files.is_remote(place):
+      files.as_path(place, f'config.data.{name}')      # needs gcsfs
 
 
 def open_splits(data: Any, task: str = 'single-label') -> dict[str, Split]:
