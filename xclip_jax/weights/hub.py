@@ -273,7 +273,7 @@ def find_files(path: Path) -> tuple[Path, Path | None]:
 def locate(source: str | os.PathLike) -> Path:
   """Finds the file or folder of a path or name, downloading it if need be and possible."""
   name = os.fspath(source)
-  files.check_scheme(name, 'weights')
+  files.check_scheme(name, 'weights', bucket=False)          # `read` copies those of a bucket
   path = Path(name).expanduser()
   if path.exists():
     return path

@@ -61,6 +61,7 @@ def save(folder: str | os.PathLike, weights: Weights, overwrite: bool = False) -
   Raises:
     FileExistsError: there is something of that name, and `overwrite` is False.
   """
+  files.check_scheme(folder, 'folder', bucket=False)
   folder, source = Path(folder).resolve(), weights.source
   if Path(source).exists():            # a place on this machine means nothing on another
     source = Path(source).name
