@@ -12,7 +12,7 @@ from typing import Any
 
 import tqdm
 
-from xclip_jax import paths, tokenizer
+from xclip_jax import files, paths, tokenizer
 from xclip_jax.models.xclip import XCLIPConfig
 from xclip_jax.weights import apply, architecture, archive, native
 
@@ -60,6 +60,7 @@ def save(
 
 def check_destination(destination: str | os.PathLike, target: str, overwrite: bool) -> None:
   """Raises FileExistsError if there is something of that name that may not be replaced."""
+  files.check_scheme(destination, 'DST', bucket=False)
   path = Path(destination).expanduser().resolve()
   if target in _FOLDERS:
     native.check_free(path, overwrite)

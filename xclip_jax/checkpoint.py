@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from xclip_jax import distributed, paths
+from xclip_jax import distributed, files, paths
 from xclip_jax.models.projectors import PROJECTORS
 from xclip_jax.state import TrainState
 
@@ -59,21 +59,22 @@ class Checkpoints:
   bytes without complaint. Use as a context manager.
   """
 
-  def __init__(self, workdir: Path, keep_latest: int = 2, keep_best: int = 1):
-    self.folder = Path(workdir).resolve() / 'checkpoints'    # relative paths fail much later
+  def __init__(self, workdir: Path | epath.Path, keep_latest: int = 2, keep_best: int = 1):
+    workdir = files.as_path(workdir)
+    # Relative paths fail much later. One in a bucket is absolute.
+    self.folder = (workdir if files.is_remote(workdir) else workdir.resolve()) / 'checkpoints'
     best = lambda metrics: metrics['top1']
-    self._manager = ocp.CheckpointManager(
-      self.folder,
-      options=ocp.CheckpointManagerOptions(
-        best_fn=best,
-        save_decision_policy=_managers.FixedIntervalPolicy(1),    # the loop decides
-        preservation_policy=_managers.AnyPreservationPolicy([
-          _managers.LatestN(keep_latest),
-          _managers.BestN(get_metric_fn=best, n=keep_best, keep_checkpoints_without_metrics=False),
-        ]),
-        enable_async_checkpointing=True,
-      ),
+    options = ocp.CheckpointManagerOptions(
+      best_fn=best,
+      save_decision_policy=_managers.FixedIntervalPolicy(1),    # the loop decides
+      preservation_policy=_managers.AnyPreservationPolicy([
+        _managers.LatestN(keep_latest),
+        _managers.BestN(get_metric_fn=best, n=keep_best, keep_checkpoints_without_metrics=False),
+      ]),
+      enable_async_checkpointing=True,
     )
+    with files.explain_errors(self.folder):
+      self._manager = ocp.CheckpointManager(self.folder, options=options)
 
   def latest_step(self) -> int | None:
     """Returns the step of the newest complete checkpoint, None when there is none."""
@@ -150,10 +151,9 @@ class Checkpoints:
     aside = self.folder.parent / 'damaged_checkpoints'
     if jax.process_index() == 0:
       for step, error in damaged.items():
-        aside.mkdir(exist_ok=True)
         place = next(place for n in itertools.count()
-                     if not (place := aside / f'{step}{f"_{n}" if n else ""}').exists())
-        (self.folder / str(step)).rename(place)
+                     if not files.exists(place := aside / f'{step}{f"_{n}" if n else ""}'))
+        files.move_folder(self.folder / str(step), place)
         print(f'{str(error).splitlines()[0]}\n  moved to {place}; going on from step {found}',
               file=sys.stderr, flush=True)
     distributed.together(self._manager.reload)
@@ -208,7 +208,9 @@ class Checkpoints:
       raise self._write_error(_reason(error)) from error
 
   def _check_space(self, state: TrainState) -> None:
-    """Finds a disk that is too full before the write does."""
+    """Finds a disk that is too full before the write does; a bucket has room."""
+    if files.is_remote(self.folder):
+      return
     need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
     free = shutil.disk_usage(self.folder).free
     if free < need:

@@ -12,7 +12,6 @@ import os
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import xclip_jax
@@ -29,6 +28,10 @@ from xclip_jax import (
 # Nothing else at the top: whoever asks for --help, or mistypes a name, should not wait for JAX.
 
 _NOT_FINITE = 'the model answers with NaN or infinity; its weights are damaged'
+# Arguments that are no paths; and those that may be in a bucket, unless they are of `xclip data`.
+_TEXTS = ('labels', 'template', 'coordinator')
+_MAY_BE_REMOTE = ('weights', 'first', 'second', 'labels_file', 'templates_file', 'list', 'lists',
+                  'classes', 'base', 'base_classes')
 _EXAMPLES = """examples:
   xclip classify clip.mp4 --weights runs/demo --labels "a dog running, a cat asleep"
   xclip classify videos/ 'more/*.avi' --weights microsoft/xclip-base-patch32 \\
@@ -62,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       parser.error(f'unrecognized arguments: {" ".join(rest)}')
     if rest:                                      # videos after options, which argparse leaves
       arguments.videos += rest
+    _check_places(arguments)
     return arguments.run(arguments)
   except answers.Refused as error:
     _say(error)
@@ -289,12 +293,12 @@ def _labels(arguments: argparse.Namespace) -> list[str]:
   else:
     where = arguments.labels_file
     try:
-      lines = Path(where).read_text(encoding='utf-8-sig').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+      from xclip_jax.data import source
+      lines = source.read_content(where).decode('utf-8-sig').splitlines()
+    except ValueError as error:
       raise answers.Refused(f'{where} cannot be read as UTF-8 text: {error}') from error
     header = [name.strip() for name in lines[0].split(',')] if lines else []
     if where.lower().endswith('.csv') or {'id', 'name'} <= set(header):
-      from xclip_jax.data import source
       with answers.refusing():
         labels = source.read_classes(where).names
     else:
@@ -306,6 +310,18 @@ def _labels(arguments: argparse.Namespace) -> list[str]:
   if repeated:
     raise answers.Refused(f'{where} holds {repeated[0]!r} more than once')
   return labels
+
+
+def _check_places(arguments: argparse.Namespace) -> None:
+  """Refuses paths such as s3://..., and gs://... for videos and for what is written."""
+  for name, value in vars(arguments).items():
+    for place in value if isinstance(value, list) else [value]:
+      if name not in _TEXTS and isinstance(place, str) and ':/' in place:
+        from xclip_jax import files
+
+        bucket = name in _MAY_BE_REMOTE and arguments.run.__module__ != data_cli.__name__
+        with answers.refusing():
+          files.check_scheme(place, name.replace('_', '-'), bucket)
 
 
 def _files(places: Sequence[str]) -> list[str]:

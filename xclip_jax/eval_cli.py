@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import gc
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -95,7 +96,7 @@ def base_novel(arguments: argparse.Namespace) -> int:
   """Classifies base classes among themselves, novel ones among themselves: harmonic mean."""
   if not arguments.classes:
     arguments.classes = [
-      str(Path(path).parent / f'classes_{half}.csv')
+      os.path.join(os.path.dirname(path), f'classes_{half}.csv')
       for path, half in zip(arguments.list, ('base', 'novel'), strict=True)
     ]
   return _run(arguments, 'base-novel', _sets(arguments, arguments.list, ['base', 'novel']))
@@ -247,8 +248,9 @@ def _templates(arguments: argparse.Namespace) -> list[str] | None:
     if found:
       raise answers.Refused('give either --template or --templates-file')
     try:
-      lines = Path(arguments.templates_file).read_text(encoding='utf-8-sig').splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+      from xclip_jax.data import source
+      lines = source.read_content(arguments.templates_file).decode('utf-8-sig').splitlines()
+    except ValueError as error:
       raise answers.Refused(f'{arguments.templates_file} cannot be read: {error}') from error
     found = [x.strip() for x in lines if x.strip() and not x.startswith('# ')]
     if not found:

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
-from xclip_jax import protocols, report
+from xclip_jax import files, protocols, report
 from xclip_jax.report import fit
 from xclip_jax.scores import Scores
 from xclip_jax.style import AMBER, BLUE, CHANCE, INK, MUTED, RED, STYLE, TRACK, percent
@@ -49,7 +49,7 @@ def write(
     page += _draw(folder, _pictures(scores), number)
     if scores.kind == 'single-label' and len(scores.index):
       page.append(report.class_tables(scores.predictions()))
-  (folder / 'report.md').write_text('\n\n'.join(page) + '\n', encoding='utf-8')
+  files.write_text(folder / 'report.md', '\n\n'.join(page) + '\n')
 
 
 def write_comparison(
@@ -75,7 +75,7 @@ def write_comparison(
     *_draw(folder, {'differences': _differences(names, found, classes, *accuracies)}, ''),
     report.table(('class', 'a', 'b', 'b - a'), rows),
   ]
-  (folder / 'report.md').write_text('\n\n'.join(page) + '\n', encoding='utf-8')
+  files.write_text(folder / 'report.md', '\n\n'.join(page) + '\n')
 
 
 def sentence(names: tuple[str, str], found: protocols.Comparison, videos: int) -> str:
@@ -142,7 +142,7 @@ def _pictures(scores: Scores) -> dict[str, Figure]:
 def _draw(folder: Path, pictures: Mapping[str, Figure], number: str) -> list[str]:
   for name, figure in pictures.items():
     with matplotlib.rc_context(STYLE):
-      figure.savefig(folder / f'{name}{number}.png', bbox_inches='tight', pad_inches=0.2)
+      files.write_figure(folder / f'{name}{number}.png', figure)
   return [f'![{name}]({name}{number}.png)\n\n*{_CAPTIONS[name]}*' for name in pictures]
 
 

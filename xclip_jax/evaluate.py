@@ -1,6 +1,5 @@
 """Evaluation: every video counted once, on any number of devices and hosts."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from jax.sharding import Mesh
 
 from xclip_jax import (
   distributed,
+  files,
   losses,
   metrics,
   progress,
@@ -284,7 +284,7 @@ class Evaluation:
           self.config, self.model.config, params, len(self.splits['train'].videos), self.mesh,
           step, seconds) | {'Classes': str(len(self.names['val']))},
       )
-      print(f'report: {os.path.relpath(path)}')
+      print(f'report: {files.shown(path)}')
     for name, predictions in found.items():
       if missing := predictions.expected - len(predictions.label):
         why = ''.join(f'; one is {reason}' for reason in list(predictions.failed.values())[:1])

@@ -5,7 +5,6 @@ numbers, the same page.
 """
 
 import itertools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import matplotlib
 import numpy as np
 from jax.sharding import Mesh
 
-from xclip_jax import curves, eval_report, metrics, progress, prompts, targets
+from xclip_jax import curves, eval_report, files, metrics, progress, prompts, targets
 from xclip_jax.data import Split
 from xclip_jax.evaluation_sets import EvaluationSet
 from xclip_jax.models.xclip import XCLIP
@@ -105,13 +104,13 @@ class ListEvaluation:
                      if k.endswith(('/map', '/r1', '/recall1')))
     if self.config.report:
       folder = workdir / 'report'
-      folder.mkdir(exist_ok=True)
+      files.make_folder(folder)
       facts = progress.facts(
         self.config, self.model.config, params, len(self.splits['train'].videos), self.mesh, step,
         seconds)
       eval_report.write(folder, f'X-CLIP, {workdir.name}, step {step}', line, found, facts)
       self._add_curves(folder, metrics.read_metrics(workdir / 'metrics.jsonl'))
-      print(f'report: {os.path.relpath(folder / "report.md")}')
+      print(f'report: {files.shown(folder / "report.md")}')
     for name, x in found.items():
       if x.failed:
         print(f'{name}: {len(x.failed)} of {x.expected} videos could not be read; one is '
@@ -130,9 +129,10 @@ class ListEvaluation:
     with matplotlib.rc_context(STYLE):
       # On training batches it is another number: how often the best text is a right one.
       figure = curves.draw(history, title, lines, training='')
-      figure.savefig(folder / 'curves.png', bbox_inches='tight', pad_inches=0.2)
-    with open(folder / 'report.md', 'a', encoding='utf-8') as page:
-      page.write('\n![curves](curves.png)\n\n*The course of the run.*\n')
+      files.write_figure(folder / 'curves.png', figure)
+    page = folder / 'report.md'
+    files.write_bytes(
+      page, page.read_bytes() + b'\n![curves](curves.png)\n\n*The course of the run.*\n')
 
   def _use(self, params: Any) -> None:
     weights = Weights(self.model.config, params, self._preprocess, source='this run')

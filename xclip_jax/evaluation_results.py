@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 import xclip_jax
-from xclip_jax import eval_report, protocols, scores
+from xclip_jax import eval_report, files, protocols, scores
 from xclip_jax.scores import Scores
 from xclip_jax.style import percent
 from xclip_jax.weights import native
@@ -193,8 +193,10 @@ def _weights(weights: Any) -> dict[str, Any]:
 
 def _run_config(weights: Any) -> dict[str, Any] | None:
   """The config of the run that weights are of; None if they are not of a run."""
-  file = Path(weights.source) / 'config.json'
-  return native.read_json(file) if weights.dialect == 'run' and file.is_file() else None
+  if weights.dialect != 'run':
+    return None
+  file = files.as_path(weights.source, 'weights') / 'config.json'
+  return native.read_json(file) if files.exists(file) else None
 
 
 def _git_commit() -> str | None:

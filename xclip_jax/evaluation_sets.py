@@ -5,12 +5,11 @@ import dataclasses
 import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from xclip_jax import scores
+from xclip_jax import files, scores
 from xclip_jax.data import formats, source
 
 
@@ -60,9 +59,9 @@ def labelled(
   Raises:
     ValueError: a file is missing or wrong, or a video has several labels where it must not.
   """
-  root = Path(path).parent if root is None else root
-  classes = Path(path).parent / 'classes.csv' if classes is None else Path(classes)
-  if not classes.is_file():
+  path, root = _place(path, root)
+  classes = path.parent / 'classes.csv' if classes is None else files.as_path(classes, '--classes')
+  if not files.exists(classes):
     raise ValueError(f'{classes} is not there; name the class list with --classes')
   read = formats.read_ssv2_classes if classes.suffix == '.json' else source.read_classes
   known = read(classes)
@@ -86,7 +85,7 @@ def captions(
   path: str | os.PathLike, root: str | os.PathLike | None = None
 ) -> EvaluationSet:
   """Reads a list of videos and captions; a video with several captions is one video."""
-  root = Path(path).parent if root is None else root
+  path, root = _place(path, root)
   examples = source.read_captions(path, root)
   texts = tuple(example.caption for example in examples)
   rows = {video: row for row, video in enumerate(dict.fromkeys(x.path for x in examples))}
@@ -94,13 +93,14 @@ def captions(
   listed = [source.Example(x.path, row) for x, row in zip(examples, owner.tolist(), strict=True)]
   none = (None,) * len(texts)
   fingerprint = source.VideoList(listed, source.ClassList(texts, none), root).fingerprint
-  return _set(Path(path).stem, 'captions', texts, tuple(rows), path, root, owner, fingerprint,
+  return _set(path.stem, 'captions', texts, tuple(rows), path, root, owner, fingerprint,
               {'texts': len(texts)})
 
 
 def short_names(paths: Sequence[str | os.PathLike]) -> list[str]:
   """Returns a name for each list: that of its file, with as many folders as tell them apart."""
-  parts = [Path(os.path.abspath(path)).with_suffix('').parts for path in paths]
+  absolute = lambda path: path if files.is_remote(path) else os.path.abspath(path)
+  parts = [files.as_path(absolute(path), 'list').with_suffix('').parts for path in paths]
   for depth in range(1, max(map(len, parts))):
     names = ['/'.join(x[-depth:]) for x in parts]
     if len(set(names)) == len(names):
@@ -121,4 +121,15 @@ def _set(
 
 
 def _sha256(path: str | os.PathLike) -> str:
-  return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+  return hashlib.sha256(source.read_content(path)).hexdigest()
+
+
+def _place(path: str | os.PathLike, root: str | os.PathLike | None) -> tuple[Any, Any]:
+  """Returns the path of a list, and the folder that its paths start from; videos are local."""
+  path = files.as_path(path, 'list')
+  if root is not None:
+    files.check_scheme(root, '--root', bucket=False)
+  elif files.is_remote(path):
+    raise ValueError(
+      f'{path}: a list in a bucket does not say where its videos are mounted; give --root FOLDER')
+  return path, path.parent if root is None else root

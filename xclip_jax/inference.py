@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xclip_jax import losses, models, prompts, tokenizer
+from xclip_jax import files, losses, models, prompts, tokenizer
 from xclip_jax.data import augment, decode, sampling
 from xclip_jax.data.decode import VideoError
 from xclip_jax.models.xclip import XCLIP, VideoFeatures, XCLIPConfig, at_rest, config_of_run
@@ -326,9 +326,9 @@ def open_weights(
 
 
 def _open(source: str | os.PathLike, **options: Any) -> native.Weights:
-  folder = Path(source).expanduser()
-  if not (folder / 'checkpoints').is_dir():
-    if (folder / 'metrics.jsonl').exists():
+  folder = files.as_path(source, 'weights')
+  if not files.exists(folder / 'checkpoints'):
+    if files.exists(folder / 'metrics.jsonl'):
       raise ValueError(f'{folder} is a run without a checkpoint yet; train until one is saved')
     return hub.read(source, **options)
   weights = _read_run(folder)
@@ -355,7 +355,7 @@ def open_before(
 
 def _read_run(workdir: Path) -> native.Weights:
   file = workdir / 'config.json'
-  if not file.is_file():
+  if not files.exists(file):
     raise ValueError(f'{file} is missing, so {workdir} is not the --workdir of a run of train.py')
   from xclip_jax import checkpoint, state  # Orbax takes seconds to import
   try:

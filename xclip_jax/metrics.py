@@ -3,13 +3,14 @@
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tensorboardX import SummaryWriter
+
+from xclip_jax import bucket_log, files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,15 +80,12 @@ class Predictions:
 
   def save(self, path: Path) -> None:
     """Writes an .npz with one row per video; whole or not at all."""
-    partial = path.with_name(f'.{path.name}.partial.npz')
-    np.savez_compressed(
-      partial, class_names=np.array(self.class_names), probabilities=self.probabilities,
+    files.write_npz(
+      path, class_names=np.array(self.class_names), probabilities=self.probabilities,
       label=self.label, index=self.index, expected=self.expected,
       failed=np.array(sorted(self.failed), np.int32),
       reasons=np.array([self.failed[i] for i in sorted(self.failed)], str),
     )
-    os.replace(partial, path)
-
 
 class MetricsWriter:
   """Keeps the numbers of a run: `metrics.jsonl`, and TensorBoard events beside it.
@@ -95,7 +93,7 @@ class MetricsWriter:
   metrics.jsonl holds only what the run computes, never a time: a run that was killed and resumed
   ends with the same file as one that was not. What was written after `start_step`, by a process
   that died before its next checkpoint, is cut off. One of several processes writes; `rows` is what
-  was there.
+  was there. For a workdir in a bucket both are in a temporary folder, and copied at each row.
   """
 
   def __init__(self, workdir: Path, start_step: int = 0, writes: bool = True):
@@ -105,9 +103,14 @@ class MetricsWriter:
     self.rows = rows
     if not writes:
       return
-    write_text(self.path, ''.join(json.dumps(row) + '\n' for row in rows))
-    self._file = self.path.open('a')
-    self._events = SummaryWriter(str(workdir / 'tensorboard'), purge_step=start_step + 1)
+    self._copy = bucket_log.BucketLog(workdir) if files.is_remote(workdir) else None
+    self._folder = self._copy.folder if self._copy else workdir
+    path = self._folder / 'metrics.jsonl'
+    files.write_text(path, ''.join(json.dumps(row) + '\n' for row in rows))
+    self._file = path.open('a')
+    self._events = self._open_events(purge_step=start_step + 1)
+    if self._copy:
+      self._copy.replace_metrics()
 
   def write(self, step: int, scalars: Mapping[str, Any], timing: Mapping[str, float] = {}) -> None:
     """Appends one row; `timing` goes to TensorBoard only."""
@@ -119,26 +122,38 @@ class MetricsWriter:
     for name, value in (row | timing).items():
       if name != 'step' and isinstance(value, int | float):
         self._events.add_scalar(name, value, step)
+    if self._copy:
+      self._events.flush()
+      if self._copy.start_copy():
+        self._events.close()
+        self._events = self._open_events()
 
   def close(self) -> None:
     if not self._writes:
       return
     self._file.close()
     self._events.close()
+    if self._copy:
+      self._copy.close()
+
+  def _open_events(self, purge_step: int | None = None) -> SummaryWriter:
+    suffix = self._copy.events_suffix() if self._copy else ''
+    return SummaryWriter(
+      str(self._folder / 'tensorboard'), purge_step=purge_step, filename_suffix=suffix)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-  """Reads metrics.jsonl; a last line cut short by a crash is left out."""
-  if not path.exists():
+  """Reads metrics.jsonl; a last line cut short by a crash is left out.
+
+  In a bucket the rows of a run that has not ended, or was killed, may go on in a second object.
+  """
+  if files.is_remote(path):
+    lines = bucket_log.read_lines(path)
+  elif path.exists():
+    lines = path.read_text().splitlines(True)
+  else:
     return []
-  return [json.loads(line) for line in path.read_text().splitlines(True) if line.endswith('\n')]
-
-
-def write_text(path: Path, text: str) -> None:
-  """Writes a file whole or not at all."""
-  partial = path.with_name(f'.{path.name}.partial')
-  partial.write_text(text)
-  os.replace(partial, path)
+  return [json.loads(line) for line in lines if line.endswith('\n')]
 
 
 def _plain(value: Any) -> int | float:
@@ -149,4 +164,4 @@ def _plain(value: Any) -> int | float:
 def write_results(workdir: Path, step: int, results: Mapping[str, float]) -> None:
   """Writes results.json; numbers that are none are null there."""
   plain = {k: v if math.isfinite(v) else None for k, v in results.items()}
-  write_text(workdir / 'results.json', json.dumps({'step': step} | plain, indent=1) + '\n')
+  files.write_text(workdir / 'results.json', json.dumps({'step': step} | plain, indent=1) + '\n')

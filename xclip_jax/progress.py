@@ -3,6 +3,7 @@
 import contextlib
 import math
 import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from xclip_jax import distributed
+from xclip_jax import distributed, files
 from xclip_jax.checkpoint import Checkpoints
 from xclip_jax.models.xclip import XCLIPConfig
 
@@ -104,13 +105,15 @@ class Profile:
   def __init__(self, profile: Any, workdir: Path):
     """Args: profile is `config.profile`; the recording goes to workdir/profile."""
     self._first, self._last = profile.first, profile.first + profile.steps - 1
-    self._folder, self._runs = workdir / 'profile', False
+    self._folder, self._runs, self._temporary = workdir / 'profile', False, None
 
   @contextlib.contextmanager
   def update(self, step: int) -> Iterator[None]:
     """Around update `step`."""
     if step == self._first <= self._last:
-      jax.profiler.start_trace(self._folder)
+      if files.is_remote(self._folder):        # JAX writes local files
+        self._temporary = tempfile.TemporaryDirectory(prefix='xclip-profile-')
+      jax.profiler.start_trace(self._temporary.name if self._temporary else self._folder)
       self._runs = True
     with jax.profiler.StepTraceAnnotation('train', step_num=step) if self._runs else (
       contextlib.nullcontext()):
@@ -125,6 +128,9 @@ class Profile:
   def _stop(self) -> None:
     jax.profiler.stop_trace()
     self._runs = False
+    if self._temporary:
+      files.copy_in(Path(self._temporary.name), self._folder)
+      self._temporary.cleanup()
 
   def __enter__(self) -> 'Profile':
     return self

@@ -9,7 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
+from xclip_jax import files
 from xclip_jax.data import source
 from xclip_jax.models.xclip import l2_normalize
 from xclip_jax.tokenizer import write_prompts
@@ -99,9 +101,9 @@ def fingerprint(data: Any) -> dict[str, str]:
   """What a run remembers of the file of descriptions, if there is one."""
   if not data.descriptions:
     return {}
-  return {'descriptions': hashlib.sha256(place(data).read_bytes()).hexdigest()[:16]}
+  return {'descriptions': hashlib.sha256(source.read_content(place(data))).hexdigest()[:16]}
 
 
-def place(data: Any) -> Path:
+def place(data: Any) -> Path | epath.Path:
   """Where the file of descriptions is."""
-  return Path(data.root) / data.descriptions
+  return files.join(data.root, data.descriptions, 'config.data.descriptions')

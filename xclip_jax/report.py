@@ -1,7 +1,6 @@
 """The report of a run: four pictures, and a page of Markdown that shows and explains them."""
 
 import bisect
-import os
 import re
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -17,7 +16,7 @@ from matplotlib.patheffects import withStroke
 from matplotlib.textpath import TextPath
 from matplotlib.ticker import PercentFormatter
 
-from xclip_jax import curves
+from xclip_jax import curves, files
 from xclip_jax.metrics import Predictions
 from xclip_jax.style import (
   AMBER,
@@ -71,7 +70,7 @@ def write(
 
   Each file is written whole or not at all.
   """
-  folder.mkdir(parents=True, exist_ok=True)
+  files.make_folder(folder)
   with matplotlib.rc_context(STYLE):
     pictures = {                        # name -> figure if there is one, caption
       'curves': (curves.draw(history, 'Top-1 accuracy', [
@@ -87,20 +86,16 @@ def write(
     }
     for name, (figure, _) in pictures.items():
       if figure:
-        partial = folder / f'.{name}.partial'
-        figure.savefig(partial, format='png', bbox_inches='tight', pad_inches=0.2)
-        os.replace(partial, folder / f'{name}.png')
+        files.write_figure(folder / f'{name}.png', figure)
       else:
-        (folder / f'{name}.png').unlink(missing_ok=True)
+        files.remove(folder / f'{name}.png')
   page = '\n\n'.join([
     f'# {escape(title)}', _result(val, zero_shot, zero_shot_all), *failures(val.failed),
     *([table(('run', ''), facts.items())] if facts else []),
     *(f'![{name}]({name}.png)\n\n*{text}*' for name, (figure, text) in pictures.items() if figure),
     class_tables(val),
   ])
-  partial = folder / '.report.partial'
-  partial.write_text(page + '\n', encoding='utf-8')
-  os.replace(partial, folder / 'report.md')
+  files.write_text(folder / 'report.md', page + '\n')
   return folder / 'report.md'
 
 

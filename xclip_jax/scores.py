@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from xclip_jax import metrics, protocols
+from xclip_jax import files, metrics, protocols
 
 VERSION = 1
 KINDS = ('single-label', 'multi-label', 'captions')
@@ -130,8 +130,8 @@ class Scores:
     about = {'version': VERSION, 'kind': self.kind, 'average': self.average,
              'fingerprint': self.fingerprint}
     rows = sorted(self.failed)
-    np.savez_compressed(
-      path, about=np.array(json.dumps(about)), texts=np.array(self.texts, str),
+    files.write_npz(
+      files.as_path(path), about=np.array(json.dumps(about)), texts=np.array(self.texts, str),
       logits=self.logits, index=self.index, label=self.label, paths=np.array(self.paths, str),
       failed=np.array(rows, np.int32), reasons=np.array([self.failed[i] for i in rows], str),
     )

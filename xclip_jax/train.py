@@ -4,7 +4,6 @@ import contextlib
 import dataclasses
 import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -20,6 +19,7 @@ from xclip_jax import (
   distributed,
   evaluate,
   evaluate_lists,
+  files,
   objective,
   optim,
   prompts,
@@ -115,7 +115,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
   """
   if mode not in ('train', 'eval'):
     raise ValueError(f'mode must be train or eval, got {mode!r}')
-  workdir = Path(workdir).resolve()
+  workdir = workdir_lib.open_folder(config, workdir)
   config = resolved(config)
   splits = distributed.together(lambda: open_splits(config.data, config.train.task))
   mesh = sharding.make_mesh(config.mesh)
@@ -337,8 +337,9 @@ def read_params(config: Any, model: XCLIP, mesh: Mesh | None = None) -> Any:
   """
   source = config.train.init_from
   abstract = state_lib.abstract(model, optax.identity()).params
-  if (Path(source) / 'checkpoints').is_dir():
-    with Checkpoints(Path(source)) as ckpt:
+  folder = files.as_path(source, 'config.train.init_from')
+  if files.exists(folder / 'checkpoints'):
+    with Checkpoints(folder) as ckpt:
       step = ckpt.best_step()
       if step is None:
         raise ValueError(f'config.train.init_from={source!r} holds no checkpoint')

@@ -1,14 +1,16 @@
 """The folder of a run: whose it is, and what is left in it beside checkpoints and metrics."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+from etils import epath
 
 from xclip_jax import config as fields
-from xclip_jax import continuation, metrics, prompts
-from xclip_jax.data import Split, pipeline
+from xclip_jax import continuation, distributed, files, prompts
+from xclip_jax.data import Split, check_places, pipeline
 
 
 class Beginning(NamedTuple):
@@ -16,6 +18,22 @@ class Beginning(NamedTuple):
 
   updates: int          # its length, which says when an average of parameters starts
   accumulation: int     # its micro-batches an update, the unit of optim.lag_steps
+
+
+def open_folder(config: Any, workdir: str | os.PathLike) -> Path | epath.Path:
+  """Returns the path of a run's folder, after looking at every path that the run is given.
+
+  Raises:
+    ValueError: a path names what cannot be used, as s3://; or the bucket of the workdir cannot be
+      written to. Nothing else was done by then.
+  """
+  path = files.as_path(workdir, 'workdir')
+  if not files.is_remote(path):
+    path = path.resolve()
+  check_places(config.data)
+  files.as_path(config.train.init_from, 'config.train.init_from')
+  distributed.together(lambda: files.check_bucket(path, jax.process_index()))
+  return path
 
 
 def claim(
@@ -51,8 +69,8 @@ def claim(
     resolved |= continuation.lengths(config, num_videos)
   history = []
   path = workdir / 'config.json'
-  if path.exists() and not fresh:
-    old = json.loads(path.read_text())
+  if not fresh and files.exists(path):
+    old = json.loads(path.read_bytes())
     if num_videos and 'updates' not in old:
       old |= continuation.former_lengths(old, num_videos)
     try:
@@ -62,9 +80,9 @@ def claim(
       raise ValueError(f'{workdir} {error}') from None
     history = old.get('history', []) + ([{'step': step, 'from': kept}] if kept else [])
   resolved['history'] = history
-  workdir.mkdir(parents=True, exist_ok=True)
+  files.make_folder(workdir)
   if jax.process_index() == 0:
-    metrics.write_text(path, json.dumps(resolved, indent=1) + '\n')
+    files.write_text(path, json.dumps(resolved, indent=1) + '\n')
   return Beginning(continuation.first_value(resolved, 'updates') if num_videos else 0,
                    continuation.first_value(resolved, 'train.accumulation'))
 
@@ -72,5 +90,5 @@ def claim(
 def write_bad_files(workdir: Path, bad: pipeline.BadFiles) -> None:
   """Leaves the list of files that could not be read, and says so."""
   if bad.count and jax.process_index() == 0:
-    metrics.write_text(workdir / 'unreadable_files.txt', '\n'.join(bad.items.values()) + '\n')
+    files.write_text(workdir / 'unreadable_files.txt', '\n'.join(bad.items.values()) + '\n')
     print(f'{bad.count} unreadable videos were replaced: {workdir / "unreadable_files.txt"}')

@@ -11,9 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from xclip_jax import files
 from xclip_jax.data import formats, source
 
 _NAMES = ('files', 'folder', 'kinetics', 'hmdb51', 'ucf101', 'ssv2', 'synthetic', 'tfds')
+
+
+# Fields of config.data that name folders of videos, and lists, which may lie in a bucket.
+_FOLDERS = ('root', 'videos', 'zero_shot_root')
+_LISTS = ('train', 'val', 'classes', 'split_files', 'zero_shot', 'zero_shot_classes',
+          'descriptions')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +61,19 @@ class Split:
     return str(present) if present == self.listed else f'{present} of {self.listed} present'
 
 
+def check_places(data: Any) -> None:
+  """Raises ValueError if a path of `config.data` cannot be used, before anything is read.
+
+  Videos are read from local or mounted folders; lists may also be gs://bucket/....
+  """
+  given = {name: getattr(data, name, '') for name in _FOLDERS + _LISTS}  # `xclip data` has fewer
+  for name, place in given.items():
+    are_videos = name in _FOLDERS or (data.name in ('folder', 'tfds') and name in ('train', 'val'))
+    files.check_scheme(place, f'config.data.{name}', bucket=not are_videos)
+    if files.is_remote(place):
+      files.as_path(place, f'config.data.{name}')      # needs gcsfs
+
+
 def open_splits(data: Any, task: str = 'single-label') -> dict[str, Split]:
   """Opens the annotation files of `config.data`; renders the synthetic set on first use.
 
@@ -69,6 +89,7 @@ def open_splits(data: Any, task: str = 'single-label') -> dict[str, Split]:
     ValueError: unknown name, a file that is missing or wrong (see data/source.py and formats.py),
       or a list that does not say what the task wants.
   """
+  check_places(data)
   if data.name not in _NAMES:
     raise ValueError(f'config.data.name={data.name!r} is unknown; one of {", ".join(_NAMES)}')
   if task != 'single-label' and data.name not in ('files', 'synthetic'):
@@ -99,36 +120,38 @@ def open_splits(data: Any, task: str = 'single-label') -> dict[str, Split]:
     other = Path(data.zero_shot_root) if data.zero_shot_root else root
     if not other.is_dir():
       raise ValueError(f'config.data.zero_shot_root={data.zero_shot_root!r} is not a folder')
-    classes = source.read_classes(other / data.zero_shot_classes)
+    classes = source.read_classes(
+      files.join(other, data.zero_shot_classes, 'config.data.zero_shot_classes'))
     splits['zero_shot'] = _split(
       _read_list(other, data.zero_shot, classes, task), classes, other, data.zero_shot)
   return splits
 
 
 def _read_lists(data: Any, root: Path, task: str) -> dict[str, Split]:
-  videos, official = root / data.videos, root / data.split_files
+  videos = root / data.videos
+  place = lambda field: files.join(root, getattr(data, field), f'config.data.{field}')
   if data.name == 'folder':
     classes, train = formats.read_folder(root / data.train)
     lists = {'train': train, 'val': formats.read_folder(root / data.val, classes)[1]}
   elif data.name == 'kinetics':
-    classes, train = formats.read_kinetics(root / data.train, videos)
-    lists = {'train': train, 'val': formats.read_kinetics(root / data.val, videos, classes)[1]}
+    classes, train = formats.read_kinetics(place('train'), videos)
+    lists = {'train': train, 'val': formats.read_kinetics(place('val'), videos, classes)[1]}
   elif data.name == 'hmdb51':
-    classes, lists = formats.read_hmdb51(official, data.split, videos)
+    classes, lists = formats.read_hmdb51(place('split_files'), data.split, videos)
   elif data.name == 'ucf101':
-    classes, lists = formats.read_ucf101(official, data.split, videos)
+    classes, lists = formats.read_ucf101(place('split_files'), data.split, videos)
   elif data.name == 'ssv2':
-    classes = formats.read_ssv2_classes(root / data.classes)
+    classes = formats.read_ssv2_classes(place('classes'))
     lists = {
-      k: formats.read_ssv2(root / getattr(data, k), videos, classes) for k in ('train', 'val')}
+      k: formats.read_ssv2(place(k), videos, classes) for k in ('train', 'val')}
   elif task == 'captions':
     classes = source.ClassList((), ())
     lists = {}
     for k in ('train', 'val'):
-      examples = source.read_captions(root / getattr(data, k), root)
+      examples = source.read_captions(place(k), root)
       lists[k] = formats.Listing(examples, len(examples))
   else:
-    classes = source.read_classes(root / data.classes)
+    classes = source.read_classes(place('classes'))
     lists = {k: _read_list(root, getattr(data, k), classes, task) for k in ('train', 'val')}
   return {name: _split(found, classes, root, getattr(data, name, name))
           for name, found in lists.items()}
@@ -140,11 +163,11 @@ def _split(found: formats.Listing, classes: source.ClassList, root: Path, name: 
     tuple(example.caption for example in found.examples), ())
   videos = source.VideoList(found.examples, listed, root)
   captions = [example.caption for example in found.examples]
-  return Split(videos, classes, found.listed, captions, str(root / name))
+  return Split(videos, classes, found.listed, captions, str(files.join(root, name, 'list')))
 
 
 def _read_list(root: Path, name: str, classes: source.ClassList, task: str) -> formats.Listing:
-  path = root / name
+  path = files.join(root, name, 'list')
   columns, _ = source.read_rows(path, ('path',))
   if 'caption' in columns and 'label' not in columns:
     raise ValueError(

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from xclip_jax import files
 from xclip_jax.data import source
 from xclip_jax.data.source import ClassList, Example
 
@@ -160,7 +161,7 @@ def read_ucf101(
     ValueError: no such file, a malformed line, or one that contradicts the classes.
   """
   _check_split(split)
-  folder = Path(folder)
+  folder = files.as_path(folder, 'folder')
   names = []
   for line, text in _lines(folder / 'classInd.txt'):
     number, _, name = text.partition(' ')
@@ -256,9 +257,11 @@ def _lines(path: Path) -> list[tuple[int, str]]:
 
 def _entries(folder: str | os.PathLike) -> list[Path]:
   try:
-    return list(Path(folder).iterdir())
+    with files.explain_errors(folder):
+      return list(files.as_path(folder, 'folder').iterdir())
   except OSError as error:
-    raise ValueError(f'{folder}: cannot be read as a folder ({error.strerror})') from error
+    reason = error.strerror or 'No such file or directory'       # gcsfs gives the name alone
+    raise ValueError(f'{folder}: cannot be read as a folder ({reason})') from error
 
 
 def _videos_in(folder: str | os.PathLike) -> list[str]:

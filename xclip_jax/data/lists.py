@@ -142,7 +142,7 @@ def _labels(path: str | os.PathLike, rows: Rows, classes: ClassList) -> list[int
 
 def _origin(path: str | os.PathLike) -> str:
   """Name a list, and its content."""
-  content = Path(path).read_bytes()
+  content = source.read_content(path)
   name = ascii(Path(path).name)[1:-1]     # a line break in it must not end the comment
   return f'from {name} sha256:{hashlib.sha256(content).hexdigest()}'
 

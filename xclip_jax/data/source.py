@@ -4,12 +4,15 @@ import csv
 import dataclasses
 import functools
 import hashlib
+import io
 import json
 import os
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+
+from xclip_jax import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -300,12 +303,20 @@ def _text_rows(
 def read_lines(path: str | os.PathLike) -> list[str]:
   """Read a text file, UTF-8 with or without a mark; ValueError if it cannot be."""
   try:
-    with open(path, newline='', encoding='utf-8-sig') as file:
-      return file.readlines()
-  except OSError as error:
-    raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
+    return io.StringIO(read_content(path).decode('utf-8-sig'), newline='').readlines()
   except UnicodeDecodeError as error:
     raise ValueError(f'{path}: must be UTF-8 text ({error}); save it as UTF-8') from error
+
+
+def read_content(path: str | os.PathLike) -> bytes:
+  """Read a file, which may be gs://bucket/...; ValueError if it cannot be."""
+  try:
+    with files.explain_errors(path):
+      return files.as_path(path, 'list').read_bytes()
+  except FileNotFoundError as error:
+    raise ValueError(f'{path}: cannot be read (No such file or directory)') from error
+  except OSError as error:
+    raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
 
 
 def _few(values: Sequence[Any]) -> str:

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from xclip_jax import files
 from xclip_jax.models.xclip import XCLIPConfig
-from xclip_jax.weights import apply, architecture, archive, native, rules
+from xclip_jax.weights import apply, architecture, archive, native, remote, rules
 from xclip_jax.weights.native import Weights
 
 
@@ -127,6 +128,11 @@ def read(
     if value is not None and (not isinstance(value, int) or value < 1):
       raise ValueError(f'{field} must be a whole number from 1, got {value!r}')
   name, known = os.fspath(source), KNOWN.get(os.fspath(source))
+  if files.is_remote(source):
+    with remote.local_copy(name, _WEIGHT_FILES) as copy:
+      weights = read(copy, heads=heads, num_frames=num_frames, image_size=image_size, seed=seed,
+                     new_modules=new_modules)
+    return weights if weights.dialect == 'native' else dataclasses.replace(weights, source=name)
   path = locate(source)
   if path.is_dir() and native.is_native(path):
     weights = native.read(path)
@@ -267,6 +273,7 @@ def find_files(path: Path) -> tuple[Path, Path | None]:
 def locate(source: str | os.PathLike) -> Path:
   """Finds the file or folder of a path or name, downloading it if need be and possible."""
   name = os.fspath(source)
+  files.check_scheme(name, 'weights', bucket=False)          # `read` copies those of a bucket
   path = Path(name).expanduser()
   if path.exists():
     return path

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from xclip_jax import paths
+from xclip_jax import files, paths
 from xclip_jax.models.xclip import XCLIPConfig
 from xclip_jax.weights import apply, archive
 
@@ -61,6 +61,7 @@ def save(folder: str | os.PathLike, weights: Weights, overwrite: bool = False) -
   Raises:
     FileExistsError: there is something of that name, and `overwrite` is False.
   """
+  files.check_scheme(folder, 'folder', bucket=False)
   folder, source = Path(folder).resolve(), weights.source
   if Path(source).exists():            # a place on this machine means nothing on another
     source = Path(source).name
@@ -174,7 +175,9 @@ def read(folder: str | os.PathLike) -> Weights:
 def read_json(path: Path) -> dict[str, Any]:
   """Reads an object from a JSON file; ValueError names the file."""
   try:
-    content = json.loads(path.read_bytes())
+    with files.explain_errors(path):
+      content = path.read_bytes()
+    content = json.loads(content)
   except FileNotFoundError as error:
     raise ValueError(f'{path} is missing; the folder is incomplete') from error
   except (OSError, ValueError, RecursionError) as error:
