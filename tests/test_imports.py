@@ -17,7 +17,8 @@ EVERYTHING = {'xclip_jax'}
 MAY_IMPORT = {
   'configs': (set(), {'configs', 'xclip_jax.config'}),
   'xclip_jax.config': ({'ml_collections'}, set()),
-  'train': ({'absl', 'ml_collections'}, {'xclip_jax.train', 'xclip_jax.distributed'}),
+  'train': ({'absl', 'ml_collections'}, {
+    f'xclip_jax.{x}' for x in ('distributed', 'ending', 'stopping', 'train')}),
   'xclip_jax': (set(), set()),
   'xclip_jax.paths': ({'jax'}, set()),
   'xclip_jax.sharding': ({'jax', 'numpy'}, {'xclip_jax.paths'}),
@@ -44,7 +45,12 @@ MAY_IMPORT = {
     f'xclip_jax.{x}' for x in (
       'colors', 'data', 'losses', 'models', 'prompts', 'sharding', 'targets')}),
   'xclip_jax.regularize': ({'jax'}, {'xclip_jax.models', 'xclip_jax.objective'}),
-  'xclip_jax.distributed': ({'jax', 'numpy'}, set()),
+  'xclip_jax.cluster': (set(), set()),
+  'xclip_jax.ending': ({'jax'}, set()),
+  'xclip_jax.stopping': (set(), {'xclip_jax.ending'}),
+  'xclip_jax.distributed': ({'jax', 'numpy'}, {
+    f'xclip_jax.{x}' for x in ('cluster', 'ending', 'stopping')}),
+  'xclip_jax.run_lock': ({'etils'}, {'xclip_jax.ending'}),
   'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
   'xclip_jax.protocols': ({'numpy'}, set()),
   'xclip_jax.scores': ({'numpy'}, {'xclip_jax.metrics', 'xclip_jax.protocols'}),
@@ -61,7 +67,7 @@ MAY_IMPORT = {
   'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {'xclip_jax.distributed',
     'xclip_jax.models', 'xclip_jax.paths', 'xclip_jax.state'}),
   'xclip_jax.progress': ({'jax', 'numpy'}, {
-    f'xclip_jax.{x}' for x in ('checkpoint', 'distributed', 'models')}),
+    f'xclip_jax.{x}' for x in ('checkpoint', 'distributed', 'ending', 'models', 'stopping')}),
   'xclip_jax.evaluate': ({'jax', 'numpy', 'tqdm'}, {
     f'xclip_jax.{x}' for x in (
       'data', 'distributed', 'losses', 'metrics', 'models', 'progress', 'prompts', 'report',
@@ -97,8 +103,8 @@ MAY_IMPORT = {
     'answers', 'evaluation_sets', 'inference', 'weights', 'weights_curve')}),
   'xclip_jax.eval_cli': (set(), {
     f'xclip_jax.{x}' for x in (
-      'answers', 'distributed', 'eval_report', 'evaluation_average', 'evaluation_results',
-      'evaluation_sets', 'inference', 'scorer', 'sharding')}),
+      'answers', 'cluster', 'distributed', 'ending', 'eval_report', 'evaluation_average',
+      'evaluation_results', 'evaluation_sets', 'inference', 'scorer', 'sharding')}),
   'xclip_jax.cli': ({'jax', 'numpy', 'tqdm'}, EVERYTHING),
 }
 
