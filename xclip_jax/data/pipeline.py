@@ -27,7 +27,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from xclip_jax.data import augment, decode, workers
+from xclip_jax.data import augment, decode, shared_memory, workers
 from xclip_jax.data import sampling as sampling_lib
 
 # [row] -> dict(path, label, index), and video, bytes, where a source has read the file itself, or
@@ -158,6 +158,7 @@ def train_batches(
     clip_seconds: time limit for reading a video, which counts as unreadable after it; 0: none.
   """
   rows = _rows_per_host(source, batch_size, host_index, host_count, repeats)
+  shared_memory.check(workers, rows * num_frames * transform.image_size**2 * 3)
   sampler = sampling_lib.Sampler(num_frames, sampling, stride)
   # Sharding after repeat and random_map keeps global batches and random numbers the same for any
   # number of hosts; batching before the workers keeps the order the same for any number of those.
