@@ -100,15 +100,30 @@ def test_all_of_three_processes_know_the_first_cause(who):
 
 
 @SLOW
-def test_a_killed_process_is_gone():
-  codes, said = end(peers('killed', 1))
-  assert codes[0] == 1 and 'error: another process of this run is gone' in said[0], said
+@pytest.mark.parametrize('who', [0, 1])
+def test_a_killed_process_is_gone(who):
+  """With process 0 goes what the others meet at: JAX ends them itself, and they still say why."""
+  codes, said = end(peers('killed', who))
+  assert codes[1 - who] == 1 and 'another process of this run is gone' in said[1 - who], said
 
 
 @SLOW
 def test_a_full_device_is_no_lost_process(tmp_path):
   codes, said = end(peers('device', 0))
   assert codes == [1, 1] and 'is gone' not in ''.join(said), said
+
+
+@SLOW
+def test_what_is_wrong_with_an_evaluation_on_one_host_ends_all(tmp_path):
+  (tmp_path / 'val.csv').write_text('path,label\n0.mp4,0\n')
+  (tmp_path / 'classes.csv').write_text('id,name\n0,run\n')
+  port = free_port()
+  codes, said = end([
+    start(sys.executable, '-m', 'xclip_jax.cli', 'eval', 'supervised', tmp_path / name, '--weights',
+          tmp_path / 'weights', '-o', tmp_path / 'out', '--coordinator', f'localhost:{port}',
+          '--num-processes', 2, '--process-id', i) for i, name in enumerate(('val.csv', 'no.csv'))])
+  assert 0 not in codes and 'no.csv' in said[1], said
+  assert not [x for x in tmp_path.iterdir() if 'out' in x.name]
 
 
 def test_all_wait_for_the_process_that_is_late_at_the_end():
