@@ -17,7 +17,8 @@ EVERYTHING = {'xclip_jax'}
 MAY_IMPORT = {
   'configs': (set(), {'configs', 'xclip_jax.config'}),
   'xclip_jax.config': ({'ml_collections'}, set()),
-  'train': ({'absl', 'ml_collections'}, {'xclip_jax.train', 'xclip_jax.distributed'}),
+  'train': ({'absl', 'ml_collections'}, {
+    f'xclip_jax.{x}' for x in ('distributed', 'ending', 'stopping', 'train')}),
   'xclip_jax': (set(), set()),
   'xclip_jax.files': ({'etils', 'fsspec', 'numpy'}, set()),
   'xclip_jax.bucket_log': ({'etils'}, {'xclip_jax.files'}),
@@ -54,7 +55,12 @@ MAY_IMPORT = {
       'colors', 'data', 'losses', 'models', 'prompts', 'sharding', 'targets', 'text_features')}),
   'xclip_jax.regularize': ({'jax'}, {'xclip_jax.models', 'xclip_jax.objective'}),
   'xclip_jax.compilation_cache': ({'jax'}, set()),
-  'xclip_jax.distributed': ({'jax', 'numpy'}, set()),
+  'xclip_jax.cluster': (set(), set()),
+  'xclip_jax.ending': ({'jax'}, set()),
+  'xclip_jax.stopping': (set(), {'xclip_jax.ending'}),
+  'xclip_jax.distributed': ({'jax', 'numpy'}, {
+    f'xclip_jax.{x}' for x in ('cluster', 'ending', 'stopping')}),
+  'xclip_jax.run_lock': ({'etils'}, {'xclip_jax.ending'}),
   'xclip_jax.metrics': (
     {'jax', 'numpy', 'tensorboardX'}, {'xclip_jax.bucket_log', 'xclip_jax.files'}),
   'xclip_jax.protocols': ({'numpy'}, set()),
@@ -72,7 +78,8 @@ MAY_IMPORT = {
   'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {'xclip_jax.distributed',
     'xclip_jax.files', 'xclip_jax.models', 'xclip_jax.paths', 'xclip_jax.state'}),
   'xclip_jax.progress': ({'jax', 'numpy'}, {
-    f'xclip_jax.{x}' for x in ('checkpoint', 'distributed', 'files', 'models')}),
+    f'xclip_jax.{x}' for x in (
+      'checkpoint', 'distributed', 'ending', 'files', 'models', 'stopping')}),
   'xclip_jax.evaluate': ({'jax', 'numpy', 'tqdm'}, {
     f'xclip_jax.{x}' for x in (
       'data', 'distributed', 'files', 'losses', 'metrics', 'models', 'progress', 'prompts',
@@ -115,8 +122,8 @@ MAY_IMPORT = {
     'answers', 'evaluation_sets', 'inference', 'weights', 'weights_curve')}),
   'xclip_jax.eval_cli': (set(), {
     f'xclip_jax.{x}' for x in (
-      'answers', 'data', 'distributed', 'eval_report', 'evaluation_average', 'evaluation_results',
-      'evaluation_sets', 'inference', 'scorer', 'sharding')}),
+      'answers', 'cluster', 'data', 'distributed', 'ending', 'eval_report', 'evaluation_average',
+      'evaluation_results', 'evaluation_sets', 'inference', 'scorer', 'sharding')}),
   'xclip_jax.cli': ({'jax', 'numpy', 'tqdm'}, EVERYTHING),
 }
 

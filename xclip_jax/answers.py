@@ -152,8 +152,12 @@ class Folder:
     except OSError as error:
       raise Refused(f'cannot write {self.path}: {error.strerror}') from error
 
-  def __exit__(self, *_: Any) -> None:
+  def discard(self) -> None:
+    """Removes what was written so far, unless it was kept."""
     shutil.rmtree(self.temporary, ignore_errors=True)
+
+  def __exit__(self, *_: Any) -> None:
+    self.discard()
 
   def _check_free(self) -> None:
     if not self.path.exists():

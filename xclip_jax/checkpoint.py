@@ -197,8 +197,8 @@ class Checkpoints:
   def __exit__(self, kind, *_) -> None:
     if kind is None:
       self.wait()
-    elif jax.process_count() > 1:
-      return                            # closing waits for processes that may be gone
+    elif jax.process_count() > 1 or issubclass(kind, CheckpointError):
+      return                  # closing waits for processes that may be gone, or for a failed write
     self._manager.close()
 
   def _guard(self, write) -> None:

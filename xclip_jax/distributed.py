@@ -1,44 +1,89 @@
 """Several processes as one program: how they find each other, and what they tell each other."""
 
 import json
-import os
-import sys
 import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import jax
 import numpy as np
+from jax._src import distributed as jax_distributed  # client and state; as of jax 0.10.2
 from jax.experimental import multihost_utils
 
+from xclip_jax import cluster, ending, stopping
+
 T = TypeVar('T')
-PATIENCE = 300         # seconds that the first waits for the last
-_PACKET = 4096         # bytes of each process that `exchange` sends at once
+PATIENCE = 300             # seconds that the first process waits for the last one
+HEARTBEAT_TIMEOUT = 60     # seconds of silence after which JAX counts a process as dead
+_PACKET = 4096                     # bytes of each process that `exchange` sends at once
+
+is_lost, leave = ending.is_lost, ending.leave
 
 
 def join(
-  mode: str = 'off', coordinator: str | None = None, num_processes: int | None = None,
-  process_id: int | None = None,
+  mode: str | None = None, coordinator: str | None = None, num_processes: int | None = None,
+  process_id: int | None = None, timeout: int | None = None,
 ) -> tuple[int, int]:
-  """Joins the other processes of a run; before anything else is asked of JAX.
+  """Joins the other processes of a run; to be called before anything else is asked of JAX.
+
+  With several processes, any uncaught exception ends all of them from now on (see `ending`), and
+  SIGTERM is served in a thread (see `stopping`).
 
   Args:
-    mode: 'off'; or 'auto', where the others are known from the surroundings: TPU pods, Slurm, MPI.
-    coordinator: HOST:PORT of process 0, with the next two, where they are not.
-    num_processes: of the run.
-    process_id: which this is, from 0.
+    mode: 'auto' asks the launcher for the other processes (TPU pods, Slurm, Open MPI); 'off' runs
+      alone; None, too, but refuses to where a launcher started several tasks.
+    coordinator: HOST:PORT of process 0, where no launcher knows it; with the next two.
+    num_processes: processes of the run.
+    process_id: number of this process, from 0.
+    timeout: seconds to wait for the other processes, PATIENCE if not given; then this process ends
+      with a message.
 
   Returns:
-    which process this is, and how many there are.
+    The number of this process, and how many processes there are.
 
   Raises:
-    ValueError: some of the three and not all, or ones that cannot be.
-
-  The process ends with one message if the others do not come within `PATIENCE` seconds.
+    ValueError: the arguments contradict each other or the launcher, or there is none.
   """
+  timeout = PATIENCE if timeout is None else timeout
+  _check_arguments(mode, coordinator, num_processes, process_id, timeout)
+  if coordinator is None and mode != 'auto':
+    return 0, 1
+  devices = cluster.local_device_ids()
+  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
+  where = coordinator or 'process 0'
+  stopping.serve()
+  # JAX would abort with a stack of C++ when its own time ran out, so ours runs out first.
+  timer = threading.Timer(timeout, lambda: leave(
+    f'the other processes did not come within {timeout} s. Start the same command on all of them; '
+    f'each must reach {where}.'))
+  timer.daemon = True
+  timer.start()
+  try:
+    jax.distributed.initialize(
+      coordinator, num_processes, process_id, local_device_ids=devices,
+      cluster_detection_method='deactivate' if coordinator else None,
+      initialization_timeout=timeout + 60, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
+  except (RuntimeError, ValueError, TypeError) as error:
+    raise ValueError(_join_error(error, where)) from error
+  finally:
+    timer.cancel()
+  state = jax_distributed.global_state
+  if state.preemption_sync_manager is not None:
+    stopping.serve_instead_of_jax()
+  if state.num_processes > 1:
+    ending.watch(state.client, state.process_id, state.num_processes)
+  return jax.process_index(), jax.process_count()
+
+
+def _check_arguments(
+  mode: str | None, coordinator: str | None, num_processes: int | None, process_id: int | None,
+  timeout: int,
+) -> None:
   explicit = (coordinator, num_processes, process_id)
-  if mode not in ('off', 'auto'):
+  if mode not in (None, 'off', 'auto'):
     raise ValueError(f'distributed must be off or auto, got {mode!r}')
+  if timeout < 1:
+    raise ValueError(f'join_timeout must be at least 1 second, got {timeout}')
   if any(x is not None for x in explicit):
     if mode == 'auto':
       raise ValueError('give either distributed=auto or coordinator, num_processes and process_id')
@@ -49,29 +94,29 @@ def join(
     if num_processes < 1 or not 0 <= process_id < num_processes:
       raise ValueError(
         f'process_id={process_id} must lie in 0..{num_processes - 1}, of {num_processes} processes')
-  elif mode == 'off':
-    return 0, 1
-  jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  where = coordinator or 'the coordinator'
+    return
+  task = cluster.launched_task()
+  if mode is None and task and task.tasks > 1:
+    raise ValueError(
+      f'{task.launcher} started this process as task {task.rank} of {task.tasks}, but it was not '
+      'told to join the others, so each would do all of the work and write over what the others '
+      'write. Add --distributed=auto; or --distributed=off if they are separate runs with workdirs '
+      'of their own.')
 
-  def give_up():
-    # JAX would abort with a stack of the C++ below it.
-    print(f'error: the other processes did not come within {PATIENCE} s. Start the same command '
-          f'on all of them; each must reach {where}.', file=sys.stderr, flush=True)
-    os._exit(1)
 
-  timer = threading.Timer(PATIENCE, give_up)
-  timer.daemon = True
-  timer.start()
-  try:
-    jax.distributed.initialize(
-      coordinator, num_processes, process_id, initialization_timeout=PATIENCE + 60)
-  except (RuntimeError, ValueError) as error:
+def _join_error(error: Exception, where: str) -> str:
+  """Says why the other processes were not found or not joined."""
+  if jax_distributed.global_state.coordinator_address is not None:
     reason = str(error).strip().splitlines()[0][:300]
-    raise ValueError(f'the other processes cannot be joined at {where}: {reason}') from error
-  finally:
-    timer.cancel()
-  return jax.process_index(), jax.process_count()
+    return f'the other processes cannot be joined at {where}: {reason}'
+  task = cluster.launched_task()
+  ours = '--num_processes=N --process_id=I (I from 0 to N - 1)' if task is None else (
+    f'--num_processes={task.tasks} --process_id={task.rank}')
+  found = '' if task is None else (
+    f' {task.launcher} started this process as task {task.rank} of {task.tasks}, but does not say '
+    'where task 0 runs.')
+  return (f'--distributed=auto found no cluster: looked for {cluster.LOOKED_FOR}.{found} Give '
+          f'--coordinator=HOST:PORT (of process 0) {ours} instead, on every host.')
 
 
 def exchange(value: Any) -> list[Any]:
@@ -150,18 +195,3 @@ def stop_agreed() -> Callable[[], bool]:
     return bool(came)
 
   return stopped
-
-
-def is_lost(error: BaseException) -> bool:
-  """Whether an error is that of a process whose peers are gone."""
-  words = ('gloo', 'connection', 'coordination', 'heartbeat', 'barrier', 'unavailable', 'socket',
-           'preempt', 'peer', 'deadline')
-  text = f'{type(error).__name__} {error}'.lower()
-  return jax.process_count() > 1 and any(word in text for word in words)
-
-
-def leave(message: str) -> None:
-  """Ends this process at once: a barrier at the end would wait for those that are gone."""
-  print(f'error: {message}', file=sys.stderr, flush=True)
-  sys.stdout.flush()
-  os._exit(1)

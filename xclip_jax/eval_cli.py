@@ -6,11 +6,12 @@ import gc
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from xclip_jax import answers
+from xclip_jax import answers, cluster
 
 _EXAMPLES = """examples:
   xclip eval supervised val.csv --weights runs/k400 --clips 4 --crops 3 -o results/k400
@@ -81,7 +82,7 @@ def add_commands(commands: Any, keep_compilations: Callable[[], None]) -> None:
 
 def supervised(arguments: argparse.Namespace) -> int:
   """Classifies the videos of a list; every one is counted once, missing ones are reported."""
-  return _run(arguments, 'supervised', _sets(arguments, [arguments.list]))
+  return _run(arguments, 'supervised', lambda: _sets(arguments, [arguments.list]))
 
 
 def zero_shot(arguments: argparse.Namespace) -> int:
@@ -89,7 +90,7 @@ def zero_shot(arguments: argparse.Namespace) -> int:
 
   Several lists are official splits or draws of classes: mean and standard deviation over them.
   """
-  return _run(arguments, 'zero-shot', _sets(arguments, arguments.list))
+  return _run(arguments, 'zero-shot', lambda: _sets(arguments, arguments.list))
 
 
 def base_novel(arguments: argparse.Namespace) -> int:
@@ -99,21 +100,25 @@ def base_novel(arguments: argparse.Namespace) -> int:
       os.path.join(os.path.dirname(path), f'classes_{half}.csv')
       for path, half in zip(arguments.list, ('base', 'novel'), strict=True)
     ]
-  return _run(arguments, 'base-novel', _sets(arguments, arguments.list, ['base', 'novel']))
+  return _run(
+    arguments, 'base-novel', lambda: _sets(arguments, arguments.list, ['base', 'novel']))
 
 
 def multi_label(arguments: argparse.Namespace) -> int:
   """Ranks the videos for every class: mean average precision."""
-  return _run(arguments, 'multi-label', _sets(arguments, [arguments.list], several_labels=True))
+  return _run(
+    arguments, 'multi-label', lambda: _sets(arguments, [arguments.list], several_labels=True))
 
 
 def retrieval(arguments: argparse.Namespace) -> int:
   """Ranks videos for every caption, and captions for every video."""
   from xclip_jax import evaluation_sets
 
-  with answers.refusing():
-    found = evaluation_sets.captions(arguments.list, arguments.root)
-  return _run(arguments, 'retrieval', [found])
+  def read():
+    with answers.refusing():
+      return [evaluation_sets.captions(arguments.list, arguments.root)]
+
+  return _run(arguments, 'retrieval', read)
 
 
 def compare(arguments: argparse.Namespace) -> int:
@@ -150,18 +155,26 @@ def average(arguments: argparse.Namespace) -> int:
   return 0
 
 
-def _run(arguments: argparse.Namespace, protocol: str, sets: Sequence[Any]) -> int:
+def _run(
+  arguments: argparse.Namespace, protocol: str, read_sets: Callable[[], Sequence[Any]]
+) -> int:
+  """Evaluates; what is wrong on one of several processes must be found after they have joined."""
   templates = _templates(arguments)
   for name in ('clips', 'stride', 'batch_size', 'threads', 'frames'):
     value = getattr(arguments, name)
     if value is not None and value < 1:
       raise answers.Refused(f'--{name.replace("_", "-")} must be at least 1, got {value}')
-  several = arguments.distributed == 'auto' or any(x is not None for x in (
-    arguments.coordinator, arguments.num_processes, arguments.process_id))
-  process, processes = _join(arguments) if several else (0, 1)
+  process, processes = _join(arguments)
   first = process == 0
   with contextlib.ExitStack() as stack:
+    if processes > 1:
+      from xclip_jax import ending
+
+      stack.enter_context(ending.failing_at_once(_say_on_all))
+    sets = read_sets()
     folder = stack.enter_context(_folder(arguments)) if first else None
+    if folder and processes > 1:
+      stack.callback(ending.on_leave(folder.discard))
     arguments.keep_compilations()
     from xclip_jax import evaluation_results, inference, scorer, sharding
 
@@ -213,12 +226,26 @@ def _run(arguments: argparse.Namespace, protocol: str, sets: Sequence[Any]) -> i
 
 
 def _join(arguments: argparse.Namespace) -> tuple[int, int]:
-  """Joins the other processes; which of them this is, and how many they are."""
+  """Joins the other processes; returns the number of this one and how many there are."""
+  explicit = (arguments.coordinator, arguments.num_processes, arguments.process_id)
+  if arguments.distributed is None and explicit == (None,) * 3 and not cluster.launched_task():
+    return 0, 1                                   # and whoever mistyped does not wait for JAX
   from xclip_jax import distributed
 
   with answers.refusing():
-    return distributed.join(arguments.distributed, arguments.coordinator,
-                            arguments.num_processes, arguments.process_id)
+    return distributed.join(arguments.distributed, *explicit, arguments.join_timeout)
+
+
+def _say_on_all(error: BaseException) -> int:
+  """Prints why one of several processes failed, as `xclip` does; returns the exit code."""
+  if isinstance(error, answers.Refused):
+    answers.print_past_bar(f'xclip: {error}', sys.stderr)
+    return 2
+  if isinstance(error, KeyboardInterrupt):
+    answers.print_past_bar('xclip: stopped; nothing was written', sys.stderr)
+    return 130
+  traceback.print_exception(error)
+  return 1
 
 
 def _sets(
@@ -303,11 +330,14 @@ def _command(
   add('--clip-seconds', type=float, default=60.0, metavar='S',
       help='a video that is not read by then is missing; 0: no limit (default: 60)')
   add('--quiet', action='store_true', help='no progress bar')
-  add('--distributed', choices=('off', 'auto'), default='off',
-      help='auto: with the other hosts of a TPU pod, Slurm or MPI job; the first one writes')
+  add('--distributed', choices=('off', 'auto'),
+      help='auto: with the other hosts of a TPU pod, Slurm or MPI job; the first one writes; off: '
+      'alone, even where a launcher started several tasks (default: alone)')
   add('--coordinator', metavar='HOST:PORT', help='of process 0, where they are not found so')
   add('--num-processes', type=int, metavar='N', help='with --coordinator')
   add('--process-id', type=int, metavar='I', help='with --coordinator: which this is, from 0')
+  add('--join-timeout', type=int, metavar='S',
+      help='seconds to wait for the other processes at the start (default: 300)')
   command.set_defaults(run=run, keep_compilations=keep_compilations)
   return command
 

@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 from etils import epath
 
+AnyPath = Path | epath.Path
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):(/+)(.*)', re.DOTALL)   # C:/ is no scheme
 _UNSAFE = re.compile(r'[#?*\[\]\x00-\x1f]')      # parts of a URL, or wildcards of gcsfs
 
@@ -69,7 +70,7 @@ def is_remote(path: str | os.PathLike) -> bool:
   return os.fspath(path).startswith('gs://')
 
 
-def as_path(name: str | os.PathLike, field: str = 'path') -> Path | epath.Path:
+def as_path(name: str | os.PathLike, field: str = 'path') -> AnyPath:
   """Returns a path to use: pathlib's with `~` expanded, or epath's for gs://.
 
   Raises:
@@ -84,7 +85,7 @@ def as_path(name: str | os.PathLike, field: str = 'path') -> Path | epath.Path:
   return epath.Path(os.fspath(name))
 
 
-def join(root: str | os.PathLike, name: str | os.PathLike, field: str) -> Path | epath.Path:
+def join(root: str | os.PathLike, name: str | os.PathLike, field: str) -> AnyPath:
   """Returns `name` from a root; an absolute name, and one in a bucket, stands alone."""
   check_scheme(name, field)
   return as_path(name, field) if is_remote(name) else as_path(root, field) / name
@@ -128,7 +129,7 @@ def explain_errors(path: str | os.PathLike) -> Iterator[None]:
       'roles Storage Object User and Storage Legacy Bucket Reader') from error
 
 
-def exists(path: Path | epath.Path) -> bool:
+def exists(path: AnyPath) -> bool:
   """Returns whether there is a file or folder; in a bucket, ValueError if that cannot be told.
 
   `path.exists()` of epath is False for a bucket that must not be read.
@@ -143,7 +144,7 @@ def exists(path: Path | epath.Path) -> bool:
   return True
 
 
-def check_bucket(path: Path | epath.Path, process: int = 0) -> None:
+def check_bucket(path: AnyPath, process: int = 0) -> None:
   """Raises ValueError unless objects can be written, read and deleted below a path in a bucket.
 
   Does nothing for a local path. Each process checks by an object of its own.
@@ -162,13 +163,13 @@ def check_bucket(path: Path | epath.Path, process: int = 0) -> None:
                      ) from error
 
 
-def make_folder(path: Path | epath.Path) -> None:
+def make_folder(path: AnyPath) -> None:
   """Creates a local folder and its parents; a bucket needs none."""
   if not is_remote(path):
     path.mkdir(parents=True, exist_ok=True)
 
 
-def write_bytes(path: Path | epath.Path, content: bytes) -> None:
+def write_bytes(path: AnyPath, content: bytes) -> None:
   """Writes a file whole or not at all, also if the machine stops: a bucket's objects are so."""
   if is_remote(path):
     with explain_errors(path):
@@ -182,32 +183,32 @@ def write_bytes(path: Path | epath.Path, content: bytes) -> None:
   os.replace(partial, path)
 
 
-def write_text(path: Path | epath.Path, text: str) -> None:
+def write_text(path: AnyPath, text: str) -> None:
   """Writes UTF-8 text whole or not at all."""
   write_bytes(path, text.encode())
 
 
-def write_npz(path: Path | epath.Path, **arrays: Any) -> None:
+def write_npz(path: AnyPath, **arrays: Any) -> None:
   """Writes a compressed .npz whole or not at all."""
   content = io.BytesIO()
   np.savez_compressed(content, **arrays)
   write_bytes(path, content.getvalue())
 
 
-def write_figure(path: Path | epath.Path, figure: Any) -> None:
+def write_figure(path: AnyPath, figure: Any) -> None:
   """Writes a figure of matplotlib as PNG, whole or not at all."""
   content = io.BytesIO()
   figure.savefig(content, format='png', bbox_inches='tight', pad_inches=0.2)
   write_bytes(path, content.getvalue())
 
 
-def remove(path: Path | epath.Path) -> None:
+def remove(path: AnyPath) -> None:
   """Removes a file, if it is there."""
   with explain_errors(path):
     path.unlink(missing_ok=True)
 
 
-def copy_in(folder: Path, target: Path | epath.Path) -> None:
+def copy_in(folder: Path, target: AnyPath) -> None:
   """Copies all files of a local folder, at any depth, into another place."""
   for file in sorted(x for x in folder.rglob('*') if x.is_file()):
     there = target / file.relative_to(folder).as_posix()
@@ -215,7 +216,7 @@ def copy_in(folder: Path, target: Path | epath.Path) -> None:
     write_bytes(there, file.read_bytes())
 
 
-def move_folder(folder: Path | epath.Path, target: Path | epath.Path) -> None:
+def move_folder(folder: AnyPath, target: AnyPath) -> None:
   """Moves a folder to a name that is free; in a bucket by copies, and then deletes the old ones.
 
   If that is cut short, some objects are in both places, and none is lost.

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from xclip_jax import distributed, files
+from xclip_jax import distributed, ending, files, stopping
 from xclip_jax.checkpoint import Checkpoints
 from xclip_jax.models.xclip import XCLIPConfig
 
@@ -142,9 +142,13 @@ class Profile:
 
 @contextlib.contextmanager
 def stop_signal() -> Iterator[Callable[[], bool]]:
-  """Yields a function that says whether SIGTERM has come (pre-emption): save, then leave."""
+  """Yields a function that tells whether SIGTERM has come (pre-emption): save, then leave."""
   if jax.process_count() > 1:
-    yield distributed.stop_agreed()
+    with ending.telling_at_once():
+      yield distributed.stop_agreed()
+    return
+  if stopping.is_served():
+    yield stopping.is_asked
     return
   came = []
   try:

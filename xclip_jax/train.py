@@ -24,7 +24,9 @@ from xclip_jax import (
   optim,
   prompts,
   regularize,
+  run_lock,
   sharding,
+  stopping,
   targets,
 )
 from xclip_jax import metrics as metrics_lib
@@ -116,6 +118,12 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
   if mode not in ('train', 'eval'):
     raise ValueError(f'mode must be train or eval, got {mode!r}')
   workdir = workdir_lib.open_folder(config, workdir)
+  with run_lock.hold(workdir):
+    return _run(config, workdir, mode)
+
+
+def _run(config: Any, workdir: files.AnyPath, mode: str) -> dict[str, float]:
+  """Does what `run` says, in a workdir that nobody else uses."""
   config = resolved(config)
   splits = distributed.together(lambda: open_splits(config.data, config.train.task))
   mesh = sharding.make_mesh(config.mesh)
@@ -148,6 +156,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
       compilation_cache.enable(workdir)
       params = distributed.together(lambda: ckpt.restore_weights(
         step, without_projectors(abstract.params), sharding.replicated(mesh)))
+      stopping.leave_at_once(stopping.EVALUATING)
       return evaluator.finish(params, workdir, step)
 
     anchor = read_params(config, model, mesh) if near else None
@@ -187,8 +196,6 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     bad = pipeline.BadFiles(len(splits['train'].videos), config.data.max_bad_share)
     bad.add({int(k): v for k, v in host['bad_files'].items()})
     window = Window(host['window'], splits['train'].videos, ckpt)
-    results: dict[str, float] = {}
-
     rate = jax.jit(schedule)
 
     def start_bias(state, batch):
@@ -237,6 +244,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
           with profile.update(step):
             state, metrics = step_fn(state, on_device, text, key, *anchor)
           profile.done(step, metrics)
+          stopping.postpone()                  # from now on there is an update to save
           window.add(step, metrics, batch['index'])
           bar.update()
           if due(step, config.log_steps):
@@ -254,15 +262,15 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
           with clock.paused():
             found = evaluator.during_training(state.weights, stopped)
           if found:
-            results = found
-            writer.write(step, results)
-            save(step, results[evaluator.metric])
+            writer.write(step, found)
+            save(step, found[evaluator.metric])
         if step > start and (due(step, save_steps) or stopped()):
           save(step)
         if stopped():
           bar.write(f'stopped at step {step}, which is saved; the same command goes on from there')
           return {}
     ckpt.wait()
+    stopping.leave_at_once(stopping.TRAINED)
     workdir_lib.write_bad_files(workdir, bad)
     params = jax.device_put(state.weights, sharding.replicated(mesh))
     return evaluator.finish(params, workdir, total, clock.seconds)

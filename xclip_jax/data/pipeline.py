@@ -27,7 +27,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from xclip_jax.data import augment, decode, workers
+from xclip_jax.data import augment, decode, shared_memory, workers
 from xclip_jax.data import sampling as sampling_lib
 from xclip_jax.data.bad_files import BadFiles as BadFiles
 
@@ -174,6 +174,7 @@ def train_batches(
     clip_seconds: time limit for reading a video, which counts as unreadable after it; 0: none.
   """
   rows = _check_rows(source, batch_size, rows, repeats)
+  shared_memory.check(workers, len(rows) * num_frames * transform.image_size**2 * 3)
   sampler = sampling_lib.Sampler(num_frames, sampling, stride)
   # Sharding after repeat and random_map keeps global batches and random numbers the same for any
   # number of hosts; batching before the workers keeps the order the same for any number of those.
