@@ -137,12 +137,12 @@ class Run:
     settings, limit = row.settings, min(left, row.limit)
     model = dict(settings['model'])
     variant, frames = model.pop('variant'), model.pop('num_frames')
-    fields = {k: v for k, v in model.items() if k not in ('dtype', 'residual_dtype', 'attention')}
+    fields = {k: v for k, v in model.items() if k not in ('dtype', 'residual_dtype')}
     batch = hardware_rows.batch_size(settings, self.results.memory_limit)
     self.worker = Process([
       sys.executable, '-m', 'convert.time_peer', '--variant', variant, '--frames', str(frames),
       '--fields', json.dumps(fields), '--batch', str(batch), '--step', settings['step'],
-      '--classes', str(settings['classes']), '--dtype', 'bfloat16', '--how', 'compiled'],
+      '--classes', str(settings['classes']), '--dtype', 'bfloat16', '--how', settings['how']],
       self.environment | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'})
     deadline = time.monotonic() + limit
     ready = self.worker.receive(limit)

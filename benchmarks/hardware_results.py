@@ -22,15 +22,12 @@ class Results:
       (x['device'], x['row']): x for x in read(path)}
     self.memory_limit: int | None = None
 
-  def missing(self, groups: list[list[Row]], device: str) -> Iterator[list[Row]]:
-    """Yields groups without the rows that are done; rows that went wrong before come last."""
+  def missing(self, groups: list[list[Row]], device: str) -> list[list[Row]]:
+    """Returns groups without the rows that are done; rows that went wrong before come last."""
     status = lambda row: self.latest.get((device, row.name), {}).get('status')
-    for again in (False, True):
-      for group in groups:
-        rows = [row for row in group
-                if status(row) not in DONE and (status(row) == 'error') == again]
-        if rows:
-          yield rows
+    kept = [[row for row in group if status(row) not in DONE and (status(row) == 'error') == again]
+            for again in (False, True) for group in groups]
+    return [rows for rows in kept if rows]
 
   def add(self, row: Row, answer: dict[str, Any]) -> dict[str, Any]:
     """Writes a row at once and returns what was written."""
@@ -38,9 +35,8 @@ class Results:
     record = {'row': row.name, 'date': time.strftime('%Y-%m-%d'), **answer,
               'settings': row.settings}
     record = {k: float(f'{x:.5g}') if isinstance(x, float) else x for k, x in record.items()}
-    before = self.latest.get((record['device'], row.name))
-    if before and record['status'] == before['status'] == 'not run':
-      return record                              # is in the file already
+    if record['status'] == 'not run' and (record['device'], row.name) in self.latest:
+      return record                              # says no more than the file does
     self.latest[record['device'], row.name] = record
     self.path.parent.mkdir(parents=True, exist_ok=True)
     with self.path.open('ab+') as file:
