@@ -74,7 +74,10 @@ class Run:
 
   def measure(self, groups: list[list[hardware_rows.Row]]) -> int:
     """Measures what `results` lacks; returns 1 if a row failed in this call or before, else 0."""
-    about = self.start()
+    try:
+      about = self.start(START_LIMIT)
+    except (TimeUp, Ended) as error:
+      about = {'unusable': f'JAX did not start: {error}'}
     if 'unusable' in about:
       print(f'benchmarks/{self.platform}.sh: {about["unusable"]}. {self.advice()}', file=sys.stderr)
       return 2
@@ -92,6 +95,7 @@ class Run:
     return self.results.summary([row for group in groups for row in group], about['device'])
 
   def answer(self, row: hardware_rows.Row) -> dict[str, Any]:
+    """Measures a row within its limit and the time that is left; what goes wrong is an answer."""
     left = self.deadline - time.monotonic()
     if left < LEAST_SECONDS:
       return {'status': 'not run', 'reason': f'the {self.minutes:g} minutes were over'}
@@ -109,7 +113,9 @@ class Run:
   def ask(self, row: hardware_rows.Row, seconds: float) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     if self.worker is None:
-      self.start(seconds)
+      about = self.start(seconds)
+      if 'unusable' in about:
+        raise Ended(about['unusable'])
     answer = self.worker.ask(
       json.dumps({'kind': row.kind, 'settings': row.settings,
                   'profile': str(self.results.path.with_suffix('.xplane.pb'))}),
@@ -118,15 +124,12 @@ class Run:
       self.close()                       # what is left in its memory must not disturb the next row
     return answer
 
-  def start(self, seconds: float = START_LIMIT) -> dict[str, Any]:
+  def start(self, seconds: float) -> dict[str, Any]:
+    """Starts a process that has the device, and returns what it says about the device."""
     expected = 'cpu' if self.tiny else self.platform
     self.worker = Process(
       [sys.executable, str(ROOT / 'benchmarks/hardware_worker.py'), expected], self.environment)
-    try:
-      return self.worker.receive(seconds)
-    except (TimeUp, Ended) as error:
-      self.close()
-      return {'unusable': f'JAX did not start: {error}'}
+    return self.worker.receive(seconds)
 
   def peer(self, row: hardware_rows.Row, left: float) -> dict[str, Any]:
     """Times transformers on the same device, by convert/time_peer.py in a process of its own."""

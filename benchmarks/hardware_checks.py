@@ -1,6 +1,6 @@
 """Compares what a device computes with what it should compute.
 
-Needs jax, flax and numpy. Every check returns errors beside stated bounds; `passed` is their verdict.
+Needs jax, flax and numpy. Every check returns errors beside stated bounds, and 'passed'.
 """
 
 import functools

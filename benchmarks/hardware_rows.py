@@ -42,8 +42,8 @@ class Row(NamedTuple):
 def plan(platform: str, tiny: bool = False) -> list[list[Row]]:
   """Returns the groups of a platform ('gpu' or 'tpu') in the order in which they are run.
 
-  Correctness comes first: a fast wrong number is worth nothing. The fastest attention of every size
-  follows, training beside inference, then the same sizes in transformers, and what is only compared.
+  Correctness comes first: a fast wrong number is worth nothing. Every size follows with the
+  attention that is expected to be the fastest, then transformers and what is only compared.
   """
   attention = ATTENTION[platform]
   if tiny:                                       # what a CPU has, and one training step of it
@@ -116,7 +116,7 @@ def model_fields(variant: str, tiny: bool) -> dict[str, Any]:
 
 
 def batch_size(settings: dict[str, Any], memory: int | None) -> int:
-  """Returns the videos of a step: halved until they fit a device of `memory` bytes in proportion."""
+  """Returns the videos of a step, halved until they fit `memory` bytes in proportion."""
   batch, share = settings['batch'], (memory or FULL_MEMORY) / FULL_MEMORY
   while settings['sized'] and batch > 1 and batch > settings['batch'] * share:
     batch //= 2

@@ -21,12 +21,14 @@ import numpy as np
 from xclip_jax import flops, losses, paths
 from xclip_jax.models.xclip import XCLIP, XCLIPConfig, at_rest, init_params, make_config
 
-# Published dense bfloat16 operations a second, by the start of `device_kind`; first match wins.
+# Published dense bfloat16 operations a second, by the first words of `device_kind`; the
+# first match wins.
 PEAKS = (
   ('NVIDIA H100 PCIe', 756e12), ('NVIDIA H100 NVL', 835e12), ('NVIDIA H100', 989e12),
   ('NVIDIA GH200', 989e12), ('NVIDIA H200', 989e12), ('NVIDIA A100', 312e12),
   ('NVIDIA L4', 121e12), ('TPU v4', 275e12), ('TPU v5 lite', 197e12), ('TPU v5e', 197e12),
-  ('TPU v5', 459e12), ('TPU v6 lite', 918e12), ('TPU v6e', 918e12))
+  ('TPU v5', 459e12), ('TPU v5p', 459e12),
+  ('TPU v6 lite', 918e12), ('TPU v6e', 918e12))
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 SMOOTHING = 0.1
 # The fields of `config.optim` that `xclip_jax.optim.make` reads: one group, a constant rate.
@@ -110,7 +112,8 @@ def peak_memory(device: jax.Device) -> int | None:
 
 def published_peak(device_kind: str) -> float | None:
   """Returns the published bfloat16 operations a second of a device, None if not in PEAKS."""
-  return next((peak for start, peak in PEAKS if device_kind.startswith(start)), None)
+  words = device_kind.replace('-', ' ') + ' '
+  return next((peak for start, peak in PEAKS if words.startswith(f'{start} ')), None)
 
 
 def time_steps(run: Callable[[], jax.Array], least: int = 5, most: int = 20) -> list[float]:
@@ -135,9 +138,7 @@ def build_inference(config: XCLIPConfig, B: int, K: int) -> Built:
   """Builds the program of a Classifier: logits of B videos for K encoded texts."""
   model = XCLIP(config)
   params = jax.device_put(at_rest(draw_params(model), config))
-  shape = (B, config.num_frames, config.image_size, config.image_size, 3)
-  video = jax.jit(lambda: jax.random.normal(jax.random.key(1), shape))()
-  text = jax.random.normal(jax.random.key(2), (K, config.embed_dim))
+  video, text = draw_inputs(B, K, config)
   forward = lambda params, video, text: model.apply(
     {'params': params}, video, text, method='classify').logits
   program, seconds = compile_timed(jax.jit(forward), params, video, text)
@@ -150,12 +151,11 @@ def build_training(config: XCLIPConfig, B: int, K: int) -> Built:
   model = XCLIP(config)
   params = jax.device_put(draw_params(model))
   init, update, optimizer = make_optimizer(params)
-  rng, side = np.random.default_rng(0), config.image_size
-  shape = (B, config.num_frames, side, side, 3)
-  batch = jax.device_put({
-    'video': rng.integers(0, 256, shape, np.uint8), 'label': rng.integers(0, K, B, np.int32),
-    'mask': np.ones(B, bool)})
-  text = jax.random.normal(jax.random.key(2), (K, config.embed_dim))
+  video, text = draw_inputs(1, K, config)
+  pixels = (128 + 50 * video).clip(0, 255).astype(jnp.uint8)
+  batch = {
+    'video': jnp.broadcast_to(pixels, (B, *pixels.shape[1:])), 'label': jnp.arange(B) % K,
+    'mask': jnp.ones(B, bool)}
   state = {'state': (params, jax.jit(init)(params))}
   program, seconds = compile_timed(
     jax.jit(make_train_step(model, update), donate_argnums=0), state['state'], batch, text)
@@ -242,6 +242,17 @@ def plain_adamw() -> tuple[Callable, Callable]:
   return init, update
 
 
+def draw_inputs(B: int, K: int, config: XCLIPConfig) -> tuple[jax.Array, jax.Array]:
+  """Returns float32 video [B, T, H, W, 3] and text features [K, E], normal values.
+
+  Every video is the same: drawn on the host and repeated on the device, which takes no memory there
+  beyond the result, so that the peak is that of the step.
+  """
+  shape = (config.num_frames, config.image_size, config.image_size, 3)
+  video = jnp.broadcast_to(np.resize(normal_values(), shape), (B, *shape))
+  return video, jax.device_put(np.resize(normal_values(), (K, config.embed_dim)))
+
+
 def draw_params(model: XCLIP) -> Any:
   """Returns random float32 parameters of a model as numpy arrays; see `fill`."""
   shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
@@ -249,11 +260,16 @@ def draw_params(model: XCLIP) -> Any:
 
 
 def fill(shapes: Any, scale: float) -> Any:
-  """Returns normal values of a standard deviation for each leaf, 1 more for scales of LayerNorm.
-
-  A million values are repeated: to draw each of 500 million would take longer than to time the
-  step, and compiling a model's own initialisation longer still.
-  """
-  values = np.random.default_rng(0).standard_normal(1_000_003, np.float32) * np.float32(scale)
+  """Returns normal values of a standard deviation for each leaf, 1 more for scales of LayerNorm."""
+  values = normal_values() * np.float32(scale)
   return paths.map_with_names(
     lambda name, x: np.resize(values, x.shape) + np.float32(name.endswith('/scale')), shapes)
+
+
+def normal_values() -> np.ndarray:
+  """Returns a million normal values, which arrays repeat.
+
+  To draw each of 500 million would take longer than to time a step, and compiling a model's own
+  initialisation longer still. A prime number of them: no two rows of a kernel are alike.
+  """
+  return np.random.default_rng(0).standard_normal(1_000_003, np.float32)

@@ -89,27 +89,32 @@ def device_tables(device: str, records: dict[str, dict[str, Any]]) -> str:
 
 def check_line(name: str, record: dict[str, Any] | None) -> str:
   if not record or 'errors' not in record:
-    return f'| {name} | | | {without_result(record)} |'
+    return table_line(name, '', '', without_result(record))
   # The part that is nearest to its bound, or over it.
   share = lambda part: float('inf') if record['errors'][part] is None else (
     record['errors'][part] / record['bounds'][part])
   worst = max(record['errors'], key=share)
   error = record['errors'][worst]
-  return (f'| {name} | {"nan" if error is None else f"{error:.1e}"} ({worst}) | '
-          f'{record["bounds"][worst]:.0e} | {"passed" if record["passed"] else "**failed**"} |')
+  return table_line(
+    name, f'{"nan" if error is None else f"{error:.1e}"} ({worst})',
+    f'{record["bounds"][worst]:.0e}', 'passed' if record['passed'] else '**failed**')
 
 
 def speed_line(name: str, record: dict[str, Any] | None, peer: dict[str, Any] | None) -> str:
   beside = f'{peer["videos_per_second"]:.1f}' if peer and peer['status'] == 'ok' else (
     without_result(peer) if peer else '')
   if not record or record['status'] != 'ok':
-    return f'| {name} | | {without_result(record)} | | | | | {beside} |'
+    return table_line(name, '', without_result(record), '', '', '', '', beside)
   share, compiled = record['mfu'], record['compile_seconds']
   memory = record['peak_bytes'] or record['compiled_bytes']
-  return ' | '.join([
-    f'| {name}', str(record['batch']), f'{record["videos_per_second"]:.1f}', f'{record["ms"]:.1f}',
+  return table_line(
+    name, str(record['batch']), f'{record["videos_per_second"]:.1f}', f'{record["ms"]:.1f}',
     f'{share:.0%}' if share else '', f'{memory / 2**30:.2f}' if memory else '',
-    f'{compiled:.0f}' if compiled else '', f'{beside} |'])
+    f'{compiled:.0f}' if compiled else '', beside)
+
+
+def table_line(*cells: str) -> str:
+  return ''.join(f'| {cell} ' if cell else '| ' for cell in cells) + '|'
 
 
 def without_result(record: dict[str, Any] | None) -> str:

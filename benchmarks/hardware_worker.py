@@ -24,7 +24,7 @@ VERSIONS = ('jax', 'jaxlib', 'flax', 'numpy')
 
 def main() -> None:
   answers = os.fdopen(os.dup(1), 'w')
-  os.dup2(2, 1)                                 # libraries may print: answers have a pipe of their own
+  os.dup2(2, 1)                                 # libraries print to 1: answers have their own pipe
   platform = sys.argv[1]
   about = describe(platform)
   send(answers, about)
