@@ -13,7 +13,7 @@ import time
 import torch
 import transformers
 
-from convert import export
+from convert.hf_config import hf_config
 from xclip_jax.models.xclip import make_config
 
 HOWS = ('eager', 'compiled', 'onednn')
@@ -23,6 +23,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--variant', required=True)
   parser.add_argument('--frames', type=int, required=True)
+  parser.add_argument('--fields', type=json.loads, default={},
+                      help='XCLIPConfig fields that differ from the variant, as JSON')
   parser.add_argument('--batch', type=int, required=True)
   parser.add_argument('--classes', type=int, default=400)
   parser.add_argument('--step', choices=('infer', 'train'), required=True)
@@ -32,8 +34,8 @@ def main() -> None:
   a = parser.parse_args()
   torch.manual_seed(0)
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
-  config = make_config(a.variant, num_frames=a.frames)
-  model = transformers.XCLIPModel(transformers.XCLIPConfig(**export.hf_config(config))).to(device)
+  config = make_config(a.variant, num_frames=a.frames, **a.fields)
+  model = transformers.XCLIPModel(transformers.XCLIPConfig(**hf_config(config))).to(device)
   side = config.image_size
   video = torch.randn(a.batch, a.frames, 3, side, side, device=device)
   text = torch.randn(a.classes, config.embed_dim, device=device)
@@ -51,7 +53,10 @@ def main() -> None:
       float(step())
       seconds.append(time.perf_counter() - begun)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    print(json.dumps({'seconds': seconds, 'peak_mib': round(peak)}), flush=True)
+    print(json.dumps({
+      'seconds': seconds, 'peak_mib': round(peak),
+      'device_peak_bytes': torch.cuda.max_memory_allocated() if device == 'cuda' else None,
+    }), flush=True)
 
 
 def logits_of(model, video, text):

@@ -1,0 +1,34 @@
+"""Flax for a machine that has JAX and no network: wheels fetched beforehand, unpacked there."""
+
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+WHEELS = Path(__file__).resolve().parent / '.wheels'
+# What `import flax.linen` and optax import, without JAX and numpy, which the machine has.
+PACKAGES = (
+  'flax>=0.12.6,<0.13', 'optax>=0.2.6,<0.3', 'absl-py', 'etils', 'msgpack', 'PyYAML', 'rich',
+  'markdown-it-py', 'mdurl', 'pygments', 'typing_extensions')
+
+
+def prepare(python: str) -> int:
+  """Fetches wheels into benchmarks/.wheels for a Python version; returns pip's exit code."""
+  shutil.rmtree(WHEELS, ignore_errors=True)
+  code = subprocess.call([
+    sys.executable, '-m', 'pip', 'download', '--quiet', '--no-deps', '--only-binary=:all:',
+    '--python-version', python, '--dest', str(WHEELS), *PACKAGES])
+  if not code:
+    print(f'{len(list(WHEELS.glob("*.whl")))} wheels in {WHEELS}: copy this checkout with them')
+  return code
+
+
+def unpack() -> None:
+  """Unpacks the wheels, if any, into the folder where the worker looks last for packages."""
+  site = WHEELS / 'site'
+  if site.exists():
+    return
+  for wheel in sorted(WHEELS.glob('*.whl')):
+    with zipfile.ZipFile(wheel) as archive:
+      archive.extractall(site)
