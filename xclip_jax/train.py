@@ -26,6 +26,7 @@ from xclip_jax import (
   regularize,
   sharding,
   targets,
+  view_batches,
 )
 from xclip_jax import metrics as metrics_lib
 from xclip_jax import state as state_lib
@@ -292,15 +293,16 @@ def check_sizes(config: Any, model: XCLIP, mesh: Mesh) -> None:
       f"config.model.attention='cudnn' needs an NVIDIA GPU and model.dtype='bfloat16', got {place} "
       f"and {dtype!r}; set it to 'xla'")
   shards = sharding.batch_shards(mesh)
-  for field, size, parts, what in (
-    ('train.batch_size', config.train.batch_size, shards * config.train.accumulation,
-     f'{shards} shards x train.accumulation={config.train.accumulation}'),
-    ('eval.batch_size', config.eval.batch_size, shards, f'{shards} shards'),
-  ):
-    if size < 1 or size % parts:
-      raise ValueError(
-        f'config.{field}={size} does not divide by {what}; set it to a multiple of {parts}'
-      )
+  size, parts = config.train.batch_size, shards * config.train.accumulation
+  if size < 1 or size % parts:
+    raise ValueError(
+      f'config.train.batch_size={size} does not divide by {shards} shards x train.accumulation='
+      f'{config.train.accumulation}; set it to a multiple of {parts}')
+  try:
+    view_batches.sizes(
+      config.eval.batch_size, max(config.eval.clips * config.eval.crops, 1), shards)
+  except ValueError as error:
+    raise ValueError(f'config.eval.batch_size={error}') from error
   c = model.config
   towers = ('vision', 'text', *(name for name in ('mit', 'prompt') if getattr(c, name)))
   sharding.check_widths(
