@@ -65,7 +65,8 @@ def make_train_step(
   grad_fn = jax.grad(loss_fn, has_aux=True)
   # Texts of classes are the same in all micro-batches, and so are the parameters that encode them,
   # unless the regulariser interpolates them anew for each.
-  shares_texts = not (train.freeze_text or train.task == 'captions' or regularize.is_on(train))
+  shares_texts = not (
+    train.freeze_text or train.task == 'captions' or train.interpolate_up_to)
   encode = objective.make_text_encoder(model, several) if shares_texts else None
 
   def step(state, batch, text, key, *anchor):
