@@ -114,8 +114,6 @@ def started(root, tmp_path):
   ({'model__fields': tiny.FIELDS | {'drop_path': 0.1}}, 'config.model.fields.drop_path is 0.1'),
   ({'train__interpolate_up_to': 0.6}, 'config.train.interpolate_up_to is 0.6'),
   ({'train__task': 'captions'}, "config.train.task is 'captions': captions are compared"),
-  ({'data__templates': ('a {}', 'b {}'), 'train__distill': 2.0},
-   'config.train.freeze_text is False'),
 ])
 def test_other_micro_batches_are_refused_where_numbers_depend_on_them(root, first, reason):
   c, then = config(root), config(root)

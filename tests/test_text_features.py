@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import tiny
-from xclip_jax import objective, prompts, text_features, train
+from xclip_jax import accumulation, objective, prompts, regularize, text_features, train
 from xclip_jax import state as state_lib
 from xclip_jax.data.source import ClassList
 
@@ -154,6 +154,22 @@ def test_micro_batches_that_share_texts_have_the_gradient_of_those_that_encode_t
   assert_alike(found, wanted)
   loss = float(np.mean([m['loss'] for _, m in parts]))
   np.testing.assert_allclose(metrics['loss'], loss, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_distillation_shares_the_trained_texts_of_micro_batches():
+  c, model, _, batch = setting(4, train__distill=2.0, train__init_from='w')
+  draw = lambda seed: state_lib.draw_params(model, jax.random.key(seed), True)
+  params, anchor = draw(0), train.without_projectors(draw(1))
+  key = jax.random.key(1)
+  loss_fn = regularize.wrap(objective.make_forward(model, c, NAMES), model, c)
+  found, wanted = (
+    jax.jit(lambda *x, encode=encode: accumulation.gradients(loss_fn, encode, 4, *x))(
+      params, batch, IDS[:K], key, anchor)
+    for encode in (objective.make_text_encoder(model), None))
+  assert wanted[1]['distance'] > 0
+  assert_alike(*(jax.device_get(x[0]) for x in (found, wanted)))
+  np.testing.assert_allclose(found[1]['loss'], wanted[1]['loss'], rtol=1e-5)
 
 
 def test_four_micro_batches_encode_texts_as_often_as_one(monkeypatch):

@@ -142,7 +142,8 @@ def get_config() -> config_dict.ConfigDict:
   c.log_steps = 20                        # the only points where the host waits for the device
   c.eval = config_dict.ConfigDict()
   c.eval.every_steps = 0                  # 0: every epoch
-  c.eval.batch_size = 64
+  c.eval.batch_size = 64                  # clips predicted at once, over all devices; a clip is one
+                                          # view of one video, see eval.clips and eval.crops
   c.eval.clips = 1                        # clips a video, probabilities averaged; at the end of a
                                           # run and with --mode eval, in between there is one view
   c.eval.views = 'centred'                # of several: centred | reference (drawn as in training)

@@ -117,9 +117,6 @@ def _reason(name: str, was: Mapping[str, Any], now: Mapping[str, Any]) -> str | 
 
 def _depends_on_micro_batches(now: Mapping[str, Any]) -> str | None:
   """Returns which option makes numbers depend on the micro-batches; None: nothing does."""
-  # Without a regulariser an update draws one text for each class, see accumulation.py.
-  several_texts = now['train.distill'] and not now['train.freeze_text'] and (
-    len(now['data.templates'] or ()) > 1 or now['data.descriptions'])
   clips, patches = 'clips are mixed within a micro-batch', 'patches are drawn for each micro-batch'
   for on, name, what in (
     (now['augment.mixup'], 'augment.mixup', clips),
@@ -131,7 +128,6 @@ def _depends_on_micro_batches(now: Mapping[str, Any]) -> str | None:
      'branches are dropped anew in each micro-batch'),
     (now['train.interpolate_up_to'], 'train.interpolate_up_to',
      'each micro-batch draws the weights between'),
-    (several_texts, 'train.freeze_text', 'each micro-batch draws the texts of classes'),
   ):
     if on:
       return f' (numbers would depend on it, as config.{name} is {now[name]!r}: {what})'

@@ -46,12 +46,13 @@ def make_forward(
   `batch` holds uint8 video [B, T, H, W, 3], mask [B], what `config.train.task` is taught with
   (label [B]; labels [B, K]; token_ids [B, S] and file [B]), and, to change colours here, colors
   [B, T, 9].
-  `text` is int32 token ids [K, S] of the classes, or their float32 features [K, E]: where the text
-  tower is frozen, or `make_text_encoder` has encoded them. For captions it is not looked at. With
-  `config.augment.reverse` every clip is shown twice, forwards and backwards: the two differ in
-  nothing but order, so that is what is learnt. `several`, if classes have several texts, are those
-  in `text`, and one of each class is drawn; features in `text` are of classes, whatever they come
-  from, and are taken as they are. `key` decides all that is random.
+  `text` is int32 token ids [K, S] of the classes; or their float32 features [K, E], where the text
+  tower is frozen; or both, (features, token ids), where `make_text_encoder` has encoded them. For
+  captions it is not looked at. With `config.augment.reverse` every clip is shown twice, forwards
+  and backwards: the two differ in nothing but order, so that is what is learnt. `several`, if
+  classes have several texts, are those in `text`, and one of each class is drawn; features in
+  `text` are of classes, whatever they come from, and are taken as they are. `key` decides all that
+  is random.
 
   Raises:
     ValueError: clips are to be reversed, and a class does not say what it then is; a loss or an
@@ -89,7 +90,9 @@ def _classes(
               losses.multi_hot(batch['labels'], smoothing))
     video, wanted = losses.blend(blend_key, batch['video'], wanted, blending)
     ids = None
-    if jnp.issubdtype(text.dtype, jnp.integer):
+    if isinstance(text, tuple):
+      text, ids = text
+    elif jnp.issubdtype(text.dtype, jnp.integer):
       ids = _draw(several, text, key)
       text = text_features.encode(model, params, ids)
     video = losses.normalize(video, data.mean, data.std)
@@ -107,14 +110,18 @@ def _classes(
 
 def make_text_encoder(
   model: XCLIP, several: prompts.Prompts | None = None
-) -> Callable[[Any, jax.Array, jax.Array], jax.Array]:
-  """Builds encode(params, token_ids, key) -> float32 features [K, E] of the classes.
+) -> Callable[[Any, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+  """Builds encode(params, token_ids, key) -> (features float32 [K, E], token ids int32 [K, S]).
 
-  The features are those that a forward pass with the same arguments computes by itself: with
-  `several` texts a class, `key` draws the same one of each.
+  The features of the classes are those that a forward pass with the same arguments computes by
+  itself: with `several` texts a class, `key` draws the same one of each. The token ids returned are
+  those of the texts drawn.
   """
-  return lambda params, token_ids, key: text_features.encode(
-    model, params, _draw(several, token_ids, key))
+  def encode(params, token_ids, key):
+    drawn = _draw(several, token_ids, key)
+    return text_features.encode(model, params, drawn), drawn
+
+  return encode
 
 
 def _draw(several: prompts.Prompts | None, token_ids: jax.Array, key: jax.Array) -> jax.Array:

@@ -321,7 +321,7 @@ def failures(failed: dict[int, str]) -> list[str]:
 
 
 def _time_caption(order: dict[str, Predictions], partner: Sequence[int | None]) -> str:
-  text = 'The same validation clips with their frames rearranged'
+  text = 'The same validation clips, one view of each video, with their frames rearranged'
   if 'reversed' in order and _has_pairs(partner):
     share = _share_as_partner(order['reversed'], partner)
     text += f'; played backwards, {percent(share)} are taken for the class they have become'

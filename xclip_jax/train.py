@@ -28,6 +28,7 @@ from xclip_jax import (
   sharding,
   stopping,
   targets,
+  view_batches,
 )
 from xclip_jax import metrics as metrics_lib
 from xclip_jax import state as state_lib
@@ -67,7 +68,8 @@ def make_train_step(
   grad_fn = jax.grad(loss_fn, has_aux=True)
   # Texts of classes are the same in all micro-batches, and so are the parameters that encode them,
   # unless the regulariser interpolates them anew for each.
-  shares_texts = not (train.freeze_text or train.task == 'captions' or regularize.is_on(train))
+  shares_texts = not (
+    train.freeze_text or train.task == 'captions' or train.interpolate_up_to)
   encode = objective.make_text_encoder(model, several) if shares_texts else None
 
   def step(state, batch, text, key, *anchor):
@@ -296,11 +298,11 @@ def check_sizes(config: Any, model: XCLIP, mesh: Mesh) -> None:
       f"and {dtype!r}; set it to 'xla'")
   shards = sharding.batch_shards(mesh)
   batch_sizes.check_train_batch(config, shards)
-  size = config.eval.batch_size
-  if size < 1 or size % shards:
-    raise ValueError(
-      f'config.eval.batch_size={size} does not divide by {shards} shards; set it to a multiple of '
-      f'{shards}')
+  try:
+    view_batches.sizes(
+      config.eval.batch_size, max(config.eval.clips * config.eval.crops, 1), shards)
+  except ValueError as error:
+    raise ValueError(f'config.eval.batch_size={error}') from error
   c = model.config
   towers = ('vision', 'text', *(name for name in ('mit', 'prompt') if getattr(c, name)))
   sharding.check_widths(
