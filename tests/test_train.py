@@ -162,7 +162,9 @@ def test_a_run_starts_from_the_weights_of_another(finished, root, tmp_path):
     root, train__init_from=str(finished), train__steps=1, optim__lr=1e-12, report=False
   )
   train.run(config, tmp_path / 'run')
-  before, after = saved_params(finished), saved_params(tmp_path / 'run', 1)
+  with Checkpoints(finished) as ckpt:
+    best = ckpt.best_step()
+  before, after = saved_params(finished, best), saved_params(tmp_path / 'run', 1)
   for name in before:
     np.testing.assert_allclose(after[name], before[name], atol=1e-9, err_msg=name)
 
