@@ -5,7 +5,8 @@ are prefixes, an object cannot be appended to or renamed), generations, and writ
 them (`ifGenerationMatch`), which TensorStore's commits rest on. Lists come in pages.
 
   with gcs_server.running('bucket') as server:
-    subprocess.run(command, env=os.environ | server.environment)
+    subprocess.run(command)                     # --workdir gs://bucket/runs/1
+    server.read('bucket', 'runs/1/config.json')
 
 Source: https://cloud.google.com/storage/docs/json_api/v1
 """
@@ -13,15 +14,20 @@ Source: https://cloud.google.com/storage/docs/json_api/v1
 import base64
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import http.server
 import itertools
 import json
+import os
+import pathlib
 import re
 import sys
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
+
+from xclip_jax import files
 
 PAGE = 5           # names in one answer; small, so that each list of a test has several pages
 
@@ -49,9 +55,9 @@ class Server(http.server.ThreadingHTTPServer):
 
   daemon_threads = True
 
-  def __init__(self, names: tuple[str, ...]):
+  def __init__(self):
     super().__init__(('127.0.0.1', 0), Handler)
-    self.buckets = {name: Bucket() for name in names}
+    self.buckets: dict[str, Bucket] = {}
     self.lock, self.generations = threading.Lock(), itertools.count(1)
     self.uploads: dict[str, tuple[str, str, dict[str, str], bytearray]] = {}
     self.log: list[str] = []              # 'PUT bucket/name' and 'DELETE bucket/name'
@@ -288,13 +294,27 @@ def _resource(bucket: str, name: str, found: Object) -> dict[str, str]:
   }
 
 
+@functools.cache
+def start() -> Server:
+  """Starts the one server of this process: clients remember its address as long as they live."""
+  server = Server()
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  return server
+
+
 @contextlib.contextmanager
 def running(*buckets: str) -> Iterator[Server]:
-  """Runs a server with these buckets in a thread of this process."""
-  with Server(buckets) as server:
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-      yield server
-    finally:
-      server.shutdown()
+  """Gives a server with empty buckets, which clients of this process and its children use."""
+  server, before = start(), dict(os.environ)
+  server.buckets |= {name: Bucket() for name in buckets}
+  os.environ |= server.environment
+  try:
+    yield server
+  finally:
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def upload(folder: os.PathLike, target: str) -> None:
+  """Copies a local folder to gs://bucket/..."""
+  files.copy_in(pathlib.Path(folder), files.as_path(target))
