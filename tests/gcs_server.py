@@ -43,11 +43,16 @@ class Failure(Exception):
 
 
 class Bucket(dict):
-  """Objects of one bucket by name; `forbidden` holds the methods that are answered with 403."""
+  """Objects of one bucket by name.
+
+  Fields:
+    forbidden: methods that are answered with `status`; 'bucket' is to ask for its properties.
+  """
 
   def __init__(self):
     super().__init__()
     self.forbidden: set[str] = set()
+    self.status = 403
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -147,9 +152,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if name not in self.server.buckets:
       raise Failure(404)
     bucket = self.server.buckets[name]
-    if method in bucket.forbidden:
-      raise Failure(403)
     rest = found['rest']
+    if method in bucket.forbidden or (rest is None and 'bucket' in bucket.forbidden):
+      raise Failure(bucket.status)
     if rest is None:
       return 200, {}, {'kind': 'storage#bucket', 'id': name, 'name': name, 'location': 'US',
                        'storageClass': 'STANDARD', 'locationType': 'multi-region'}

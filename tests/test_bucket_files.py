@@ -1,5 +1,6 @@
 """Files, logs, lists and weights in gs:// buckets, and the paths that are refused."""
 
+import contextlib
 import importlib.util
 import json
 import os
@@ -20,9 +21,12 @@ from xclip_jax.weights import archive, archive_writers, hub, native, remote
 
 @pytest.fixture(scope='module')
 def server():
-  with gcs_server.running('bucket', 'locked', 'closed') as found:
+  with gcs_server.running('bucket', 'locked', 'closed', 'anonymous', 'objects') as found:
     found.buckets['locked'].forbidden = {'POST', 'DELETE'}
     found.buckets['closed'].forbidden = {'GET', 'POST', 'DELETE'}
+    found.buckets['anonymous'].forbidden = {'GET', 'POST', 'DELETE'}
+    found.buckets['anonymous'].status = 401
+    found.buckets['objects'].forbidden = {'bucket'}          # as Storage Object User alone
     yield found
 
 
@@ -111,6 +115,19 @@ def test_rows_after_the_checkpoint_are_cut_off_when_a_run_goes_on(server, monkey
     range(1, 8))
   again.close()
   assert server.names('bucket', 'cut/metrics') == ['cut/metrics.jsonl']
+
+
+def test_a_failed_last_copy_is_an_error_unless_there_is_another(server, monkeypatch, capsys):
+  fail = lambda *_: (_ for _ in ()).throw(ValueError('no network'))
+  for n, error in enumerate((None, RuntimeError('the loss is nan'))):
+    writer = metrics.MetricsWriter(files.as_path(f'gs://bucket/ends/{n}'))
+    with monkeypatch.context() as m:
+      m.setattr(files, 'write_bytes', fail)
+      with pytest.raises(Exception, match='the loss is nan' if error else 'no network'):
+        with contextlib.closing(writer):
+          if error:
+            raise error
+  assert 'gs://bucket/ends/1' in capsys.readouterr().err
 
 
 def test_a_failed_copy_is_told_and_made_up_for(server, monkeypatch, capsys):
@@ -252,12 +269,15 @@ def test_a_run_with_a_path_that_cannot_be_used_does_nothing(root, tmp_path, chan
 
 
 @pytest.mark.parametrize('bucket, words', [
-  ('missing', 'no bucket missing'), ('locked', 'bucket locked'), ('closed', 'bucket closed')])
+  ('missing', 'no bucket missing'), ('locked', 'bucket locked'), ('closed', 'bucket closed'),
+  ('anonymous', 'bucket anonymous cannot be used.*gcloud auth'),
+  ('objects', 'bucket objects cannot be used.*Storage Legacy Bucket Reader')])
 def test_a_bucket_that_cannot_be_used_is_named_before_training(server, root, bucket, words):
   with pytest.raises(ValueError, match=f'gs://{bucket}/run.*{words}') as caught:
     train.run(tiny.config(root), f'gs://{bucket}/run')
   assert len(str(caught.value).splitlines()) == 1
-  assert not [line for line in server.log if f' {bucket}/' in line]
+  assert not [line for line in server.log
+              if f' {bucket}/' in line and '.write_check_0' not in line]
 
 
 @pytest.mark.parametrize('source, words', [

@@ -19,7 +19,7 @@ MAY_IMPORT = {
   'xclip_jax.config': ({'ml_collections'}, set()),
   'train': ({'absl', 'ml_collections'}, {'xclip_jax.train', 'xclip_jax.distributed'}),
   'xclip_jax': (set(), set()),
-  'xclip_jax.files': ({'etils', 'fsspec', 'numpy'}, set()),
+  'xclip_jax.files': ({'etils', 'fsspec', 'google', 'numpy'}, set()),
   'xclip_jax.bucket_log': ({'etils'}, {'xclip_jax.files'}),
   'xclip_jax.paths': ({'jax'}, set()),
   'xclip_jax.sharding': ({'jax', 'numpy'}, {'xclip_jax.paths'}),
@@ -173,7 +173,7 @@ def test_only_conversion_and_parity_tests_know_torch():
 
 DISTRIBUTIONS = {  # where the name to install is not the name to import
   'PIL': 'pillow', 'absl': 'absl-py', 'apache_beam': 'apache-beam', 'array_record': 'array-record',
-  'cv2': 'opencv-python-headless', 'orbax': 'orbax-checkpoint',
+  'cv2': 'opencv-python-headless', 'google': 'google-cloud-storage', 'orbax': 'orbax-checkpoint',
   'tensorflow_datasets': 'tensorflow-datasets',
 }
 
