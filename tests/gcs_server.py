@@ -5,7 +5,8 @@ are prefixes, an object cannot be appended to or renamed), generations, and writ
 them (`ifGenerationMatch`), which TensorStore's commits rest on. Lists come in pages.
 
   with gcs_server.running('bucket') as server:
-    subprocess.run(command, env=os.environ | server.environment)
+    subprocess.run(command)                     # --workdir gs://bucket/runs/1
+    server.read('bucket', 'runs/1/config.json')
 
 Source: https://cloud.google.com/storage/docs/json_api/v1
 """
@@ -13,15 +14,20 @@ Source: https://cloud.google.com/storage/docs/json_api/v1
 import base64
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import http.server
 import itertools
 import json
+import os
+import pathlib
 import re
 import sys
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator
+
+from xclip_jax import files
 
 PAGE = 5           # names in one answer; small, so that each list of a test has several pages
 
@@ -37,11 +43,16 @@ class Failure(Exception):
 
 
 class Bucket(dict):
-  """Objects of one bucket by name; `forbidden` holds the methods that are answered with 403."""
+  """Objects of one bucket by name.
+
+  Fields:
+    forbidden: methods that are answered with `status`; 'bucket' is to ask for its properties.
+  """
 
   def __init__(self):
     super().__init__()
     self.forbidden: set[str] = set()
+    self.status = 403
 
 
 class Server(http.server.ThreadingHTTPServer):
@@ -49,9 +60,9 @@ class Server(http.server.ThreadingHTTPServer):
 
   daemon_threads = True
 
-  def __init__(self, names: tuple[str, ...]):
+  def __init__(self):
     super().__init__(('127.0.0.1', 0), Handler)
-    self.buckets = {name: Bucket() for name in names}
+    self.buckets: dict[str, Bucket] = {}
     self.lock, self.generations = threading.Lock(), itertools.count(1)
     self.uploads: dict[str, tuple[str, str, dict[str, str], bytearray]] = {}
     self.log: list[str] = []              # 'PUT bucket/name' and 'DELETE bucket/name'
@@ -141,9 +152,9 @@ class Handler(http.server.BaseHTTPRequestHandler):
     if name not in self.server.buckets:
       raise Failure(404)
     bucket = self.server.buckets[name]
-    if method in bucket.forbidden:
-      raise Failure(403)
     rest = found['rest']
+    if method in bucket.forbidden or (rest is None and 'bucket' in bucket.forbidden):
+      raise Failure(bucket.status)
     if rest is None:
       return 200, {}, {'kind': 'storage#bucket', 'id': name, 'name': name, 'location': 'US',
                        'storageClass': 'STANDARD', 'locationType': 'multi-region'}
@@ -288,13 +299,27 @@ def _resource(bucket: str, name: str, found: Object) -> dict[str, str]:
   }
 
 
+@functools.cache
+def start() -> Server:
+  """Starts the one server of this process: clients remember its address as long as they live."""
+  server = Server()
+  threading.Thread(target=server.serve_forever, daemon=True).start()
+  return server
+
+
 @contextlib.contextmanager
 def running(*buckets: str) -> Iterator[Server]:
-  """Runs a server with these buckets in a thread of this process."""
-  with Server(buckets) as server:
-    thread = threading.Thread(target=server.serve_forever, daemon=True)
-    thread.start()
-    try:
-      yield server
-    finally:
-      server.shutdown()
+  """Gives a server with empty buckets, which clients of this process and its children use."""
+  server, before = start(), dict(os.environ)
+  server.buckets |= {name: Bucket() for name in buckets}
+  os.environ |= server.environment
+  try:
+    yield server
+  finally:
+    os.environ.clear()
+    os.environ.update(before)
+
+
+def upload(folder: os.PathLike, target: str) -> None:
+  """Copies a local folder to gs://bucket/..."""
+  files.copy_in(pathlib.Path(folder), files.as_path(target))

@@ -20,7 +20,7 @@ MAY_IMPORT = {
   'train': ({'absl', 'ml_collections'}, {
     f'xclip_jax.{x}' for x in ('distributed', 'ending', 'stopping', 'train')}),
   'xclip_jax': (set(), set()),
-  'xclip_jax.files': ({'etils', 'fsspec', 'numpy'}, set()),
+  'xclip_jax.files': ({'etils', 'fsspec', 'google', 'numpy'}, set()),
   'xclip_jax.bucket_log': ({'etils'}, {'xclip_jax.files'}),
   'xclip_jax.paths': ({'jax'}, set()),
   'xclip_jax.sharding': ({'jax', 'numpy'}, {'xclip_jax.paths'}),
@@ -191,7 +191,7 @@ def test_only_conversion_and_parity_tests_know_torch():
 
 DISTRIBUTIONS = {  # where the name to install is not the name to import
   'PIL': 'pillow', 'absl': 'absl-py', 'apache_beam': 'apache-beam', 'array_record': 'array-record',
-  'cv2': 'opencv-python-headless', 'orbax': 'orbax-checkpoint',
+  'cv2': 'opencv-python-headless', 'google': 'google-cloud-storage', 'orbax': 'orbax-checkpoint',
   'tensorflow_datasets': 'tensorflow-datasets',
 }
 

@@ -48,7 +48,8 @@ class BucketLog:
     """Starts copying what was written; returns whether to go on with a new file of events."""
     if self._copy and not self._copy.done():   # a slow network: the next copy takes these rows, too
       return False
-    self._report_failure()
+    if self._copy and (error := self._copy.exception()):
+      self._report(error, 'the next log row makes up for it')
     events = self._events()
     self._copy = self._thread.submit(self._send, self._size('metrics.jsonl'), events)
     newest = max((self.folder / 'tensorboard').glob('*'))
@@ -60,17 +61,26 @@ class BucketLog:
     return f'.{self._files_of_events:06}'
 
   def close(self) -> None:
-    """Copies the rest, so that the bucket has all in one metrics.jsonl; raises if it cannot."""
+    """Copies the rest, so that the bucket has all in one metrics.jsonl; raises if it cannot.
+
+    Where a run ends by another error, a copy that fails is reported only: that error matters more.
+    """
+    fails_already = sys.exception() is not None
     if self._copy:
       concurrent.futures.wait([self._copy])
     self._thread.shutdown()
-    self._send(self._size('metrics.jsonl'), self._events(), whole=True)
-    self._temporary.cleanup()
+    try:
+      self._send(self._size('metrics.jsonl'), self._events(), whole=True)
+    except Exception as error:
+      if not fails_already:
+        raise
+      self._report(error, 'the next start of the run repeats them')
+    finally:
+      self._temporary.cleanup()
 
-  def _report_failure(self) -> None:
-    if self._copy and (error := self._copy.exception()):
-      print(f'metrics were not copied to {self._workdir}, which is tried again at the next log '
-            f'row: {error}', file=sys.stderr, flush=True)
+  def _report(self, error: BaseException, then: str) -> None:
+    print(f'metrics were not copied to {self._workdir}; {then}: {error}', file=sys.stderr,
+          flush=True)
 
   def _size(self, name: str) -> int:
     return (self.folder / name).stat().st_size

@@ -147,16 +147,20 @@ def exists(path: AnyPath) -> bool:
 def check_bucket(path: AnyPath, process: int = 0) -> None:
   """Raises ValueError unless objects can be written, read and deleted below a path in a bucket.
 
-  Does nothing for a local path. Each process checks by an object of its own.
+  Orbax must also be able to ask for the bucket's properties, which it does first when it deletes
+  an old checkpoint. Does nothing for a local path. Each process checks by an object of its own.
   """
   if not is_remote(path):
     return
+  from google.cloud import storage
+
   probe = path / f'.write_check_{process}'
   try:
     with explain_errors(path):
       probe.write_bytes(b'check')
       probe.read_bytes()
       probe.unlink()
+      storage.Client().get_bucket(_bucket(path))
   except FileNotFoundError as error:
     raise ValueError(f'{path}: there is no bucket {_bucket(path)}, or these credentials do not '
                      f'see it; create it with `gcloud storage buckets create gs://{_bucket(path)}`'
