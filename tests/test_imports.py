@@ -50,7 +50,7 @@ MAY_IMPORT = {
   'xclip_jax.stopping': (set(), {'xclip_jax.ending'}),
   'xclip_jax.distributed': ({'jax', 'numpy'}, {
     f'xclip_jax.{x}' for x in ('cluster', 'ending', 'stopping')}),
-  'xclip_jax.run_lock': ({'etils'}, {'xclip_jax.ending'}),
+  'xclip_jax.run_lock': ({'etils', 'jax'}, {'xclip_jax.ending'}),
   'xclip_jax.metrics': ({'jax', 'numpy', 'tensorboardX'}, set()),
   'xclip_jax.protocols': ({'numpy'}, set()),
   'xclip_jax.scores': ({'numpy'}, {'xclip_jax.metrics', 'xclip_jax.protocols'}),
