@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -131,6 +132,23 @@ def test_all_wait_for_the_process_that_is_late_at_the_end():
   codes, said = end(peers('late', 0))
   assert codes == [0, 0], said
   assert time.monotonic() - begun > 8
+
+
+@SLOW
+@pytest.mark.parametrize('who', [0, 1])
+def test_a_batch_that_one_process_cannot_read_ends_all_with_its_cause(root, tmp_path, who):
+  port, processes = free_port(), []
+  for i in range(2):
+    command = tiny.command(
+      tmp_path / 'run', root, f'--coordinator=localhost:{port}', '--num_processes=2',
+      f'--process_id={i}', data__workers=1, eval__every_steps=12)
+    hook = [PROGRAMS / 'slow_phase.py', 'full'] if i == who else []
+    processes.append(start(command[0], *hook, *command[1:]))
+  codes, said = end(processes, 150)
+  assert codes == [1, 1], said
+  cause = "OSError: [Errno 28] No space left on device: '/dev/shm'"
+  assert cause in said[who] and f'error: process {who}: {cause}' in said[1 - who], said
+  assert not (tmp_path / 'run' / run_lock.NAME).exists()
 
 
 @SLOW
@@ -261,6 +279,28 @@ def test_a_lock_of_another_host_counts_as_long_as_it_is_renewed(tmp_path, monkey
   os.utime(lock, (long_ago, long_ago))
   with run_lock.hold(tmp_path):
     assert json.loads(lock.read_text())['token'] != 'theirs'
+
+
+def test_a_run_whose_lock_was_taken_over_stops(tmp_path, monkeypatch):
+  """It was suspended for so long that it counted as dead."""
+  stops = []
+
+  def fail(error, say):
+    stops.append(str(error))
+    threading.Event().wait()                     # the real one does not return
+
+  monkeypatch.setattr(run_lock.ending, 'fail', fail)
+  monkeypatch.setattr(run_lock, 'RENEWAL', 0.1)
+  lock = tmp_path / run_lock.NAME
+  with run_lock.hold(tmp_path):
+    about = json.loads(lock.read_text())
+    while json.loads(lock.read_text())['renewals'] == about['renewals']:
+      time.sleep(0.05)
+    lock.write_text(json.dumps(about | {'token': 'theirs', 'host': 'node7'}))
+    while not stops:
+      time.sleep(0.05)
+  assert 'on node7, started ' in stops[0] and 'took over the workdir' in stops[0]
+  assert json.loads(lock.read_text())['token'] == 'theirs'       # which is theirs to remove
 
 
 def test_a_workdir_that_is_not_shared_is_found_at_the_start(tmp_path):

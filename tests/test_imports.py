@@ -60,7 +60,7 @@ MAY_IMPORT = {
   'xclip_jax.stopping': (set(), {'xclip_jax.ending'}),
   'xclip_jax.distributed': ({'jax', 'numpy'}, {
     f'xclip_jax.{x}' for x in ('cluster', 'ending', 'stopping')}),
-  'xclip_jax.run_lock': ({'etils'}, {'xclip_jax.ending'}),
+  'xclip_jax.run_lock': ({'etils', 'jax'}, {'xclip_jax.ending'}),
   'xclip_jax.metrics': (
     {'jax', 'numpy', 'tensorboardX'}, {'xclip_jax.bucket_log', 'xclip_jax.files'}),
   'xclip_jax.protocols': ({'numpy'}, set()),

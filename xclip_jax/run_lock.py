@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 from etils import epath
 
 from xclip_jax import ending
@@ -38,8 +39,9 @@ def hold(workdir: str | os.PathLike) -> Iterator[None]:
   workdir, peers = epath.Path(workdir), ending.peers()
   name = f'workdir_{next(_calls)}/token'
   who = f'process {peers.process} on {socket.gethostname()}' if peers else 'this process'
-  if peers and peers.process:
-    _check_shared(workdir, peers.wait_for(name), who)
+  if jax.process_index():
+    if peers:                       # else somebody has joined the processes without `distributed`
+      _check_shared(workdir, peers.wait_for(name), who)
     yield
     return
   lock = _Lock(workdir, who)
@@ -230,17 +232,17 @@ def _lives(holder: dict[str, Any]) -> bool:
     return False
   except PermissionError:                                # another user's
     pass
-  return _start_of(holder['pid']) == holder.get('process_start')
+  return _start_of(holder['pid']) in (holder.get('process_start'), '')
 
 
 def _start_of(pid: int | str) -> str:
-  """Returns when a process started, in ticks since boot; '' where there is no /proc."""
+  """Returns when a process started, in ticks since boot; '' where /proc does not say."""
   try:
     stat = Path(f'/proc/{pid}/stat').read_text()
   except OSError:
     return ''
   fields = stat.rpartition(')')[2].split()               # after the name, which may hold anything
-  return '' if fields[0] in 'ZX' else fields[19]         # a zombie is dead
+  return 'ended' if fields[0] in 'ZX' else fields[19]    # a zombie is dead
 
 
 def _read(path: epath.Path) -> dict[str, Any] | None:

@@ -114,7 +114,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     The numbers of the last evaluation; empty if the run was asked to stop (SIGTERM) before.
 
   Raises:
-    ValueError: something in config, data or workdir is not as it must be.
+    ValueError: something in config, data or workdir is not as it must be, or another run holds it.
     progress.NonFiniteLossError, CheckpointError: see there.
   """
   if mode not in ('train', 'eval'):

@@ -1,10 +1,14 @@
-"""Runs train.py with one phase slow, its main thread inside C: slow_phase.py PHASE TRAIN.PY ..."""
+"""Runs train.py with one phase slow or failing: slow_phase.py PHASE TRAIN.PY ...
+
+In a slow phase the main thread is inside C for good. 'full' fails to read its third batch.
+"""
 
 import ctypes
 import runpy
 import sys
 
 from xclip_jax import evaluate, train
+from xclip_jax.data import pipeline
 
 phase = sys.argv[1]
 sys.argv = sys.argv[2:]
@@ -18,6 +22,17 @@ def hold(*_, **__):
 
 if phase == 'start':
   train.open_splits = hold
+elif phase == 'full':
+  read, reads = pipeline.Batches.__next__, []
+
+  def fail(batches):
+    reads.append(1)
+    if len(reads) == 3:
+      print('fails now', flush=True)
+      raise OSError(28, 'No space left on device', '/dev/shm')
+    return read(batches)
+
+  pipeline.Batches.__next__ = fail
 elif phase == 'compilation':
   train.jit_train_step = lambda *_, **__: hold
 else:
