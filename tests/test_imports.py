@@ -65,7 +65,7 @@ MAY_IMPORT = {
   'xclip_jax.optim': ({'jax', 'optax'}, {'xclip_jax.paths'}),
   'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models', 'xclip_jax.paths'}),
   'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {'xclip_jax.distributed',
-    'xclip_jax.models', 'xclip_jax.paths', 'xclip_jax.state'}),
+    'xclip_jax.ending', 'xclip_jax.models', 'xclip_jax.paths', 'xclip_jax.state'}),
   'xclip_jax.progress': ({'jax', 'numpy'}, {
     f'xclip_jax.{x}' for x in ('checkpoint', 'distributed', 'ending', 'models', 'stopping')}),
   'xclip_jax.evaluate': ({'jax', 'numpy', 'tqdm'}, {
