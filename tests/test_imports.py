@@ -76,7 +76,8 @@ MAY_IMPORT = {
   'xclip_jax.optim': ({'jax', 'optax'}, {'xclip_jax.paths'}),
   'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models', 'xclip_jax.paths'}),
   'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {'xclip_jax.distributed',
-    'xclip_jax.files', 'xclip_jax.models', 'xclip_jax.paths', 'xclip_jax.state'}),
+    'xclip_jax.ending', 'xclip_jax.files', 'xclip_jax.models', 'xclip_jax.paths',
+    'xclip_jax.state'}),
   'xclip_jax.progress': ({'jax', 'numpy'}, {
     f'xclip_jax.{x}' for x in (
       'checkpoint', 'distributed', 'ending', 'files', 'models', 'stopping')}),

@@ -4,6 +4,8 @@ import itertools
 import logging
 import shutil
 import sys
+import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from etils import epath
 
-from xclip_jax import distributed, files, paths
+from xclip_jax import distributed, ending, files, paths
 from xclip_jax.models.projectors import PROJECTORS
 from xclip_jax.state import TrainState
 
@@ -26,7 +28,10 @@ def _is_said_elsewhere(record: logging.LogRecord) -> bool:
   """
   by_orbax = 'orbax' in record.pathname
   by_its_tasks = record.name == 'asyncio' and 'orbax' in record.getMessage()
-  return record.levelno >= logging.ERROR and (by_orbax or by_its_tasks)
+  failed = record.levelno >= logging.ERROR and (by_orbax or by_its_tasks)
+  if record.levelno >= logging.ERROR and record.exc_info:
+    _end_all_if_it_waits(record.exc_info[1])
+  return failed
 
 
 def _silence_failed_writes() -> None:
@@ -44,6 +49,30 @@ def _silence_failed_writes() -> None:
 
 
 _silence_failed_writes()
+_writing: list['Checkpoints'] = []     # the one that writes in the background, or wrote last
+_WAIT = 5.0                            # seconds that a failed write has to be raised by itself
+
+
+def _end_all_if_it_waits(error: BaseException) -> None:
+  """Ends all processes if a thread of Orbax failed and the main thread does not hear of it.
+
+  With several processes Orbax (0.12.8) waits for the other threads and processes of the write,
+  which wait for the one that failed: for ten minutes and more.
+  """
+  frames = traceback.walk_tb(error.__traceback__)
+  in_write = threading.current_thread() is not threading.main_thread() and any(
+    frame.f_globals.get('__name__', '').startswith('orbax.') for frame, _ in frames)
+  if ending.peers() is None or not in_write or not _writing:
+    return
+
+  def end():
+    found = _writing[-1]._write_error(_reason(error))
+    found.__cause__ = error
+    ending.fail(found, ending.say_message)
+
+  timer = threading.Timer(_WAIT, end)
+  timer.daemon = True
+  timer.start()
 
 
 class CheckpointError(RuntimeError):
@@ -98,6 +127,7 @@ class Checkpoints:
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host | {'sums': _sums(state)})
     )
+    _writing[:] = [self]
     metrics = None if metric is None else {'top1': metric}      # its name in files, whatever it is
     self._guard(lambda: self._manager.save(step, args=args, metrics=metrics))
 

@@ -117,7 +117,8 @@ def watch(client: Any, process: int, count: int) -> None:
 
   From now on an uncaught exception in any thread ends all processes, and a process that has come to
   its end waits for the others: a scheduler may take the end of one for the end of all, and process
-  0 still writes the report when the others have nothing left to do.
+  0 still writes the report when the others have nothing left to do. SystemExit is such an end, too:
+  no hook hears of it. So programs wrap what they do in `failing_at_once`.
   """
   global _peers
   _peers = Peers(client, process, count)
@@ -188,6 +189,12 @@ def fail(
   _publish(_one_line(error), 130 if isinstance(error, KeyboardInterrupt) else 1)
   code = (_say_all if say is None or isinstance(error, SystemExit) else say)(error)
   _leave(None, code)
+
+
+def say_message(error: BaseException) -> int:
+  """Prints an error whose message says all; returns the exit code, for `fail`."""
+  print(f'error: {error}', file=sys.stderr, flush=True)
+  return 1
 
 
 @contextlib.contextmanager

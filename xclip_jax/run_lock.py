@@ -156,7 +156,7 @@ class _Lock:
         if found and found['token'] != self.token:
           ending.fail(ValueError(
             f'{_name(found)} took over the workdir {self._path.parent}, which this run had not '
-            f'renewed its lock in for {STALE:.0f} s; this run stops'), _say)
+            f'renewed its lock in for {STALE:.0f} s; this run stops'), ending.say_message)
         if not self._released.is_set():
           self._write()
 
@@ -258,8 +258,3 @@ def _read(path: epath.Path) -> dict[str, Any] | None:
 def _is_object(path: epath.Path) -> bool:
   """Returns whether a path is of an object store, where a write is whole and none is exclusive."""
   return '://' in os.fspath(path)
-
-
-def _say(error: BaseException) -> int:
-  print(f'error: {error}', file=sys.stderr, flush=True)
-  return 1
