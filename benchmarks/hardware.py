@@ -55,7 +55,8 @@ def main() -> int:
             for group in hardware_rows.plan(arguments.platform, arguments.tiny)]
   if not any(groups):
     parser.error(f'--only {arguments.only!r}: no row has that in its name')
-  signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, _: sys.exit(128 + number))
   run = Run(arguments.platform, arguments.tiny, Results(output), 60 * arguments.minutes)
   try:
     return run.measure(groups)
@@ -149,17 +150,19 @@ class Run:
       self.environment | {'PYTHONPATH': str(ROOT), 'JAX_PLATFORMS': 'cpu'})
     deadline = time.monotonic() + limit
     ready = self.worker.receive(limit)
+    if not self.tiny and ready['device'] != 'cuda':
+      self.close()
+      return {'status': 'not run', 'reason': f'torch finds no GPU, only {ready["device"]}'}
     self.worker.ask('2', deadline - time.monotonic())          # warm-up
     timed = self.worker.ask('10', deadline - time.monotonic())
     self.close()
-    if not self.tiny and ready['device'] != 'cuda':
-      return {'status': 'not run', 'reason': f'torch finds no GPU, only {ready["device"]}'}
     median = statistics.median(timed['seconds'])
     return {
       'status': 'ok', 'batch': batch, 'ms': 1e3 * median, 'ms_best': 1e3 * min(timed['seconds']),
       'ms_slowest': 1e3 * max(timed['seconds']), 'steps': len(timed['seconds']),
       'videos_per_second': batch / median, 'compile_seconds': ready['first_seconds'],
-      'peak_bytes': timed['device_peak_bytes'], 'peer': ready['peer']}
+      'peak_bytes': timed['device_peak_bytes'],
+      'peer': f'{ready["peer"]}, {ready["attention"]} attention'}
 
   def close(self) -> None:
     if self.worker is not None:

@@ -99,8 +99,7 @@ def attend(length: int, implementation: str, dtype: str) -> tuple[jax.Array, jax
     return jnp.sum(y * weight) / math.sqrt(y.size), y
   shapes = jax.eval_shape(lambda: layer.init(jax.random.key(0), x, x)['params'])
   params = fill(shapes, 768 ** -0.5)
-  with jax.default_matmul_precision('highest'):
-    gradients, y = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(params, x, message)
+  gradients, y = jax.jit(jax.grad(loss, (0, 1, 2), has_aux=True))(params, x, message)
   return y, vector(gradients)
 
 

@@ -1,5 +1,6 @@
 """A program in a process of its own that answers JSON lines, with a time limit for each."""
 
+import contextlib
 import json
 import os
 import queue
@@ -72,14 +73,12 @@ class Process:
 
   def close(self) -> None:
     """Ends the program and what it started, and waits: the device must be free for the next."""
-    if self.process.poll() is None:
-      try:
+    with contextlib.suppress(BrokenPipeError):
+      self.process.stdin.close()                  # programs end with their standard input
+    try:
+      self.process.wait(timeout=5)
+    except subprocess.TimeoutExpired:
+      with contextlib.suppress(ProcessLookupError):
         os.killpg(self.process.pid, signal.SIGKILL)
-      except ProcessLookupError:
-        pass
-    self.process.wait()
-    for stream in (self.process.stdin, self.errors):
-      try:
-        stream.close()
-      except BrokenPipeError:
-        pass
+      self.process.wait()
+    self.errors.close()

@@ -74,7 +74,7 @@ def check_rows(platform: str, variants: tuple[str, ...], tiny: bool) -> list[Row
   attention = [
     Row(f'attention {name} {dtype}', 'attention',
         {'implementation': name, 'dtype': dtype, 'lengths': lengths})
-    for name in reversed(ATTENTION[platform]) for dtype in ('float32', 'bfloat16')
+    for name in ATTENTION[platform] for dtype in ('float32', 'bfloat16')
     if (name, dtype) not in {('cudnn', 'float32'), ('xla', 'float32')}]
   dtypes = [
     Row(f'dtypes {variant}', 'dtypes', {'model': model_fields(variant, tiny)})

@@ -7,9 +7,10 @@ import zipfile
 from pathlib import Path
 
 WHEELS = Path(__file__).resolve().parent / '.wheels'
-# What `import flax.linen` and optax import, without JAX and numpy, which the machine has.
+# What `import flax.linen` and optax import, without JAX and numpy, which the machine has. Later
+# releases of Flax want a later JAX than the machine may have.
 PACKAGES = (
-  'flax>=0.12.6,<0.13', 'optax>=0.2.6,<0.3', 'absl-py', 'etils', 'msgpack', 'PyYAML', 'rich',
+  'flax==0.12.8', 'optax>=0.2.6,<0.3', 'absl-py', 'etils', 'msgpack', 'PyYAML', 'rich',
   'markdown-it-py', 'mdurl', 'pygments', 'typing_extensions')
 
 
@@ -29,6 +30,9 @@ def unpack() -> None:
   site = WHEELS / 'site'
   if site.exists():
     return
-  for wheel in sorted(WHEELS.glob('*.whl')):
+  wheels, unfinished = sorted(WHEELS.glob('*.whl')), WHEELS / 'unfinished'
+  for wheel in wheels:
     with zipfile.ZipFile(wheel) as archive:
-      archive.extractall(site)
+      archive.extractall(unfinished)
+  if wheels:
+    unfinished.rename(site)

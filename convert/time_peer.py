@@ -45,6 +45,7 @@ def main() -> None:
   first = time.perf_counter() - begun
   print(json.dumps({
     'ready': True, 'first_seconds': round(first, 2), 'value': value, 'device': device,
+    'attention': model.config._attn_implementation,
     'peer': f'transformers {transformers.__version__}, torch {torch.__version__}'}), flush=True)
   for line in sys.stdin:
     seconds = []

@@ -40,12 +40,12 @@ def bare(tmp_path):
   folder = tmp_path / 'bare'
   folder.mkdir()
   (folder / 'sitecustomize.py').write_text(f'''
-import importlib.abc, sys
-class Absent(importlib.abc.MetaPathFinder):
-  def find_spec(self, name, path=None, target=None):
-    if name.split('.')[0] in {ABSENT!r}:
-      raise ModuleNotFoundError(f'No module named {{name!r}}', name=name)
-sys.meta_path.insert(0, Absent())
+import importlib.machinery, sys
+class Bare(importlib.machinery.PathFinder):
+  @classmethod
+  def find_spec(cls, name, path=None, target=None):
+    return None if name.split('.')[0] in {ABSENT!r} else super().find_spec(name, path, target)
+sys.meta_path[:] = [Bare if x is importlib.machinery.PathFinder else x for x in sys.meta_path]
 ''')
   return os.environ | {'PYTHONPATH': str(folder), 'PYTHON': sys.executable}
 
