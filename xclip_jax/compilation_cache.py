@@ -11,9 +11,10 @@ def enable(workdir: str | os.PathLike | None = None) -> None:
   """Chooses the folder of JAX's persistent compilation cache.
 
   It is, in this order: what JAX_COMPILATION_CACHE_DIR names; of several processes, `compiled` in
-  the workdir, that all of them share (JAX lets process 0 write and all read); `compiled` in
-  XCLIP_CACHE, or in ~/.cache/xclip_jax. Where none can be written, nothing is kept. Programs of any
-  size are kept: those that compile fast are many, and a start waits for each.
+  the workdir, that all of them share (JAX lets process 0 write and all read, but on CPUs their
+  keys differ, and process 0 alone finds its programs again); `compiled` in XCLIP_CACHE, or in
+  ~/.cache/xclip_jax. Where none can be written, nothing is kept. Programs of any size are kept:
+  those that compile fast are many, and a start waits for each.
 
   Args:
     workdir: of the run, if there is one; a path or an address that JAX can write to (gs://).
