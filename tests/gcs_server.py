@@ -79,12 +79,8 @@ class Server(http.server.ThreadingHTTPServer):
 
   @property
   def environment(self) -> dict[str, str]:
-    """Variables that send gcsfs, Google's client and TensorStore here."""
-    return {
-      'STORAGE_EMULATOR_HOST': self.address, 'TENSORSTORE_GCS_HTTP_URL': self.address,
-      'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'token', 'FSSPEC_GCS_TOKEN': 'anon',
-      'GOOGLE_CLOUD_PROJECT': 'test', 'NO_PROXY': '127.0.0.1',
-    }
+    """Variables that send clients here."""
+    return client_variables(self.address)
 
   def names(self, bucket: str, prefix: str = '') -> list[str]:
     return sorted(name for name in self.buckets[bucket] if name.startswith(prefix))
@@ -318,6 +314,15 @@ def running(*buckets: str) -> Iterator[Server]:
   finally:
     os.environ.clear()
     os.environ.update(before)
+
+
+def client_variables(address: str) -> dict[str, str]:
+  """Returns variables that send gcsfs, Google's client and TensorStore to a server."""
+  return {
+    'STORAGE_EMULATOR_HOST': address, 'TENSORSTORE_GCS_HTTP_URL': address,
+    'GOOGLE_AUTH_TOKEN_FOR_TESTING': 'token', 'FSSPEC_GCS_TOKEN': 'anon',
+    'GOOGLE_CLOUD_PROJECT': 'test', 'NO_PROXY': '127.0.0.1',
+  }
 
 
 def upload(folder: os.PathLike, target: str) -> None:

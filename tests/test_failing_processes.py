@@ -252,6 +252,12 @@ def test_a_lock_outlives_neither_an_error_nor_a_process_number_that_is_used_agai
   with pytest.raises(KeyError), run_lock.hold(tmp_path):
     raise KeyError
   assert list(tmp_path.iterdir()) == []
+  with pytest.raises(KeyError), run_lock.hold(tmp_path / 'new'):
+    raise KeyError
+  assert list(tmp_path.iterdir()) == []                      # nor does a folder that holds nothing
+  with run_lock.hold(tmp_path / 'new'):
+    (tmp_path / 'new/config.json').write_text('{}')
+  assert [x.name for x in (tmp_path / 'new').iterdir()] == ['config.json']
   with run_lock.hold(tmp_path):
     about = json.loads((tmp_path / run_lock.NAME).read_text())
   about |= {'token': 'older', 'process_start': '1'}          # this process's number, started before
@@ -262,6 +268,12 @@ def test_a_lock_outlives_neither_an_error_nor_a_process_number_that_is_used_agai
 
 def test_a_lock_of_another_host_counts_as_long_as_it_is_renewed(tmp_path, monkeypatch, capsys):
   """By what the file system says and shows; clocks of hosts differ."""
+  with pytest.raises(KeyError), run_lock.hold(tmp_path / 'new'):
+    raise KeyError
+  assert list(tmp_path.iterdir()) == []                      # nor does a folder that holds nothing
+  with run_lock.hold(tmp_path / 'new'):
+    (tmp_path / 'new/config.json').write_text('{}')
+  assert [x.name for x in (tmp_path / 'new').iterdir()] == ['config.json']
   with run_lock.hold(tmp_path):
     about = json.loads((tmp_path / run_lock.NAME).read_text())
   lock = tmp_path / run_lock.NAME
@@ -294,6 +306,12 @@ def test_a_run_whose_lock_was_taken_over_stops(tmp_path, monkeypatch):
   monkeypatch.setattr(run_lock.ending, 'fail', fail)
   monkeypatch.setattr(run_lock, 'RENEWAL', 0.1)
   lock = tmp_path / run_lock.NAME
+  with pytest.raises(KeyError), run_lock.hold(tmp_path / 'new'):
+    raise KeyError
+  assert list(tmp_path.iterdir()) == []                      # nor does a folder that holds nothing
+  with run_lock.hold(tmp_path / 'new'):
+    (tmp_path / 'new/config.json').write_text('{}')
+  assert [x.name for x in (tmp_path / 'new').iterdir()] == ['config.json']
   with run_lock.hold(tmp_path):
     about = json.loads(lock.read_text())
     while json.loads(lock.read_text())['renewals'] == about['renewals']:

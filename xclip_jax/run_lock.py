@@ -64,9 +64,11 @@ class _Lock:
     self.token = uuid.uuid4().hex
     self._about = _identity() | {'token': self.token}
     self._renewals, self._released = itertools.count(), threading.Event()
+    self._made_folder = False
 
   def acquire(self) -> None:
     with _saying_who_cannot_write(self._path.parent, self._who):
+      self._made_folder = not self._path.parent.exists()
       self._path.parent.mkdir(parents=True, exist_ok=True)
       if not self._create():
         self._take_over()
@@ -78,6 +80,8 @@ class _Lock:
     with contextlib.suppress(OSError):
       if (_read(self._path) or {}).get('token') == self.token:
         self._path.unlink()
+        if self._made_folder and not _is_object(self._path):
+          os.rmdir(self._path.parent)                    # OSError if the run left something in it
 
   def _create(self) -> bool:
     """Writes the lock unless there is one; exclusive where the file system knows that."""
