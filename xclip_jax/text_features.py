@@ -26,4 +26,5 @@ def encode(model: XCLIP, params: Any, token_ids: jax.Array) -> jax.Array:
   K = len(token_ids)
   padded = jnp.pad(token_ids, ((0, -K % sharding.batch_shards()), (0, 0)), mode='edge')
   features = model.apply({'params': params}, sharding.shard_batch(padded), method='encode_text')
-  return sharding.gather_batch(features)[:K]
+  # Pinned before they are gathered, so that their gradient is divided in the same way.
+  return sharding.gather_batch(sharding.shard_batch(features))[:K]
