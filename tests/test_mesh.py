@@ -136,8 +136,8 @@ def test_a_whole_run_on_a_tensor_mesh_equals_that_of_one_device(tmp_path):
 # What one device exchanges in a training step of two vision layers, at most: how often, and KiB.
 # data: the gradients together, and nothing of the batch: clips are blended with those of the same
 # device. fsdp: each kernel forwards and backwards. tensor: a sum after each attention and each MLP,
-# forwards and backwards. dcn: as data. (XLA:CPU all-reduces the gradients of split kernels, and then
-# cuts.)
+# forwards and backwards. dcn: as data. (XLA:CPU all-reduces the gradients of split kernels, and
+# then cuts.)
 EXCHANGED = {
   'data=8': {'all-reduce': (2, 780)},
   'data=2,fsdp=4': {'all-gather': (43, 774), 'all-reduce': (5, 970), 'all-to-all': (3, 3)},
