@@ -26,8 +26,9 @@ from xclip_jax.data.source import ClassList
 STEPS, B, K = 20, 8, 6
 FIELDS = {
   'tiny': dict(tiny.FIELDS, vision_heads=4, text_heads=4, mit_heads=4, prompt_heads=4),
-  # B/16's widths and heads on fewer patches and layers
-  'B/16': dict(image_size=64, patch_size=16, vision_layers=2, text_layers=1, vocab_size=64,
+  # B/16's widths and heads on fewer patches and layers. As in B/16 there are more tokens than the
+  # text tower is wide, so that fsdp splits their embeddings by token.
+  'B/16': dict(image_size=64, patch_size=16, vision_layers=2, text_layers=1, vocab_size=1024,
                context_length=8),
 }[sys.argv[1].split()[0]]
 MESHES = [dict(x.split('=') for x in mesh.split(',')) for mesh in sys.argv[2:]]
