@@ -36,8 +36,8 @@ ON_FOUR = {
   'v5e:4x8': [process % 4 for process in ORDERS['v5e:4x8'][::4]],
   'two slices': [0, 1, 0, 1, 2, 3, 2, 3],
 }
-CHANGES = {'train__steps': 12, 'checkpoint__every_steps': 3, 'train__batch_size': 16,
-           'eval__every_steps': 6, 'report': False}
+CHANGES = {'train__steps': 24, 'checkpoint__every_steps': 6, 'train__batch_size': 16,
+           'eval__every_steps': 12, 'report': False}
 
 
 def permuted(order, command):

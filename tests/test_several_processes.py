@@ -157,7 +157,7 @@ def test_each_process_reads_its_share(root, tmp_path):
 
 @SLOW
 def test_a_run_goes_on_with_another_number_of_processes_and_another_mesh(root, tmp_path):
-  changes = {'train__steps': 24, 'checkpoint__every_steps': 3, 'eval__every_steps': 12}
+  changes = {'train__steps': 72, 'checkpoint__every_steps': 9, 'eval__every_steps': 36}
   assert tiny.finish(tmp_path / 'whole', root, **changes).returncode == 0
   run = tmp_path / 'run'
 

@@ -27,6 +27,8 @@ _NEVER_SKIP = {'av1'}  # whose decoder settles with its first packet, for good, 
 
 JPEG_FRAMES = 'xclip-jax: JPEG frames'  # comment of files whose packets are whole JPEG pictures
 
+# Titles and the like may be in any encoding. PyAV 19 reads them as it can, and has no such option.
+_LENIENT = {'metadata_errors': 'replace'} if int(av.__version__.split('.')[0]) < 19 else {}
 _MAX_STUCK = 16  # threads of one process that may hang in a read
 
 _CHANGES_SIZE = 'the picture changes its size midway; re-encode it to one size'
@@ -190,8 +192,7 @@ def _opened(
       file = os.fspath(file)
       if shards.is_member(file):
         file = io.BytesIO(shards.read(file))
-    # Titles and the like may be in any encoding.
-    with av.open(file, metadata_errors='replace') as container:
+    with av.open(file, **_LENIENT) as container:
       pictures = av.stream.Disposition.attached_pic  # cover art of a sound file is not a video
       streams = [s for s in container.streams.video if not s.disposition & pictures]
       if not streams:
