@@ -10,7 +10,8 @@ import traceback
 from absl import app, flags, logging
 from ml_collections import config_flags
 
-from xclip_jax import distributed, ending, stopping, train
+from xclip_jax.parallel import process_exit, processes, stop_signals
+from xclip_jax.training import run as run_lib
 
 _CONFIG = config_flags.DEFINE_config_file('config', None, 'What to run.', lock_config=True)
 _WORKDIR = flags.DEFINE_string('workdir', None, 'Folder of the run; one run a folder.')
@@ -26,7 +27,7 @@ _COORDINATOR = flags.DEFINE_string(
 _NUM_PROCESSES = flags.DEFINE_integer('num_processes', None, 'Number of processes of the run.')
 _PROCESS_ID = flags.DEFINE_integer('process_id', None, 'Number of this process, from 0.')
 _JOIN_TIMEOUT = flags.DEFINE_integer(
-  'join_timeout', distributed.PATIENCE, 'Seconds to wait for the other processes at the start.')
+  'join_timeout', processes.PATIENCE, 'Seconds to wait for the other processes at the start.')
 flags.mark_flags_as_required(['config', 'workdir'])
 
 
@@ -35,13 +36,13 @@ def main(argv: list[str]) -> None:
     raise app.UsageError(f'unexpected arguments: {argv[1:]}')
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)      # the progress bar says what there is to say
-  stopping.serve()
-  stopping.leave_at_once(stopping.STARTING)
-  with ending.failing_at_once(say):
-    distributed.join(
+  stop_signals.serve()
+  stop_signals.leave_at_once(stop_signals.STARTING)
+  with process_exit.failing_at_once(say):
+    processes.join(
       _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
       _JOIN_TIMEOUT.value)
-    train.run(_CONFIG.value, _WORKDIR.value, _MODE.value)
+    run_lib.run(_CONFIG.value, _WORKDIR.value, _MODE.value)
 
 
 def say(error: BaseException) -> int:

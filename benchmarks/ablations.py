@@ -98,13 +98,13 @@ def main() -> None:
 
 def train_one(name: str, seed: int, steps: int, workdir: Path) -> None:
   from configs import demo
-  from xclip_jax import train
+  from xclip_jax.training import run as run_lib
 
   c = demo.get_config()
   c.seed, c.data.synthetic = seed, {'seed': seed}
   c.train.steps = c.eval.every_steps = steps           # nothing is chosen on the way
   VARIANTS[name](c)
-  train.run(c, workdir)
+  run_lib.run(c, workdir)
 
 
 def environment() -> dict[str, str]:

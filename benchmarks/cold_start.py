@@ -23,7 +23,7 @@ import av
 import jax
 import numpy as np
 
-from xclip_jax.models.xclip import make_config
+from xclip_jax.models.config import make_config
 from xclip_jax.weights import apply, native
 
 COLUMNS = ('start', 'import', 'load', 'compile and run', 'answer', 'process', 'rss_gb')

@@ -34,7 +34,9 @@ import cv2
 import numpy as np
 from array_record.python import array_record_module
 
-from xclip_jax.data import augment, decode, encode, pipeline, sampling, source
+from xclip_jax.data.clips import augment, pipeline, sampling
+from xclip_jax.data.datasets import annotations
+from xclip_jax.data.video import decode, encode
 
 FRAMES, FPS, T, SIZE, BITS = 250, 25, 8, 224, 8
 LONG_GOP = {'g': '250', 'bf': '3', 'crf': '23'}
@@ -191,10 +193,10 @@ def scaling(paths: dict[str, str], batch_size: int = 8, seconds: float = 4.0) ->
   Colours are left to the device, as they are by default where there is an accelerator.
   """
   transform = augment.TrainTransform(SIZE, 'multiscale', 0.5, 0.8, 0.2, colors='device')
-  classes = source.ClassList(('any',), (None,))
+  classes = annotations.ClassList(('any',), (None,))
   rows = []
   for (file, path), (workers, threads) in itertools.product(paths.items(), POOLS):
-    videos = source.VideoList([source.Example(path, 0)] * 64, classes)
+    videos = annotations.VideoList([annotations.Example(path, 0)] * 64, classes)
     with pipeline.train_batches(
       videos, transform, num_frames=T, batch_size=batch_size, seed=0, workers=workers,
       threads=threads,

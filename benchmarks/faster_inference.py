@@ -61,7 +61,7 @@ def main() -> None:
 
 
 def folder_of(run: str) -> Path:
-  from xclip_jax.data import synthetic
+  from xclip_jax.data.datasets import synthetic
   config = json.loads((Path(run) / 'config.json').read_text())
   return Path(synthetic.prepare(config['data']['root'] or None, **config['data']['synthetic']))
 
@@ -82,13 +82,13 @@ def windows(run: str, videos: int = 96) -> dict[str, Any]:
   import numpy as np
 
   import xclip_jax
-  from xclip_jax import windows as windows_lib
-  from xclip_jax.data import source
+  from xclip_jax.data.datasets import annotations
+  from xclip_jax.inference import long_video as windows_lib
 
   folder = folder_of(run)
-  classes = source.read_classes(folder / 'classes.csv')
+  classes = annotations.read_classes(folder / 'classes.csv')
   classifier = xclip_jax.load(run)
-  files = [x.path for x in source.read_annotations(folder / 'val.csv', folder, classes)][:videos]
+  files = [x.path for x in annotations.read_annotations(folder / 'val.csv', folder, classes)][:videos]
   apart, same, seconds = [], [], {False: 0.0, True: 0.0}
   for i, file in enumerate(files):
     found = {}

@@ -62,7 +62,9 @@ def main() -> None:
 def fine_tune(workdir: Path, seed: int, name: str, steps: int, lr: float) -> dict[str, Any]:
   """Trains `full_{seed}` on the new classes; the curve of weights from before to after."""
   from configs import demo
-  from xclip_jax import evaluation_sets, inference, train, weights_curve
+  from xclip_jax.evaluation import video_lists, weight_curve
+  from xclip_jax.training import run as run_lib
+  from xclip_jax.weights import opening
 
   before = workdir / f'full_{seed}'
   if not (before / 'results.json').exists():
@@ -79,28 +81,29 @@ def fine_tune(workdir: Path, seed: int, name: str, steps: int, lr: float) -> dic
     c.optim.groups = tuple(x for x in c.optim.groups if not x[0].startswith('text'))
   c.report = False
   after = workdir / f'new_{name.replace(" ", "_")}_{seed}'
-  train.run(c, after)
-  sets = [evaluation_sets.labelled(k, lists[k], lists['root'], lists['classes'])
+  run_lib.run(c, after)
+  sets = [video_lists.labelled(k, lists[k], lists['root'], lists['classes'])
           for k in ('new', 'old')]
-  found = weights_curve.measure(
-    inference.open_weights(before), inference.open_weights(after), sets, ALPHAS, batch_size=48)
+  found = weight_curve.measure(
+    opening.open_weights(before), opening.open_weights(after), sets, ALPHAS, batch_size=48)
   return {'variant': name, 'seed': seed, 'alpha': ALPHAS} | {
     x.name: found.values(x.name) for x in sets}
 
 
 def write_lists(folder: Path, seed: int) -> dict[str, Path]:
   """Writes lists whose labels are names among all 32 classes: 16 new ones each, and the rest."""
-  from xclip_jax.data import lists, source, synthetic
+  from xclip_jax.data.datasets import annotations, synthetic
+  from xclip_jax.data.tools import derive_lists
 
   root = synthetic.prepare(seed=seed)
-  old, new = (source.read_classes(root / f'{x}.csv') for x in ('classes', 'classes_zero_shot'))
+  old, new = (annotations.read_classes(root / f'{x}.csv') for x in ('classes', 'classes_zero_shot'))
   folder.mkdir(parents=True, exist_ok=True)
   chosen = folder / 'chosen.csv'
-  chosen.write_text(lists.few_shot(root / 'zero_shot.csv', new, SHOTS, seed))
-  shown = {row['path'] for _, row in source.read_rows(chosen, ('path',))[1]}
+  chosen.write_text(derive_lists.few_shot(root / 'zero_shot.csv', new, SHOTS, seed))
+  shown = {row['path'] for _, row in annotations.read_rows(chosen, ('path',))[1]}
   rows = {
     name: [(row['path'], classes.names[int(row['label'])])
-           for _, row in source.read_rows(root / file, ('path', 'label'))[1]]
+           for _, row in annotations.read_rows(root / file, ('path', 'label'))[1]]
     for name, file, classes in (('old', 'val.csv', old), ('new', 'zero_shot.csv', new))
   }
   rows['new_train'] = [row for row in rows['new'] if row[0] in shown]

@@ -29,7 +29,7 @@ import cv2
 import numpy as np
 
 import barcode_videos
-from xclip_jax.data import decode
+from xclip_jax.data.video import decode
 
 FRAMES, ASKED = 120, 24
 Reader = Callable[[str, np.ndarray], tuple[int, list[np.ndarray]]]  # -> length, frames [H, W, 3]

@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / 'tests/weights')]
 
 import torch_files  # noqa: E402
 from torch_files import Call, Global  # noqa: E402
-from xclip_jax.weights import archive  # noqa: E402
+from xclip_jax.weights.files import archive  # noqa: E402
 
 SECONDS, MEMORY = 5, 1 << 30
 ARRAYS = {

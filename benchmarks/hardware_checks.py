@@ -14,10 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from hardware_speed import draw_params, fill
 
-from xclip_jax import paths
+from xclip_jax.models.config import DTYPES, make_config
 from xclip_jax.models.layers import Attention
-from xclip_jax.models.xclip import DTYPES, XCLIP, make_config
-from xclip_jax.weights import apply, architecture, archive
+from xclip_jax.models.xclip import XCLIP
+from xclip_jax.parallel import tree_names
+from xclip_jax.weights import apply, architecture
+from xclip_jax.weights.files import archive
 
 GOLDEN = Path(__file__).resolve().parents[1] / 'tests/goldens/hf_tiny_a'
 # Largest error over the largest value of what is compared with. bfloat16 has 8 bits of mantissa, so
@@ -128,7 +130,7 @@ def error(got: Any, want: Any) -> float:
 
 def vector(tree: Any) -> np.ndarray:
   """Joins all leaves into one vector, in the order of their names."""
-  flat = paths.flatten(tree)
+  flat = tree_names.flatten(tree)
   return np.concatenate([np.asarray(flat[k], np.float64).ravel() for k in sorted(flat)])
 
 

@@ -1,7 +1,7 @@
 """Times inference and training steps on the device that JAX finds, with their memory.
 
 Only jax, flax and numpy are needed. Where optax is installed, the update is that of
-`xclip_jax.optim`; elsewhere it is the same AdamW, written out below.
+`xclip_jax.training.optimizer`; elsewhere it is the same AdamW, written out below.
 """
 
 import shutil
@@ -18,8 +18,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xclip_jax import flops, losses, paths
-from xclip_jax.models.xclip import XCLIP, XCLIPConfig, at_rest, init_params, make_config
+from xclip_jax.models import vision
+from xclip_jax.models.config import XCLIPConfig, make_config
+from xclip_jax.models.xclip import XCLIP, cast_for_inference, init_params
+from xclip_jax.parallel import tree_names
+from xclip_jax.planning import flops
+from xclip_jax.training.objectives import losses
 
 # Published dense bfloat16 operations a second, by the first words of `device_kind`; the
 # first match wins.
@@ -31,7 +35,7 @@ PEAKS = (
   ('TPU v6 lite', 918e12), ('TPU v6e', 918e12))
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 SMOOTHING = 0.1
-# The fields of `config.optim` that `xclip_jax.optim.make` reads: one group, a constant rate.
+# The fields of `config.optim` that `xclip_jax.training.optimizer.make` reads: one group, a constant rate.
 OPTIM = SimpleNamespace(
   name='adamw', lr=8e-6, groups=((r'.*', 1.0),), floor=1.0, lag_steps=0, b1=0.9, b2=0.98,
   eps=1e-8, weight_decay=0.001, clip_norm=0.0,
@@ -137,7 +141,7 @@ def build(settings: dict[str, Any], batch: int) -> Built:
 def build_inference(config: XCLIPConfig, B: int, K: int) -> Built:
   """Builds the program of a Classifier: logits of B videos for K encoded texts."""
   model = XCLIP(config)
-  params = jax.device_put(at_rest(draw_params(model), config))
+  params = jax.device_put(cast_for_inference(draw_params(model), config))
   video, text = draw_inputs(B, K, config)
   forward = lambda params, video, text: model.apply(
     {'params': params}, video, text, method='classify').logits
@@ -187,7 +191,7 @@ def make_train_step(model: XCLIP, update: Callable) -> Callable:
     update: update(gradients, optimizer state, parameters) -> (parameters, optimizer state).
   """
   def loss(params, batch, text):
-    video = losses.normalize(batch['video'], MEAN, STD)
+    video = vision.normalize(batch['video'], MEAN, STD)
     logits = model.apply({'params': params}, video, text, False, method='classify').logits
     targets = losses.soft_targets(batch['label'], len(text), SMOOTHING)
     return losses.cross_entropy(logits, targets, batch['mask'])
@@ -206,10 +210,10 @@ def make_optimizer(params: Any) -> tuple[Callable, Callable, str]:
   try:
     import optax
 
-    from xclip_jax import optim
+    from xclip_jax.training import optimizer as optimizer_lib
   except ImportError:
     return *plain_adamw(), 'plain'
-  tx, _ = optim.make(OPTIM, params, total_steps=1000, warmup_steps=0, freeze_text=True)
+  tx, _ = optimizer_lib.make(OPTIM, params, total_steps=1000, warmup_steps=0, freeze_text=True)
 
   def update(grads, state, params):
     updates, state = tx.update(grads, state, params)
@@ -222,7 +226,7 @@ def plain_adamw() -> tuple[Callable, Callable]:
   o = OPTIM
 
   def trained(tree):
-    return {k: x for k, x in paths.flatten(tree).items() if not paths.match(
+    return {k: x for k, x in tree_names.flatten(tree).items() if not tree_names.match(
       k, ((FROZEN, True), (r'.*', False)))}
 
   def init(params):
@@ -230,15 +234,15 @@ def plain_adamw() -> tuple[Callable, Callable]:
     return {'count': jnp.zeros((), jnp.int32), 'mean': zeros(), 'square': zeros()}
 
   def update(grads, state, params):
-    count, flat, grads = state['count'] + 1, paths.flatten(params), trained(grads)
+    count, flat, grads = state['count'] + 1, tree_names.flatten(params), trained(grads)
     mean = jax.tree.map(lambda m, g: o.b1 * m + (1 - o.b1) * g, state['mean'], grads)
     square = jax.tree.map(lambda v, g: o.b2 * v + (1 - o.b2) * g * g, state['square'], grads)
     for name, m in mean.items():
       direction = (m / (1 - o.b1 ** count)) / (
         jnp.sqrt(square[name] / (1 - o.b2 ** count)) + o.eps)
-      decay = o.weight_decay * paths.match(name, o.decay)
+      decay = o.weight_decay * tree_names.match(name, o.decay)
       flat[name] -= o.lr * (direction + decay * flat[name])
-    return paths.unflatten(flat), {'count': count, 'mean': mean, 'square': square}
+    return tree_names.unflatten(flat), {'count': count, 'mean': mean, 'square': square}
   return init, update
 
 
@@ -262,7 +266,7 @@ def draw_params(model: XCLIP) -> Any:
 def fill(shapes: Any, scale: float) -> Any:
   """Returns normal values of a standard deviation for each leaf, 1 more for scales of LayerNorm."""
   values = normal_values() * np.float32(scale)
-  return paths.map_with_names(
+  return tree_names.map_with_names(
     lambda name, x: np.resize(values, x.shape) + np.float32(name.endswith('/scale')), shapes)
 
 

@@ -192,7 +192,7 @@ def draw(samples: list[dict[str, Any]], steps: int, file: Path) -> None:
   from matplotlib import rc_context
   from matplotlib.figure import Figure
 
-  from xclip_jax.style import AMBER, BLUE, MUTED, STYLE
+  from xclip_jax.reports.theme import AMBER, BLUE, MUTED, STYLE
 
   with rc_context(STYLE):
     figure = Figure(figsize=(8, 3.2), layout='constrained')

@@ -144,7 +144,7 @@ def work(told: dict[str, Any]) -> None:
   import jax
   import numpy as np
 
-  from xclip_jax import flops
+  from xclip_jax.planning import flops
 
   fields = dict(map(field, told['set']))
   make = infer_step if told['step'] == 'infer' else train_step
@@ -188,8 +188,8 @@ def matmul_peak(told: dict[str, Any]) -> float:
   import jax
   import jax.numpy as jnp
 
+  from xclip_jax.models.config import DTYPES, make_config
   from xclip_jax.models.layers import einsum
-  from xclip_jax.models.xclip import DTYPES, make_config
 
   c = make_config(told['variant'])
   rows = told['videos'] * told['frames'] * ((c.image_size // c.patch_size) ** 2 + 1)
@@ -211,23 +211,24 @@ def infer_step(told: dict[str, Any], fields: dict[str, str]) -> tuple[Any, Any, 
   import jax.numpy as jnp
   import numpy as np
 
-  from xclip_jax import paths
-  from xclip_jax.models.xclip import DTYPES, XCLIP, at_rest, init_params, make_config
+  from xclip_jax.models.config import DTYPES, make_config
+  from xclip_jax.models.xclip import XCLIP, cast_for_inference, init_params
+  from xclip_jax.parallel import tree_names
 
   config = make_config(told['variant'], num_frames=told['frames'], dtype=told['dtype'], **fields)
   model = XCLIP(config)
   side = config.image_size
   rng = np.random.default_rng(0)
 
-  def draw(name, x):                       # one by one, as weights come from a file; see at_rest
+  def draw(name, x):                       # one by one, as weights come from a file; see cast_for_inference
     kind = DTYPES[config.dtype] if name.endswith('/kernel') else x.dtype
     value = rng.normal(size=x.shape).astype(np.float32) * 0.02
     return jnp.asarray(value + name.endswith('/scale'), kind)
 
   shapes = jax.eval_shape(lambda: init_params(model, jax.random.key(0)))
-  params = paths.map_with_names(draw, shapes)
+  params = tree_names.map_with_names(draw, shapes)
   if config.int8_kernels:
-    params = jax.device_put(at_rest(params, config))
+    params = jax.device_put(cast_for_inference(params, config))
   begun = time.perf_counter()
   shape = (told['videos'], told['frames'], side, side, 3)
   video = jax.random.normal(jax.random.key(1), shape)
@@ -246,31 +247,34 @@ def train_step(told: dict[str, Any], fields: dict[str, str]) -> tuple[Any, Any, 
   import optax
 
   from xclip_jax import config as run_config
-  from xclip_jax import optim, sharding, train
-  from xclip_jax import state as state_lib
-  from xclip_jax.data.source import ClassList
+  from xclip_jax.data.datasets.annotations import ClassList
+  from xclip_jax.parallel import mesh as mesh_lib
+  from xclip_jax.storage import state as state_lib
+  from xclip_jax.training import optimizer
+  from xclip_jax.training import run as run_lib
+  from xclip_jax.training import step as step_lib
 
   c = run_config.get_config()
   c.model.update(variant=told['variant'], num_frames=told['frames'], dtype=told['dtype'],
                  **fields)
   c.augment.mixup = c.augment.cutmix = 0.0
   c.train.batch_size = told['videos']
-  model = train.make_model(c)
+  model = run_lib.make_model(c)
   params = state_lib.abstract(model, optax.identity()).params
-  tx, _ = optim.make(c.optim, params, 1000, 100, 1, True)
-  mesh = sharding.make_mesh(c.mesh)
-  places = sharding.infer(state_lib.abstract(model, tx), c.sharding, mesh)
+  tx, _ = optimizer.make(c.optim, params, 1000, 100, 1, True)
+  mesh = mesh_lib.make_mesh(c.mesh)
+  places = mesh_lib.infer(state_lib.abstract(model, tx), c.sharding, mesh)
   holder = {'state': state_lib.init(model, tx, 0, places)}
   rng, side, B = np.random.default_rng(0), model.config.image_size, told['videos']
-  batch = sharding.put_batch({
+  batch = mesh_lib.put_batch({
     'video': rng.integers(0, 255, (B, told['frames'], side, side, 3), np.uint8),
     'label': rng.integers(0, K, B).astype(np.int32), 'mask': np.ones(B, bool)}, mesh)
-  everywhere = sharding.replicated(mesh)
+  everywhere = mesh_lib.replicated(mesh)
   text = jax.device_put(rng.normal(size=(K, model.config.embed_dim)).astype(np.float32), everywhere)
   key = jax.jit(lambda: jax.random.key(0), out_shardings=everywhere)()
   names = ClassList(tuple(f'class {k}' for k in range(K)), (None,) * K)
   with jax.set_mesh(mesh):
-    step = train.jit_train_step(model, tx, c, names, places, mesh)
+    step = step_lib.jit_train_step(model, tx, c, names, places, mesh)
     begun = time.perf_counter()
     program = step.lower(holder['state'], batch, text, key).compile()
     compiled = time.perf_counter() - begun

@@ -79,7 +79,8 @@ def main() -> None:
 
 def one(platform: str, variant: str, frames: int, step: str, videos: int, chips: int,
         changes: dict[str, Any]) -> dict[str, Any]:
-  from xclip_jax import config, plan
+  from xclip_jax import config
+  from xclip_jax.planning import plan
 
   c = config.get_config()
   c.model.update(variant=variant, num_frames=frames, dtype='bfloat16', residual_dtype='bfloat16')

@@ -1,4 +1,4 @@
-"""The config that all others are, plus differences: every field is in xclip_jax/config.py.
+"""The config that all others are, plus differences: every field is in xclip_jax/config/fields.py.
 
 It is in the package so that commands have it where only that is installed.
 """

@@ -22,8 +22,8 @@ from typing import Any
 import jax
 
 from convert import export, inspect_weights, verify
-from xclip_jax import inference, paths
-from xclip_jax.weights import architecture, native, rules
+from xclip_jax.parallel import tree_names
+from xclip_jax.weights import architecture, native, opening, rules
 
 
 def main(argv: Sequence[str]) -> int:
@@ -138,7 +138,7 @@ def _positive(text: str) -> int:
 
 
 def _read(args: argparse.Namespace) -> native.Weights:
-  weights = inference.open_weights(
+  weights = opening.open_weights(
     args.source, heads=args.heads, num_frames=args.frames, image_size=args.image_size,
     seed=args.seed,
   )
@@ -165,7 +165,7 @@ def _check_apart(source: str, destination: str) -> None:
 
 def _written_parameters(weights: native.Weights, target: str) -> int:
   new = rules.NEW_PARAMETERS if target == 'openai' else '$'
-  return sum(x.size for k, x in paths.flatten(weights.params).items() if not paths.matches(new, k))
+  return sum(x.size for k, x in tree_names.flatten(weights.params).items() if not tree_names.matches(new, k))
 
 
 def _say(lines: Sequence[str]) -> None:

@@ -13,9 +13,12 @@ from typing import Any
 import tqdm
 
 from convert.hf_config import hf_config
-from xclip_jax import files, paths, tokenizer
-from xclip_jax.models.xclip import XCLIPConfig
-from xclip_jax.weights import apply, architecture, archive, native
+from xclip_jax import files
+from xclip_jax.models.config import XCLIPConfig
+from xclip_jax.parallel import tree_names
+from xclip_jax.text import tokenizer
+from xclip_jax.weights import apply, architecture, native
+from xclip_jax.weights.files import archive
 
 # What --to takes -> the names of its parameters (a key of rules.DIALECTS).
 DIALECTS = {'hf': 'huggingface', 'official': 'official', 'openai': 'openai'}
@@ -47,7 +50,7 @@ def save(
   check_destination(destination, target, overwrite)
   destination = Path(destination).expanduser().resolve()
   destination.parent.mkdir(parents=True, exist_ok=True)
-  with _progress(destination, sum(x.nbytes for x in paths.flatten(weights.params).values())):
+  with _progress(destination, sum(x.nbytes for x in tree_names.flatten(weights.params).values())):
     if target == 'native':
       native.save(destination, weights, overwrite)
     elif target == 'hf':

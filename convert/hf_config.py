@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from xclip_jax.models.xclip import XCLIPConfig
+from xclip_jax.models.config import XCLIPConfig
 
 
 def hf_config(config: XCLIPConfig) -> dict[str, Any]:

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from convert import export
-from xclip_jax import inference, paths
-from xclip_jax.models.xclip import VARIANTS, XCLIPConfig
-from xclip_jax.weights import apply, architecture, archive, hub, native, rules
+from xclip_jax.models.config import VARIANTS, XCLIPConfig
+from xclip_jax.parallel import tree_names
+from xclip_jax.weights import apply, architecture, hub, native, opening, rules
+from xclip_jax.weights.files import archive
 
 _PARTS = (
   (r'vision/blocks_.*/message_.*', 'message'), (r'vision/.*', 'vision'), (r'mit/.*', 'mit'),
@@ -58,7 +59,7 @@ def describe(source: str) -> Description:
   """
   folder = Path(source).expanduser()
   if (folder / 'checkpoints').is_dir() or (folder / 'metrics.jsonl').is_file():
-    return _describe_ours(source, folder, inference.open_weights(source), 'run')
+    return _describe_ours(source, folder, opening.open_weights(source), 'run')
   path = hub.locate(source)
   if path.is_dir() and native.is_native(path):
     return _describe_ours(source, path, native.read(path), 'native folder')
@@ -66,14 +67,14 @@ def describe(source: str) -> Description:
 
 
 def _describe_ours(source: str, path: Path, weights: native.Weights, kind: str) -> Description:
-  flat = paths.flatten(weights.params)
+  flat = tree_names.flatten(weights.params)
   files = sorted(p for p in path.rglob('*') if p.is_file()) if kind != 'run' else []
   came = f' (from {weights.source}, {weights.dialect})' if weights.dialect != 'native' else ''
   return Description(
     source=source, files=[str(p) for p in files], kind=kind, dialect='native',
     bytes=sum(p.stat().st_size for p in files), tensors=len(flat),
     dtypes=_count(str(x.dtype) for x in flat.values()),
-    parameters=_count_parts((paths.match(k, _PARTS), x.size) for k, x in flat.items()),
+    parameters=_count_parts((tree_names.match(k, _PARTS), x.size) for k, x in flat.items()),
     config=dataclasses.asdict(weights.config), variant=_variant(weights.config),
     heads=_heads(weights.config, 'config.json', tuple(architecture.WIDTHS)),
     preprocess=dataclasses.asdict(weights.preprocess), template=weights.template,
@@ -131,11 +132,11 @@ def _describe_foreign(source: str, path: Path) -> Description:
 
 
 def _part(key: str, dialect: str) -> str:
-  if any(paths.matches(pattern, key) for pattern in rules.IGNORED):
+  if any(tree_names.matches(pattern, key) for pattern in rules.IGNORED):
     return _IGNORED
   for rule in rules.DIALECTS[dialect]:
-    if paths.matches(re.escape(rule.theirs).replace(r'\{i\}', r'\d+'), key):
-      return paths.match(rule.ours[0].replace('{i}', '0'), _PARTS)
+    if tree_names.matches(re.escape(rule.theirs).replace(r'\{i\}', r'\d+'), key):
+      return tree_names.match(rule.ours[0].replace('{i}', '0'), _PARTS)
   return _UNKNOWN
 
 

@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from convert.hf_config import hf_config
-from xclip_jax.models.xclip import make_config
+from xclip_jax.models.config import make_config
 
 HOWS = ('eager', 'compiled', 'onednn')
 

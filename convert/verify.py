@@ -13,8 +13,10 @@ import numpy as np
 import optax
 
 from convert import export
-from xclip_jax import paths, tokenizer
-from xclip_jax.models.xclip import XCLIP, XCLIPConfig
+from xclip_jax.models.config import XCLIPConfig
+from xclip_jax.models.xclip import XCLIP
+from xclip_jax.parallel import tree_names
+from xclip_jax.text import tokenizer
 from xclip_jax.weights import apply, hub, native
 
 GRADIENT_TOLERANCE = 1e-3       # of the largest number in the same parameter's gradient
@@ -100,13 +102,13 @@ def compare(weights: native.Weights, seed: int = 0, grads: bool | None = None) -
   config = dataclasses.replace(
     weights.config, dtype='float32', residual_dtype='float32', attention='xla', remat=None
   )
-  flat = paths.flatten(weights.params)
+  flat = tree_names.flatten(weights.params)
   count = sum(x.size for x in flat.values())
   grads = count < _SMALL_FOR_GRADS if grads is None else grads
   video, token_ids, target = make_inputs(weights, seed)
   with tempfile.TemporaryDirectory() as folder:
     folder = export.save(weights, 'hf', Path(folder) / 'hf')
-    again = paths.flatten(hub.read(folder).params)
+    again = tree_names.flatten(hub.read(folder).params)
     theirs, their_grads = _run_peer(folder, video, token_ids, target if grads else None)
   name = max(flat, key=lambda k: _difference(again[k], flat[k]))
   round_trip = Row(name, _difference(again[name], flat[name]), _largest(flat[name]))
@@ -118,7 +120,7 @@ def compare(weights: native.Weights, seed: int = 0, grads: bool | None = None) -
   gradients = ()
   if grads:
     got = _gradients(config, weights.params, video, token_ids, target)
-    gradients = _compare_gradients(got, paths.flatten(
+    gradients = _compare_gradients(got, tree_names.flatten(
       apply.to_params(their_grads, 'huggingface', config)))
   return Comparison(peer, count, round_trip, layers, gradients)
 
@@ -156,7 +158,7 @@ def _run(
   ))(params, video, token_ids)
   layers = {
     key.replace('/__call__/0', ''): np.asarray(x)
-    for key, x in paths.flatten(captured['intermediates']).items()
+    for key, x in tree_names.flatten(captured['intermediates']).items()
   }
   unit = lambda x: np.asarray(x) / np.linalg.norm(x, axis=-1, keepdims=True)
   return layers | {
@@ -226,7 +228,7 @@ def _gradients(
     logits = XCLIP(config).apply({'params': params}, video, token_ids).logits
     return optax.softmax_cross_entropy(logits, target).mean()
 
-  return {k: np.asarray(x) for k, x in paths.flatten(_jit(jax.grad(loss))(params)).items()}
+  return {k: np.asarray(x) for k, x in tree_names.flatten(_jit(jax.grad(loss))(params)).items()}
 
 
 def _compare_gradients(
@@ -236,7 +238,7 @@ def _compare_gradients(
   largest = max(map(_largest, theirs.values()))
   rows = [
     Row(name, _difference(ours[name], x),
-        largest if paths.matches(_ZERO_GRADIENTS, name) else _largest(x))
+        largest if tree_names.matches(_ZERO_GRADIENTS, name) else _largest(x))
     for name, x in theirs.items()
   ]
   return tuple(sorted(rows, key=_badness, reverse=True))

@@ -7,7 +7,9 @@ import tempfile
 from absl import flags
 
 HERE = pathlib.Path(__file__).parent
-sys.path.insert(0, str(HERE))                          # `import videos` in any test
+for folder in (*HERE.rglob('*/'), HERE):                # `import videos` in any test
+  if any(folder.glob('*.py')):
+    sys.path.insert(0, str(folder))
 sys.path.append(str(HERE.parent / 'benchmarks'))       # `import barcode_videos`
 
 import quick  # noqa: E402  (a neighbour)

@@ -6,7 +6,7 @@ import pathlib
 import numpy as np
 import safetensors.numpy
 
-from xclip_jax.models.xclip import XCLIPConfig
+from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.weights import apply, architecture
 
 GOLDENS = pathlib.Path(__file__).parent / 'goldens'

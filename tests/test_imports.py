@@ -11,122 +11,55 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parents[1]
 FOREIGN = {'torch', 'tensorflow', 'decord', 'transformers', 'configs', 'convert', 'benchmarks'}
-EVERYTHING = {'xclip_jax'}
-
-# room: (libraries, rooms of the house) that its modules may import; the longest name counts.
-MAY_IMPORT = {
-  'configs': (set(), {'configs', 'xclip_jax.config'}),
-  'xclip_jax.config': ({'ml_collections'}, set()),
-  'train': ({'absl', 'ml_collections'}, {
-    f'xclip_jax.{x}' for x in ('distributed', 'ending', 'stopping', 'train')}),
-  'xclip_jax': (set(), set()),
-  'xclip_jax.files': ({'etils', 'fsspec', 'google', 'numpy'}, set()),
-  'xclip_jax.bucket_log': ({'etils'}, {'xclip_jax.files'}),
-  'xclip_jax.paths': ({'jax'}, set()),
-  'xclip_jax.sharding': ({'jax', 'numpy'}, {'xclip_jax.paths'}),
-  'xclip_jax.tokenizer': ({'ftfy', 'numpy', 'regex'}, set()),
-  'xclip_jax.models': ({'flax', 'jax', 'numpy'}, {'xclip_jax.models', 'xclip_jax.sharding'}),
-  'xclip_jax.data': (
-    {'PIL', 'absl', 'array_record', 'av', 'cv2', 'grain', 'numpy', 'tqdm'},
-    {'xclip_jax.data', 'xclip_jax.files'}),
-  'xclip_jax.data.tfds_source': ({'numpy', 'tensorflow_datasets'}, {'xclip_jax.data'}),
-  'xclip_jax.data.tfds_videos': (
-    {'absl', 'apache_beam', 'av', 'cv2', 'etils', 'numpy', 'tensorflow_datasets'},
-    {'xclip_jax.data'},
-  ),
-  'xclip_jax.data.tfds_build': (
-    {'absl', 'apache_beam', 'tensorflow_datasets'}, {'xclip_jax.data'}),
-  'xclip_jax.weights': (
-    {'huggingface_hub', 'jax', 'numpy'},
-    {'xclip_jax.weights', 'xclip_jax.files', 'xclip_jax.models', 'xclip_jax.paths'},
-  ),
-  'xclip_jax.prompts': (
-    {'etils', 'jax', 'numpy'}, {f'xclip_jax.{x}' for x in (
-      'data', 'files', 'models', 'tokenizer')}),
-  'xclip_jax.text_features': ({'jax'}, {'xclip_jax.models', 'xclip_jax.sharding'}),
-  'xclip_jax.accumulation': ({'jax'}, set()),
-  'xclip_jax.losses': ({'jax', 'numpy'}, set()),
-  'xclip_jax.colors': ({'jax'}, set()),
-  'xclip_jax.duration': (set(), set()),
-  'xclip_jax.batch_sizes': (set(), set()),
-  'xclip_jax.continuation': (set(), {'xclip_jax.duration', 'xclip_jax.paths'}),
-  'xclip_jax.objective': ({'jax'}, {
-    f'xclip_jax.{x}' for x in (
-      'colors', 'data', 'losses', 'models', 'prompts', 'sharding', 'targets', 'text_features')}),
-  'xclip_jax.regularize': ({'jax'}, {'xclip_jax.models', 'xclip_jax.objective'}),
-  'xclip_jax.compilation_cache': ({'jax'}, set()),
-  'xclip_jax.cluster': (set(), set()),
-  'xclip_jax.ending': ({'jax'}, set()),
-  'xclip_jax.stopping': (set(), {'xclip_jax.ending'}),
-  'xclip_jax.distributed': ({'jax', 'numpy'}, {
-    f'xclip_jax.{x}' for x in ('cluster', 'ending', 'stopping')}),
-  'xclip_jax.run_lock': ({'etils', 'jax'}, {'xclip_jax.ending'}),
-  'xclip_jax.metrics': (
-    {'jax', 'numpy', 'tensorboardX'}, {'xclip_jax.bucket_log', 'xclip_jax.files'}),
-  'xclip_jax.protocols': ({'numpy'}, set()),
-  'xclip_jax.scores': ({'numpy'}, {f'xclip_jax.{x}' for x in ('files', 'metrics', 'protocols')}),
-  'xclip_jax.style': ({'matplotlib', 'numpy'}, set()),
-  'xclip_jax.curves': ({'matplotlib', 'numpy'}, {'xclip_jax.style'}),
-  'xclip_jax.report': ({'matplotlib', 'numpy'}, {
-    f'xclip_jax.{x}' for x in ('curves', 'files', 'metrics', 'style')}),
-  'xclip_jax.targets': ({'numpy'}, {'xclip_jax.data', 'xclip_jax.tokenizer'}),
-  'xclip_jax.evaluate_lists': ({'jax', 'matplotlib', 'numpy'}, EVERYTHING),
-  'xclip_jax.eval_report': ({'matplotlib', 'numpy'}, {
-    f'xclip_jax.{x}' for x in ('files', 'protocols', 'report', 'scores', 'style')}),
-  'xclip_jax.optim': ({'jax', 'optax'}, {'xclip_jax.paths'}),
-  'xclip_jax.state': ({'flax', 'jax', 'optax'}, {'xclip_jax.models', 'xclip_jax.paths'}),
-  'xclip_jax.checkpoint': ({'etils', 'jax', 'orbax'}, {'xclip_jax.distributed',
-    'xclip_jax.ending', 'xclip_jax.files', 'xclip_jax.models', 'xclip_jax.paths',
-    'xclip_jax.state'}),
-  'xclip_jax.progress': ({'jax', 'numpy'}, {
-    f'xclip_jax.{x}' for x in (
-      'checkpoint', 'distributed', 'ending', 'files', 'models', 'stopping')}),
-  'xclip_jax.evaluate': ({'jax', 'numpy', 'tqdm'}, {
-    f'xclip_jax.{x}' for x in (
-      'data', 'distributed', 'files', 'losses', 'metrics', 'models', 'progress', 'prompts',
-      'report', 'sharding', 'text_features', 'tokenizer', 'view_batches', 'weights')
-  }),
-  'xclip_jax.view_batches': ({'jax', 'numpy'}, set()),
-  'xclip_jax.scorer': ({'jax', 'numpy'}, {
-    f'xclip_jax.{x}' for x in (
-      'data', 'distributed', 'losses', 'models', 'prompts', 'sharding', 'text_features',
-      'tokenizer', 'view_batches', 'weights')}),
-  'xclip_jax.evaluation_sets': (
-    {'numpy'}, {'xclip_jax.data', 'xclip_jax.files', 'xclip_jax.scores'}),
-  'xclip_jax.evaluation_average': (set(), {
-    f'xclip_jax.{x}' for x in ('protocols', 'report', 'style')}),
-  'xclip_jax.evaluation_results': ({'numpy'}, EVERYTHING),
-  'xclip_jax.workdir': (
-    {'etils', 'jax'}, {f'xclip_jax.{x}' for x in (
-      'config', 'continuation', 'data', 'distributed', 'files', 'prompts')}),
-  'xclip_jax.train': ({'jax', 'numpy', 'optax', 'tqdm'}, EVERYTHING),
-  'xclip_jax.finetune': ({'jax', 'numpy'}, EVERYTHING),
-  'xclip_jax.finetune_cli': (set(), {f'xclip_jax.{x}' for x in (
-    'answers', 'data', 'evaluation_sets', 'finetune', 'inference')}),
-  'xclip_jax.inference': ({'cv2', 'jax', 'numpy'}, EVERYTHING),
-  'xclip_jax.windows': ({'jax', 'numpy'}, {
-    f'xclip_jax.{x}' for x in ('data', 'inference', 'losses')}),
-  'xclip_jax.flops': (set(), {'xclip_jax.models'}),
-  'xclip_jax.compiled': (set(), set()),
-  'xclip_jax.plan': ({'jax', 'optax'}, {f'xclip_jax.{x}' for x in (
-    'compiled', 'data', 'evaluate', 'flops', 'optim', 'regularize', 'sharding', 'state', 'train')}),
-  'xclip_jax.rehearsal': ({'jax', 'numpy'}, {f'xclip_jax.{x}' for x in (
-    'regularize', 'sharding', 'targets', 'train', 'view_batches')}),
-  'xclip_jax.plan_cli': (set(), {f'xclip_jax.{x}' for x in (
-    'answers', 'config', 'plan', 'rehearsal', 'sharding')}),
-  'xclip_jax.answers': ({'tqdm'}, set()),
-  'xclip_jax.data_cli': (
-    {'tqdm'}, {'xclip_jax.answers', 'xclip_jax.data', 'xclip_jax.report'}),
-  'xclip_jax.weights_curve': ({'matplotlib', 'numpy'}, {f'xclip_jax.{x}' for x in (
-    'evaluation_sets', 'protocols', 'report', 'scorer', 'scores', 'sharding', 'style', 'weights')}),
-  'xclip_jax.weights_cli': (set(), {f'xclip_jax.{x}' for x in (
-    'answers', 'evaluation_sets', 'inference', 'weights', 'weights_curve')}),
-  'xclip_jax.eval_cli': (set(), {
-    f'xclip_jax.{x}' for x in (
-      'answers', 'cluster', 'data', 'distributed', 'ending', 'eval_report', 'evaluation_average',
-      'evaluation_results', 'evaluation_sets', 'inference', 'scorer', 'sharding')}),
-  'xclip_jax.cli': ({'jax', 'numpy', 'tqdm'}, EVERYTHING),
+# Who may import whom: one row a folder. What stands in a row may import the rows below it, itself,
+# and what its own row lists to its right.
+FLOORS = (
+  ('cli',),
+  ('planning',),
+  ('training',),
+  ('inference', 'reports', 'evaluation'),
+  ('weights',),
+  ('storage', 'text'),
+  ('models',),
+  ('parallel',),
+  ('data',),
+  ('compilation_cache', 'config', 'files', 'errors', 'text_format', 'assets'),
+)
+# Libraries that the modules of a folder (or of one module, named in full) may import.
+LIBRARIES = {
+  'train': {'absl', 'ml_collections'},
+  'configs': {'ml_collections'},
+  'cli': {'numpy', 'tqdm'},
+  'planning': {'jax', 'numpy', 'optax'},
+  'training': {'jax', 'matplotlib', 'numpy', 'optax', 'tqdm'},
+  'inference': {'cv2', 'jax', 'numpy'},
+  'reports': {'jax', 'matplotlib', 'numpy'},
+  'evaluation': {'jax', 'numpy', 'tqdm'},
+  'weights': {'huggingface_hub', 'jax', 'numpy'},
+  'storage': {'etils', 'flax', 'jax', 'numpy', 'optax', 'orbax', 'tensorboardX'},
+  'text': {'etils', 'ftfy', 'jax', 'numpy', 'regex'},
+  'models': {'flax', 'jax', 'numpy'},
+  'parallel': {'jax', 'numpy'},
+  'data': {'PIL', 'absl', 'array_record', 'av', 'cv2', 'etils', 'grain', 'numpy', 'tqdm'},
+  'data.datasets.tfds_source': {'numpy', 'tensorflow_datasets'},
+  'data.tools.tfds_videos': {
+    'absl', 'apache_beam', 'av', 'cv2', 'etils', 'numpy', 'tensorflow_datasets'},
+  'data.tools.tfds_build': {'absl', 'apache_beam', 'tensorflow_datasets'},
+  'text.tokenizer': {'ftfy', 'numpy', 'regex'},
+  'compilation_cache': {'jax'},
+  'config': {'ml_collections'},
+  'files': {'etils', 'fsspec', 'google', 'numpy'},
+  'errors': set(),
+  'text_format': {'numpy'},
 }
+
+
+def floor_of(room):
+  """The place of a folder: what it may import has a larger one, or is further right in its row."""
+  for depth, row in enumerate(FLOORS):
+    if room in row:
+      return depth, row.index(room)
+  return None
 
 
 def sources(*places):
@@ -152,34 +85,59 @@ def imports(path):
         yield inner if file.is_dir() or file.with_suffix('.py').exists() else node.module
 
 
-def inside(module, rooms):
-  return any(module == room or module.startswith(f'{room}.') for room in rooms)
-
-
 HOUSE = [path for path in sources('xclip_jax', 'configs') if path.name != 'setup.py']
+
+
+def room_of(module):
+  parts = module.split('.')
+  return parts[1] if parts[0] == 'xclip_jax' and len(parts) > 1 else parts[0]
 
 
 @pytest.mark.parametrize('path', HOUSE, ids=module_of)
 def test_imports_go_one_way(path):
   module = module_of(path)
-  rooms = [room for room in MAY_IMPORT if module == room or module.startswith(f'{room}.')]
-  room = max(rooms, key=len)
-  assert room != 'xclip_jax' or module == 'xclip_jax', f'{module} has no row in MAY_IMPORT'
-  libraries, own = MAY_IMPORT[room]
+  room = room_of(module)
+  top = room in ('xclip_jax', 'train', 'configs')    # the public surface, a command line, recipes
+  here = floor_of(room)
+  assert top or here, f'{module} has no row in FLOORS'
   for name in imports(path):
-    top = name.split('.')[0]
-    if top in sys.stdlib_module_names:
+    there = room_of(name)
+    if there not in ('xclip_jax', 'configs') and name.split('.')[0] == 'xclip_jax':
+      assert floor_of(there), f'{module} imports {name}, which has no row in FLOORS'
+      assert top or there == room or floor_of(there) > here, f'{module} may not import {name}'
+    assert there != 'configs' or room == 'configs', f'{module} may not import {name}'
+
+
+@pytest.mark.parametrize('path', HOUSE, ids=module_of)
+def test_a_folder_knows_few_libraries(path):
+  module = module_of(path)
+  inner = module.removeprefix('xclip_jax.')
+  rows = [row for row in LIBRARIES if inner == row or inner.startswith(f'{row}.')]
+  allowed = LIBRARIES[max(rows, key=len)] if rows else set()
+  for name in imports(path):
+    library = name.split('.')[0]
+    if library in sys.stdlib_module_names or library in ('xclip_jax', 'configs'):
       continue
-    allowed = inside(name, own) if top in ('xclip_jax', 'configs') else top in libraries
-    assert allowed, f'{module} may not import {name}'
-    assert module == 'train' or room == 'configs' or top not in FOREIGN, f'{module}: {name}'
+    assert library in allowed, f'{module} may not import {name}'
+    assert library not in FOREIGN, f'{module}: {name}'
 
 
-def test_each_row_of_the_table_forbids_what_the_house_forbids():
-  for room, (libraries, own) in MAY_IMPORT.items():
-    if room.startswith('xclip_jax'):
-      assert not FOREIGN & (libraries | own), room
-  assert 'jax' not in MAY_IMPORT['xclip_jax.data'][0] | MAY_IMPORT['xclip_jax.tokenizer'][0]
+def test_folders_without_jax_stay_without():
+  for room in ('data', 'config', 'files', 'errors', 'text.tokenizer'):
+    assert not {'jax', 'flax'} & LIBRARIES[room]
+  assert not any(FOREIGN & libraries for libraries in LIBRARIES.values())
+
+
+def test_a_folder_holds_at_most_nine_files():
+  for folder in [ROOT / 'xclip_jax', *(ROOT / 'xclip_jax').rglob('*/'), ROOT / 'configs']:
+    files = [x.name for x in folder.glob('*.py') if x.name not in ('__init__.py', '__main__.py')]
+    assert len(files) <= 9, f'{folder.relative_to(ROOT)} holds {len(files)} files'
+
+
+def test_a_folder_says_which_question_it_answers():
+  for file in sorted((ROOT / 'xclip_jax').rglob('*/__init__.py')):
+    about = ast.get_docstring(ast.parse(file.read_text())) or ''
+    assert about and len(about.splitlines()[0]) <= 100, file.parent.relative_to(ROOT)
 
 
 def test_only_conversion_and_parity_tests_know_torch():
@@ -239,7 +197,9 @@ def loaded_after(statement, *names):
 
 
 def test_data_workers_never_load_jax():
-  modules = ('data', 'data.decode', 'data.sampling', 'data.source', 'data.augment', 'tokenizer')
+  modules = (
+    'data', 'data.video.decode', 'data.clips.sampling', 'data.clips.augment',
+    'data.datasets.annotations', 'text.tokenizer')
   statement = 'import ' + ', '.join(f'xclip_jax.{m}' for m in modules)
   names = ('jax', 'flax', 'torch', 'tensorflow', 'tensorflow_datasets')
   assert loaded_after(statement, *names) == []
@@ -247,7 +207,7 @@ def test_data_workers_never_load_jax():
 
 def test_training_loads_neither_torch_nor_tensorflow():
   found = loaded_after(
-    'import xclip_jax.train, xclip_jax.data.pipeline', 'jax', 'torch', 'tensorflow', 'decord',
+    'import xclip_jax.training.run, xclip_jax.data.clips.pipeline', 'jax', 'torch', 'tensorflow', 'decord',
     'tensorflow_datasets',
   )
   assert found == ['jax']

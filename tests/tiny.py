@@ -7,7 +7,7 @@ import sys
 
 import quick
 from configs import demo
-from xclip_jax.data import synthetic
+from xclip_jax.data.datasets import synthetic
 
 REPO = pathlib.Path(__file__).parents[1]
 RECIPE = synthetic.Recipe(train=72, val=41, zero_shot=13, size=32, frames=8)

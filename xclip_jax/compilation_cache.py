@@ -4,9 +4,8 @@ import contextlib
 import os
 from pathlib import Path
 
+
 # JAX is imported late: the command line offers this to all of its commands before any needs JAX.
-
-
 def enable(workdir: str | os.PathLike | None = None) -> None:
   """Chooses the folder of JAX's persistent compilation cache.
 

@@ -7,6 +7,7 @@ can neither be appended to nor renamed, and every call is a request over the net
 
 import contextlib
 import functools
+import hashlib
 import importlib.util
 import io
 import logging
@@ -242,3 +243,12 @@ def move_folder(folder: AnyPath, target: AnyPath) -> None:
 
 def _bucket(path: str | os.PathLike) -> str:
   return os.fspath(path).removeprefix('gs://').split('/')[0]
+
+
+def sha256(path: str | os.PathLike) -> str:
+  """Returns the SHA-256 of a file as 64 hexadecimal digits."""
+  digest = hashlib.sha256()
+  with as_path(path, 'path').open('rb') as file:
+    while part := file.read(1 << 20):
+      digest.update(part)
+  return digest.hexdigest()

@@ -15,12 +15,16 @@ from configs import base
 from convert import __main__ as cli
 from convert import export, golden_preprocess
 from goldens_io import GOLDENS, load_npz
-from xclip_jax import inference, losses, paths, state, train
-from xclip_jax.checkpoint import Checkpoints
-from xclip_jax.data import augment
-from xclip_jax.models.xclip import XCLIPConfig
-from xclip_jax.tokenizer import Tokenizer
-from xclip_jax.weights import apply, archive, archive_writers, hub, native, rules
+from xclip_jax.data.clips import augment
+from xclip_jax.models import vision
+from xclip_jax.models.config import XCLIPConfig
+from xclip_jax.parallel import tree_names
+from xclip_jax.storage import state
+from xclip_jax.storage.checkpoints import Checkpoints
+from xclip_jax.text.tokenizer import Tokenizer
+from xclip_jax.training import run as run_lib
+from xclip_jax.weights import apply, hub, native, opening, rules
+from xclip_jax.weights.files import archive, archive_writers
 
 TINY = XCLIPConfig(
   image_size=32, patch_size=16, num_frames=4, embed_dim=64, vision_width=128, vision_layers=2,
@@ -69,7 +73,7 @@ def run(capsys):
 
 
 def same_params(got, want):
-  got, want = paths.flatten(got), paths.flatten(want)
+  got, want = tree_names.flatten(got), tree_names.flatten(want)
   assert got.keys() == want.keys()
   for key, x in want.items():
     np.testing.assert_array_equal(got[key], x, err_msg=key)
@@ -113,8 +117,8 @@ def test_openai_keeps_the_towers_and_says_what_it_drops(folder, run, tmp_path):
   code, out, _ = run(folder / 'tiny', tmp_path / 'clip.pt', '--to', 'openai')
   assert code == 0 and 'message, integration and prompt modules are dropped' in out
   assert 'logit_scale' in archive.read(tmp_path / 'clip.pt').tree      # at the top, nothing around
-  source = paths.flatten(hub.read(folder / 'tiny').params)
-  kept = {k: x for k, x in source.items() if not paths.matches(rules.NEW_PARAMETERS, k)}
+  source = tree_names.flatten(hub.read(folder / 'tiny').params)
+  kept = {k: x for k, x in source.items() if not tree_names.matches(rules.NEW_PARAMETERS, k)}
   assert f'{sum(x.size for x in kept.values()):,} parameters' in out
   drawn = []
   for seed in (3, 4):
@@ -122,7 +126,7 @@ def test_openai_keeps_the_towers_and_says_what_it_drops(folder, run, tmp_path):
     assert code == 0 and f'drawn from seed {seed}' in out
     got = hub.read(tmp_path / f'{seed}')
     assert got.config == TINY
-    drawn.append(paths.flatten(got.params))
+    drawn.append(tree_names.flatten(got.params))
     for key in kept:
       np.testing.assert_array_equal(drawn[-1][key], kept[key], err_msg=key)
   assert (drawn[0]['mit/pos_embed'] != drawn[1]['mit/pos_embed']).all()
@@ -139,7 +143,7 @@ def test_a_run_becomes_weights_of_both_kinds(run, tmp_path):
   }
   (tmp_path / 'run').mkdir()
   (tmp_path / 'run/config.json').write_text(c.to_json_best_effort())
-  params = make_weights(train.make_model(c).config).params
+  params = make_weights(run_lib.make_model(c).config).params
   with Checkpoints(tmp_path / 'run') as checkpoints:
     checkpoints.save(1, state.create(params, optax.identity()), {}, 0.5)
   code, out, _ = run('inspect', tmp_path / 'run')
@@ -153,7 +157,7 @@ def test_a_run_becomes_weights_of_both_kinds(run, tmp_path):
   # A run is never replaced by weights, though it holds a config.json as they do.
   code, _, err = run(tmp_path / 'native', tmp_path / 'run', '--overwrite')
   assert code == 2 and 'not a folder with weights' in err
-  same_params(inference.open_weights(tmp_path / 'run').params, params)
+  same_params(opening.open_weights(tmp_path / 'run').params, params)
 
 
 def test_what_a_format_cannot_say_is_refused(folder, run, tmp_path):
@@ -349,7 +353,7 @@ def test_preprocessing_of_hugging_face_weights_is_theirs():
     crops = augment.EvalTransform(size, preprocess.resize_ratio, preprocess.filter)(frames)
     np.testing.assert_array_equal(crops, golden[f'crops_{height}x{width}'])
     np.testing.assert_allclose(
-      losses.normalize(crops, preprocess.mean, preprocess.std), golden[f'pixels_{height}x{width}'],
+      vision.normalize(crops, preprocess.mean, preprocess.std), golden[f'pixels_{height}x{width}'],
       rtol=0, atol=1e-6)
 
 

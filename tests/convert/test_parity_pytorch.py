@@ -8,9 +8,12 @@ import pytest
 
 from convert import __main__ as cli
 from convert import export, golden_preprocess, verify
-from xclip_jax import losses, paths, tokenizer
-from xclip_jax.data import augment
-from xclip_jax.models.xclip import XCLIP, XCLIPConfig
+from xclip_jax.data.clips import augment
+from xclip_jax.models import vision as vision_lib
+from xclip_jax.models.config import XCLIPConfig
+from xclip_jax.models.xclip import XCLIP
+from xclip_jax.parallel import tree_names
+from xclip_jax.text import tokenizer
 from xclip_jax.weights import apply, hub, native
 
 pytestmark = pytest.mark.parity
@@ -61,7 +64,7 @@ def make_weights(config, seed=0):
       return values * np.float32(np.prod(x.shape[:-1]) ** -0.5)
     return values * np.float32(0.2) + np.float32(name.endswith('/scale'))
 
-  params = paths.map_with_names(draw, apply.abstract_params(config))
+  params = tree_names.map_with_names(draw, apply.abstract_params(config))
   return native.Weights(config, params, native.HUGGING_FACE)
 
 
@@ -174,7 +177,7 @@ def test_pixels_match_their_processor(transformers, shape):
   assert want.dtype == np.uint8
   np.testing.assert_array_equal(crops, want)
   np.testing.assert_allclose(
-    losses.normalize(crops, p.mean, p.std), golden_preprocess.process(frames, 224), rtol=0,
+    vision_lib.normalize(crops, p.mean, p.std), golden_preprocess.process(frames, 224), rtol=0,
     atol=1e-6)
 
 
@@ -204,7 +207,7 @@ def test_their_processor_works_from_our_folder(transformers, tmp_path):
     np.testing.assert_array_equal(theirs[:ends[row] + 1], mine[:ends[row] + 1])
   p = hub.read(tmp_path / 'hf').preprocess
   crops = augment.EvalTransform(config.image_size, p.resize_ratio, p.filter)(frames)
-  pixels = np.asarray(losses.normalize(crops, p.mean, p.std)).transpose(0, 3, 1, 2)
+  pixels = np.asarray(vision_lib.normalize(crops, p.mean, p.std)).transpose(0, 3, 1, 2)
   np.testing.assert_allclose(got['pixel_values'][0], pixels, rtol=0, atol=1e-6)
 
 

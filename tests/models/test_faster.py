@@ -8,9 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xclip_jax import sharding
-from xclip_jax.models import layers, merging, products, vision
-from xclip_jax.models.xclip import XCLIP, XCLIPConfig, at_rest, init_params, on_this_machine
+from xclip_jax.models import attention as attention_lib
+from xclip_jax.models import layers, matmul, vision
+from xclip_jax.models import layers as layers_lib
+from xclip_jax.models.config import XCLIPConfig
+from xclip_jax.models.inference_options import token_merging
+from xclip_jax.models.xclip import XCLIP, cast_for_inference, init_params, with_available_attention
+from xclip_jax.parallel import mesh as mesh_lib
 
 CONFIG = XCLIPConfig(
   image_size=64, patch_size=16, num_frames=4, embed_dim=32, vision_width=32, vision_layers=3,
@@ -59,11 +63,11 @@ def test_the_most_similar_pairs_are_merged_to_their_mean():
   rng = np.random.default_rng(0)
   X, M, D = 3, 9, 5
   x = rng.normal(size=(X, 1 + M, D)).astype(np.float32)
-  state = merging.start(X, M)
+  state = token_merging.start(X, M)
   want = [(x[i], np.ones(1 + M), np.arange(M)) for i in range(X)]
   for count in (3, 2, 9):                       # 9: more than there are
     keys = rng.normal(size=(X, x.shape[1], 4)).astype(np.float32)
-    x, state = merging.merge(jnp.asarray(x), jnp.asarray(keys), state, count)
+    x, state = token_merging.merge(jnp.asarray(x), jnp.asarray(keys), state, count)
     for i in range(X):
       want[i] = merged_by_hand(want[i][0], keys[i], want[i][1], want[i][2], count)
       np.testing.assert_allclose(x[i], want[i][0], atol=1e-5)
@@ -71,7 +75,7 @@ def test_the_most_similar_pairs_are_merged_to_their_mean():
       np.testing.assert_array_equal(state.place[i], want[i][2])
     assert (state.size[:, 1:].sum(-1) == M).all()
   assert x.shape[1] == 1 + 2
-  spread = merging.spread(x, state)
+  spread = token_merging.spread(x, state)
   assert spread.shape == (X, M, D)
   np.testing.assert_array_equal(spread[1, 4], x[1, 1 + state.place[1, 4]])
 
@@ -99,15 +103,15 @@ def test_training_merges_nothing(params):
 
 
 def test_float32_kernels_are_not_copied(params):
-  for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(at_rest(params, CONFIG)), strict=True):
+  for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(cast_for_inference(params, CONFIG)), strict=True):
     assert x is y
 
 
 def test_cudnn_is_left_out_where_there_is_none():
   trained = dataclasses.replace(CONFIG, attention='cudnn', dtype='bfloat16')
-  assert jax.default_backend() == 'cpu' and on_this_machine(trained).attention == 'xla'
+  assert jax.default_backend() == 'cpu' and with_available_attention(trained).attention == 'xla'
   chunked = dataclasses.replace(CONFIG, attention='chunked')
-  assert on_this_machine(chunked) == chunked
+  assert with_available_attention(chunked) == chunked
 
 
 def test_merging_needs_attention_with_biases():
@@ -119,14 +123,14 @@ def test_merging_needs_attention_with_biases():
 
 def test_kernels_of_eight_bits_are_the_nearest(params):
   config = dataclasses.replace(CONFIG, int8_kernels=True)
-  small = at_rest(params, config)
+  small = cast_for_inference(params, config)
   kernel = params['vision']['blocks_0']['mlp']['c_fc']['kernel']
   held = small['vision']['blocks_0']['mlp']['c_fc']
   assert held['kernel'].dtype == np.int8 and held['kernel_scale'].shape == (64,)
   apart = np.abs(held['kernel'] * held['kernel_scale'] - kernel)
   assert (apart <= held['kernel_scale'] / 2 + 1e-7).all()
   assert np.abs(held['kernel']).max(axis=0).min() == 127
-  jax.tree.map(np.testing.assert_array_equal, at_rest(small, config), small)    # once
+  jax.tree.map(np.testing.assert_array_equal, cast_for_inference(small, config), small)    # once
   video, ids = inputs()
   rounded = jax.tree_util.tree_map_with_path(
     lambda path, x: _rounded(x) if path[-1].key == 'kernel' and x.ndim == 2 else x, params)
@@ -148,7 +152,7 @@ def test_heads_a_few_at_a_time_are_all_at_once(causal, qkv_bias):
   x, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((3, 9, 256), (3, 9)))
 
   def run(implementation):
-    layer = layers.Attention(4, causal=causal, qkv_bias=qkv_bias, implementation=implementation)
+    layer = layers_lib.Attention(4, causal=causal, qkv_bias=qkv_bias, implementation=implementation)
     params = layer.init(jax.random.key(0), x)
     apply = lambda params, x, bias: layer.apply(params, x, bias=bias, return_keys=True)
     total = lambda *args: sum((y ** 2).sum() for y in apply(*args))
@@ -161,8 +165,8 @@ def test_heads_a_few_at_a_time_are_all_at_once(causal, qkv_bias):
 
 
 def test_heads_that_chips_share_are_taken_all_at_once():
-  mesh = jax.sharding.AbstractMesh((1, 1, 1, 2), sharding.AXES)
-  layer = layers.Attention(4, implementation='chunked')
+  mesh = jax.sharding.AbstractMesh((1, 1, 1, 2), mesh_lib.AXES)
+  layer = layers_lib.Attention(4, implementation='chunked')
   x = jnp.ones((2, 5, 256))
   params = layer.init(jax.random.key(0), x)
   with jax.sharding.use_abstract_mesh(mesh):
@@ -215,7 +219,7 @@ def test_patches_of_a_tpu_are_those_of_one_product(dtype):
 def test_the_softmax_is_jax_s_and_waits_in_the_dtype_of_the_product(dtype, tolerance):
   rng = np.random.default_rng(0)
   x, g = (jnp.asarray(rng.normal(size=(3, 4, 5)), jnp.float32) for _ in range(2))
-  y, backwards = jax.vjp(lambda x: products.softmax(x, dtype), x)
+  y, backwards = jax.vjp(lambda x: matmul.softmax(x, dtype), x)
   want, want_backwards = jax.vjp(jax.nn.softmax, x)
   assert y.dtype == dtype and [z.dtype for z in jax.tree.leaves(backwards)] == [dtype]
   np.testing.assert_array_equal(y, want.astype(dtype))
@@ -231,9 +235,9 @@ def test_attention_on_one_device_is_that_on_many(causal):
   q, k, v = (rng.normal(size=(5, n, 13, 8)).astype(np.float32) for n in (250, 257, 257))
   bias = rng.normal(size=(5, 257)).astype(np.float32)
   found, want = (jax.jit(attend, static_argnums=4)(q, k, v, bias, causal)
-                 for attend in (layers._attend_alone, layers._attend))
+                 for attend in (attention_lib._attend_single_device, attention_lib._attend_generic))
   np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
-  text = jax.jit(layers._attend_alone, static_argnums=4).lower(q, k, v, bias, causal).as_text()
+  text = jax.jit(attention_lib._attend_single_device, static_argnums=4).lower(q, k, v, bias, causal).as_text()
   assert text.count('slice') >= 4                        # 15.9 MiB of scores: two parts
 
 
@@ -249,20 +253,20 @@ def test_cudnn_gets_even_lengths_and_sees_no_padding(monkeypatch, L, M, causal):
   monkeypatch.setattr(jax.nn, 'dot_product_attention', stand_in)
   rng = np.random.default_rng(0)
   q, k, v = (rng.normal(size=(2, n, 3, 8)).astype(np.float32) for n in (L, M, M))
-  run = lambda implementation: jax.value_and_grad(lambda *x: (layers.dot_product_attention(
+  run = lambda implementation: jax.value_and_grad(lambda *x: (attention_lib.dot_product_attention(
     *x, causal, implementation=implementation) ** 2).sum(), argnums=(0, 1, 2))(q, k, v)
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5),
                run('cudnn'), run('xla'))
 
 
-@pytest.mark.parametrize('name', products.ACTIVATIONS)
+@pytest.mark.parametrize('name', matmul.ACTIVATIONS)
 def test_products_of_activated_layers_differ_by_rounding_in_their_gradient_alone(name):
   x, kernel, dtypes = *an_mlp(), (jnp.float32, jnp.bfloat16)
   for dtype, tolerance in zip(dtypes, (1e-6, 2e-2), strict=True):
     b = kernel.astype(dtype)
-    plain = lambda x, b, dtype=dtype: products.einsum(
-      'XD,DE->XE', products.ACTIVATIONS[name](x).astype(dtype), b)
-    y, backwards = jax.vjp(lambda x, b: products.activated_einsum(name, 'XD,DE->XE', x, b), x, b)
+    plain = lambda x, b, dtype=dtype: matmul.einsum(
+      'XD,DE->XE', matmul.ACTIVATIONS[name](x).astype(dtype), b)
+    y, backwards = jax.vjp(lambda x, b: matmul.activated_einsum(name, 'XD,DE->XE', x, b), x, b)
     want, want_backwards = jax.vjp(plain, x, b)
     np.testing.assert_array_equal(y, want)
     for found, wanted in zip(backwards(jnp.ones_like(y)), want_backwards(jnp.ones_like(y)),
@@ -274,7 +278,7 @@ def test_products_of_activated_layers_differ_by_rounding_in_their_gradient_alone
 
 def test_between_the_passes_an_activated_layer_waits_alone_and_in_bfloat16():
   x, kernel = an_mlp()
-  backwards = jax.vjp(lambda x, b: products.activated_einsum('quick_gelu', 'XD,DE->XE', x, b), x,
+  backwards = jax.vjp(lambda x, b: matmul.activated_einsum('quick_gelu', 'XD,DE->XE', x, b), x,
                       kernel.astype(jnp.bfloat16))[1]
   kept = [z for z in jax.tree.leaves(backwards) if z.shape == x.shape]
   assert [z.dtype for z in kept] == [jnp.bfloat16]
@@ -283,7 +287,7 @@ def test_between_the_passes_an_activated_layer_waits_alone_and_in_bfloat16():
 @pytest.mark.parametrize(('platform', 'marked'), [('cuda', True), ('rocm', True), ('tpu', False)])
 def test_what_waits_in_bfloat16_is_marked_for_gpus_alone(platform, marked):
   x, kernel = an_mlp()
-  total = lambda x, b: products.activated_einsum('quick_gelu', 'XD,DE->XE', x, b).sum()
+  total = lambda x, b: matmul.activated_einsum('quick_gelu', 'XD,DE->XE', x, b).sum()
   grad = jax.jit(jax.grad(total, argnums=(0, 1))).trace(x, kernel.astype(jnp.bfloat16))
   text = grad.lower(lowering_platforms=(platform,)).as_text()
   assert ('optimization_barrier' in text) == marked

@@ -12,9 +12,10 @@ import pytest
 
 import quick
 from goldens_io import CASES, Case
-from xclip_jax import paths
 from xclip_jax.models import layers
+from xclip_jax.models import layers as layers_lib
 from xclip_jax.models.xclip import XCLIP
+from xclip_jax.parallel import tree_names
 
 # Zero in exact arithmetic, so what PyTorch has there is rounding: softmax does not see a shift of
 # its row (key biases), and in block 0 the messages of all frames are equal.
@@ -36,7 +37,7 @@ def run(case):
     {'params': params}, video, token_ids, capture_intermediates=True, mutable='intermediates',
   )
   out, variables = optimized(forward)(case.params, case.video, case.token_ids)
-  flat = paths.flatten(variables['intermediates'])
+  flat = tree_names.flatten(variables['intermediates'])
   return out, {k.replace('/__call__/0', ''): np.asarray(v) for k, v in flat.items()}
 
 
@@ -90,7 +91,7 @@ def test_every_intermediate_matches_the_reference(case, run):
     tokens = layers.LayerNorm().apply(
       {'params': block['ln_1']}, np.concatenate([x, message], axis=1)
     )
-    whole = layers.Attention(c.vision_heads).apply({'params': block['attn']}, tokens)
+    whole = layers_lib.Attention(c.vision_heads).apply({'params': block['attn']}, tokens)
     check(f'{theirs}.attn_out', whole)
     close(got[f'{mine}/attn'], io[f'{theirs}.attn_out'][:, :-1])
     check(f'{theirs}.out', got[mine])
@@ -145,8 +146,8 @@ def test_every_gradient_matches_pytorch(case):
 
   loss, grads = optimized(jax.value_and_grad(loss_fn))(case.params)
   np.testing.assert_allclose(loss, case.loss, rtol=1e-5)
-  want = paths.flatten(case.grads())
-  got = paths.flatten(grads)
+  want = tree_names.flatten(case.grads())
+  got = tree_names.flatten(grads)
   assert got.keys() == want.keys()
   for name, g in got.items():
     atol = 1e-6 if re.fullmatch(ZERO_GRADIENTS, name) else 1e-4 * np.abs(want[name]).max()

@@ -7,10 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from xclip_jax import paths
+from xclip_jax.models.config import FRAME_MEAN, make_config
 from xclip_jax.models.vision import PatchDropout
-from xclip_jax.models.xclip import FRAME_MEAN, XCLIP, make_config
-from xclip_jax.weights import apply, archive, hub, native
+from xclip_jax.models.xclip import XCLIP
+from xclip_jax.parallel import tree_names
+from xclip_jax.weights import apply, hub, native
+from xclip_jax.weights.files import archive
 
 TINY = dict(
   image_size=32, patch_size=16, num_frames=3, embed_dim=64, vision_width=128, vision_layers=2,
@@ -107,18 +109,18 @@ PARTS = {
 
 @pytest.mark.parametrize('part', PARTS)
 def test_a_part_that_is_left_out_has_no_parameters(part):
-  everything = paths.flatten(apply.abstract_params(ALL))
-  without = paths.flatten(apply.abstract_params(dataclasses.replace(ALL, **{part: False})))
-  gone = {k for k in everything if paths.matches(PARTS[part], k)}
+  everything = tree_names.flatten(apply.abstract_params(ALL))
+  without = tree_names.flatten(apply.abstract_params(dataclasses.replace(ALL, **{part: False})))
+  gone = {k for k in everything if tree_names.matches(PARTS[part], k)}
   assert gone and without.keys() == everything.keys() - gone
   assert all(without[k].shape == everything[k].shape for k in without)
 
 
 def without(*parts):
   config = dataclasses.replace(ALL, **dict.fromkeys(parts, False))
-  params = paths.flatten(random_params(ALL))
-  kept = paths.flatten(apply.abstract_params(config))
-  return config, paths.unflatten({k: params[k] for k in kept})
+  params = tree_names.flatten(random_params(ALL))
+  kept = tree_names.flatten(apply.abstract_params(config))
+  return config, tree_names.unflatten({k: params[k] for k in kept})
 
 
 def test_without_messages_frames_do_not_see_each_other():
@@ -160,16 +162,16 @@ def test_our_format_keeps_a_model_without_some_parts(parts, tmp_path):
   config, params = without(*parts)
   back = hub.read(native.save(tmp_path / 'weights', native.Weights(config, params)))
   assert back.config == config
-  for name, x in paths.flatten(params).items():
-    np.testing.assert_array_equal(paths.flatten(back.params)[name], x, err_msg=name)
+  for name, x in tree_names.flatten(params).items():
+    np.testing.assert_array_equal(tree_names.flatten(back.params)[name], x, err_msg=name)
 
 
 def test_a_frame_mean_model_is_written_as_the_clip_that_it_is(clip_file):
   params = hub.read(clip_file[0], num_frames=3, new_modules=MEAN).params
   for dialect in ('openai', 'open_clip', 'huggingface_clip'):
     state = apply.to_state_dict(params, dialect)
-    back = paths.flatten(apply.to_params(state, dialect, MEAN))
-    for name, x in paths.flatten(params).items():
+    back = tree_names.flatten(apply.to_params(state, dialect, MEAN))
+    for name, x in tree_names.flatten(params).items():
       np.testing.assert_array_equal(back[name], x, err_msg=name)
 
 
@@ -194,7 +196,7 @@ def test_frames_of_a_model_without_positions_can_be_changed():
   config, params = without('mit_positions')
   same, new = apply.resample(params, config, num_frames=5)
   assert new.num_frames == 5
-  assert paths.flatten(same).keys() == paths.flatten(params).keys()
+  assert tree_names.flatten(same).keys() == tree_names.flatten(params).keys()
 
 
 # --- patch dropout -------------------------------------------------------------------------------

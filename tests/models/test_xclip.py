@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from goldens_io import Case
-from xclip_jax import paths
+from xclip_jax.models.config import VARIANTS, XCLIPConfig, make_config
 from xclip_jax.models.vision import DropPath
-from xclip_jax.models.xclip import VARIANTS, XCLIP, XCLIPConfig, make_config
+from xclip_jax.models.xclip import XCLIP
+from xclip_jax.parallel import tree_names
 from xclip_jax.weights.apply import abstract_params
 
 TINY = dict(
@@ -154,7 +155,7 @@ def initial():
   model = XCLIP(XCLIPConfig(**TINY))
   video, ids = jnp.zeros((1, 4, 32, 32, 3)), jnp.zeros((1, 16), jnp.int32)
   key = jax.random.key(0, impl='rbg')      # compiles several times faster than the default
-  return paths.flatten(jax.jit(model.init)(key, video, ids)['params'])
+  return tree_names.flatten(jax.jit(model.init)(key, video, ids)['params'])
 
 
 D, E, W, LAYERS = 64, 128, 64, 2

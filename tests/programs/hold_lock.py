@@ -3,7 +3,8 @@
 import sys
 import time
 
-from xclip_jax import distributed, ending, run_lock
+from xclip_jax.parallel import process_exit, processes
+from xclip_jax.storage import run_lock
 
 if len(sys.argv) > 2:
   process, count, port, run_lock.SHARED = (int(x) for x in sys.argv[2:6])
@@ -16,9 +17,9 @@ def say(error):
   return 1
 
 
-with ending.failing_at_once(say):
+with process_exit.failing_at_once(say):
   if count > 1:
-    distributed.join('off', f'localhost:{port}', count, process, 60)
+    processes.join('off', f'localhost:{port}', count, process, 60)
   with run_lock.hold(sys.argv[1]):
     print('held', flush=True)
     if count == 1:

@@ -4,10 +4,10 @@ import sys
 
 import jax
 
-from xclip_jax import distributed
+from xclip_jax.parallel import processes
 
 try:
-  process, count = distributed.join('auto', timeout=60)
+  process, count = processes.join('auto', timeout=60)
 except ValueError as error:
   print(f'error: {error}', flush=True)
   sys.exit(1)

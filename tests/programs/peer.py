@@ -13,14 +13,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from xclip_jax import distributed
+from xclip_jax.parallel import process_exit, processes
 
 mode, port = sys.argv[1], sys.argv[5]
 who, process, count = map(int, sys.argv[2:5])
 if mode == 'late':                    # JAX's own barrier at the end is given up after 2 s
   jax.distributed.initialize = functools.partial(
     jax.distributed.initialize, shutdown_timeout_seconds=2)
-assert distributed.join('off', f'localhost:{port}', count, process, 60) == (process, count)
+assert processes.join('off', f'localhost:{port}', count, process, 60) == (process, count)
 multihost_utils.process_allgather(np.int32(process))
 print('joined', flush=True)
 
@@ -51,6 +51,6 @@ if mode == 'sleep':                   # until a signal comes
 try:
   multihost_utils.process_allgather(np.int32(2))
 except (ValueError, RuntimeError) as error:
-  if distributed.is_lost(error):
-    distributed.leave('another process of this run is gone')
+  if process_exit.is_peer_failure(error):
+    process_exit.exit_now('another process of this run is gone')
   raise

@@ -7,8 +7,9 @@ import ctypes
 import runpy
 import sys
 
-from xclip_jax import evaluate, train
-from xclip_jax.data import pipeline
+from xclip_jax.data.clips import pipeline
+from xclip_jax.training import evaluate_run, step
+from xclip_jax.training import run as run_lib
 
 phase = sys.argv[1]
 sys.argv = sys.argv[2:]
@@ -21,7 +22,7 @@ def hold(*_, **__):
 
 
 if phase == 'start':
-  train.open_splits = hold
+  run_lib.open_splits = hold
 elif phase == 'full':
   read, reads = pipeline.Batches.__next__, []
 
@@ -34,7 +35,7 @@ elif phase == 'full':
 
   pipeline.Batches.__next__ = fail
 elif phase == 'compilation':
-  train.jit_train_step = lambda *_, **__: hold
+  step.jit_train_step = lambda *_, **__: hold
 else:
-  evaluate.Evaluation.finish = hold
+  evaluate_run.Evaluation.finish = hold
 runpy.run_path(sys.argv[0], run_name='__main__')

@@ -20,7 +20,8 @@ os.environ |= {
 import jax
 import numpy as np
 
-from xclip_jax import plan, sharding
+from xclip_jax.parallel import mesh as mesh_lib
+from xclip_jax.planning import plan
 
 TOPOLOGIES = (
   'v4:2x2x2', 'v4:2x2x4', 'v4:4x4x4', 'v4:4x4x8', 'v4:4x8x8',
@@ -34,10 +35,10 @@ AXES = ({}, {'fsdp': 2}, {'fsdp': 4}, {'fsdp': 8}, {'tensor': 2}, {'tensor': 4},
 
 
 def describe(devices, axes):
-  mesh = sharding.make_mesh(axes, devices)
+  mesh = mesh_lib.make_mesh(axes, devices)
   hosts = sorted({d.process_index for d in devices})
-  batch = 2 * sharding.batch_shards(mesh)
-  rows = [sharding.host_rows(mesh, batch, host) for host in hosts]
+  batch = 2 * mesh_lib.batch_shards(mesh)
+  rows = [mesh_lib.host_rows(mesh, batch, host) for host in hosts]
   groups = mesh.devices.reshape(-1, mesh.shape['tensor'])
   return {
     'mesh': list(mesh.devices.shape),

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh
 
-from xclip_jax import sharding
+from xclip_jax.parallel import mesh as mesh_lib
 
 order = [int(process) for process in sys.argv[1].split(',')]
-make_mesh = sharding.make_mesh
+make_mesh = mesh_lib.make_mesh
 
 
 def make_permuted_mesh(axes, devices=None):
@@ -27,11 +27,11 @@ def make_permuted_mesh(axes, devices=None):
   for device in jax.devices():
     waiting.setdefault(device.process_index, []).append(device)
   grid = np.array([waiting[process].pop(0) for process in order])
-  return Mesh(grid.reshape(shape), sharding.AXES, axis_types=(AxisType.Auto,) * len(shape))
+  return Mesh(grid.reshape(shape), mesh_lib.AXES, axis_types=(AxisType.Auto,) * len(shape))
 
 
 if __name__ == '__main__':
-  sharding.make_mesh = make_permuted_mesh
+  mesh_lib.make_mesh = make_permuted_mesh
   if sys.argv[2] == '-m':
     sys.argv = sys.argv[3:]
     runpy.run_module(sys.argv[0], run_name='__main__')

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from goldens_io import CASES, GOLDENS, Case
-from xclip_jax import paths
-from xclip_jax.models.xclip import XCLIP, init_params, make_config
+from xclip_jax.models.config import make_config
+from xclip_jax.models.xclip import XCLIP, init_params
+from xclip_jax.parallel import tree_names
 from xclip_jax.weights import apply, architecture, rules
 
 ARCHITECTURES = json.loads((GOLDENS / 'reference/ref_state_dict_shapes.json').read_text())
@@ -42,7 +43,7 @@ def test_every_key_is_used_once_and_every_leaf_is_filled(case):
   for key in foreign:
     assert len(rules_for(key, case.dialect)) == 1, key
   leaves = [rules_for(key, case.dialect)[0].ours for key in foreign]
-  got, want = paths.flatten(case.params), paths.flatten(apply.abstract_params(case.config))
+  got, want = tree_names.flatten(case.params), tree_names.flatten(apply.abstract_params(case.config))
   assert {k: x.shape for k, x in got.items()} == {k: x.shape for k, x in want.items()}
   assert sum(map(len, leaves)) == len(want)
   assert {x.dtype for x in got.values()} == {np.dtype('float32')}
@@ -125,7 +126,7 @@ def test_weights_pass_through_the_other_dialect_unchanged(case):
   foreign = apply.to_state_dict(case.params, other)
   assert apply.detect_dialect(foreign) == other
   params = apply.to_params(foreign, other, case.config)
-  assert paths.flatten(params).keys() == paths.flatten(case.params).keys()
+  assert tree_names.flatten(params).keys() == tree_names.flatten(case.params).keys()
   jax.tree.map(np.testing.assert_array_equal, params, case.params)
   same_state(apply.to_state_dict(params, case.dialect),
              apply.to_state_dict(case.params, case.dialect))
@@ -185,10 +186,10 @@ def test_clip_s_towers_arrive_whole_and_the_rest_is_drawn_from_the_seed():
   case = Case('B_T8')
   clip = apply.to_state_dict(case.params, 'openai')
   config = architecture.infer_config(clip, 'openai')
-  one, again, other = (paths.flatten(apply.to_params(clip, 'openai', config, s)) for s in (0, 0, 1))
-  given = paths.flatten(case.params)
+  one, again, other = (tree_names.flatten(apply.to_params(clip, 'openai', config, s)) for s in (0, 0, 1))
+  given = tree_names.flatten(case.params)
   for name, array in one.items():
-    new = paths.matches(rules.NEW_PARAMETERS, name)
+    new = tree_names.matches(rules.NEW_PARAMETERS, name)
     if not new:
       np.testing.assert_array_equal(array, given[name], err_msg=name)
     np.testing.assert_array_equal(array, again[name], err_msg=name)
@@ -200,7 +201,7 @@ def test_new_modules_have_the_references_distributions():
   case = Case('B_T8')
   clip = apply.to_state_dict(case.params, 'openai')
   config = architecture.infer_config(clip, 'openai', num_frames=8)
-  flat = paths.flatten(apply.to_params(clip, 'openai', config))
+  flat = tree_names.flatten(apply.to_params(clip, 'openai', config))
   D, E = config.vision_width, config.embed_dim
   uniform = lambda bound: bound / 3**0.5
   block = 'vision/blocks_0/message_'

@@ -13,9 +13,9 @@ import pytest
 
 import xclip_jax
 from goldens_io import GOLDENS, Case
-from xclip_jax import inference
-from xclip_jax.models.xclip import VARIANTS
-from xclip_jax.weights import apply, archive, hub, native
+from xclip_jax.models.config import VARIANTS
+from xclip_jax.weights import apply, hub, native, opening
+from xclip_jax.weights.files import archive
 
 
 @pytest.fixture(scope='module')
@@ -232,7 +232,7 @@ def test_a_folder_without_weights_says_what_it_holds(tmp_path):
 
 def test_open_weights_needs_no_device(case, tmp_path):
   path = write(tmp_path / 'k400.pth', case, 'official', 'model')
-  assert {type(x) for x in jax.tree.leaves(inference.open_weights(path).params)} == {np.ndarray}
+  assert {type(x) for x in jax.tree.leaves(opening.open_weights(path).params)} == {np.ndarray}
 
 
 def test_our_own_format_follows_the_references_heads_when_asked(case, tmp_path):

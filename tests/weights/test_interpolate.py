@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 import xclip_jax
-from xclip_jax import cli, paths
-from xclip_jax.models.xclip import FRAME_MEAN, XCLIPConfig
-from xclip_jax.weights import apply, archive, hub, interpolate, native
+from xclip_jax.cli import main
+from xclip_jax.models.config import FRAME_MEAN, XCLIPConfig
+from xclip_jax.parallel import tree_names
+from xclip_jax.weights import apply, hub, interpolate, native
+from xclip_jax.weights.files import archive
 
 CONFIG = XCLIPConfig(
   image_size=32, patch_size=16, num_frames=3, embed_dim=64, vision_width=64, vision_layers=1,
@@ -29,8 +31,8 @@ def weights(seed, config=CONFIG, **fields):
 def test_every_parameter_is_that_share_of_the_way(alpha):
   first, second = weights(0, licence='MIT'), weights(1, template='a video of {}', licence='mine')
   mixed = interpolate.interpolate(first, second, alpha)
-  left, right = paths.flatten(first.params), paths.flatten(second.params)
-  for name, x in paths.flatten(mixed.params).items():
+  left, right = tree_names.flatten(first.params), tree_names.flatten(second.params)
+  for name, x in tree_names.flatten(mixed.params).items():
     assert x.dtype == np.float32
     want = left[name] + np.float64(alpha) * (right[name].astype(np.float64) - left[name])
     np.testing.assert_allclose(x, want, rtol=1e-6, atol=1e-7, err_msg=name)
@@ -61,15 +63,15 @@ def test_alpha_is_a_share(alpha):
 def test_the_command_writes_weights_that_load(tmp_path, capsys):
   first, second = (native.save(tmp_path / f'{i}', weights(i)) for i in (0, 1))
   command = ['weights', 'interpolate', str(first), str(second), '-o', str(tmp_path / 'mixed')]
-  assert cli.main([*command, '--alpha', '0.25']) == 0
+  assert main.main([*command, '--alpha', '0.25']) == 0
   assert '0.75 x' in capsys.readouterr().out
   loaded = xclip_jax.load(tmp_path / 'mixed')
   want = interpolate.interpolate(weights(0), weights(1), 0.25)
-  for name, x in paths.flatten(want.params).items():
-    np.testing.assert_array_equal(paths.flatten(loaded.params)[name], x, err_msg=name)
-  assert cli.main(command) == 2                              # it is there
+  for name, x in tree_names.flatten(want.params).items():
+    np.testing.assert_array_equal(tree_names.flatten(loaded.params)[name], x, err_msg=name)
+  assert main.main(command) == 2                              # it is there
   assert 'exists' in capsys.readouterr().err
-  assert cli.main([*command, '--overwrite']) == 0
+  assert main.main([*command, '--overwrite']) == 0
 
 
 @pytest.mark.parametrize('parts', [FRAME_MEAN, {}], ids=['frame mean', 'all parts'])
@@ -79,10 +81,10 @@ def test_a_clip_is_completed_as_the_run_completed_it(tmp_path, parts):
   archive.write_torch(tmp_path / 'clip.pth', clip)
   tuned = native.save(tmp_path / 'tuned', weights(1, config))
   command = ['weights', 'interpolate', str(tmp_path / 'clip.pth'), str(tuned), '--alpha', '0']
-  assert cli.main([*command, '--seed', '3', '-o', str(tmp_path / 'start')]) == 0
+  assert main.main([*command, '--seed', '3', '-o', str(tmp_path / 'start')]) == 0
   start = hub.read(tmp_path / 'clip.pth', seed=3, num_frames=3, new_modules=config)
-  found = paths.flatten(hub.read(tmp_path / 'start').params)
-  for name, x in paths.flatten(start.params).items():
+  found = tree_names.flatten(hub.read(tmp_path / 'start').params)
+  for name, x in tree_names.flatten(start.params).items():
     np.testing.assert_array_equal(found[name], x, err_msg=name)
 
 
@@ -90,8 +92,8 @@ def test_the_command_says_what_it_cannot_do(tmp_path, capsys):
   first = native.save(tmp_path / 'first', weights(0))
   other = native.save(tmp_path / 'other', weights(1, dataclasses.replace(CONFIG, mit=False)))
   command = ['weights', 'interpolate', str(first), str(other), '-o', str(tmp_path / 'out')]
-  assert cli.main(command) == 2
+  assert main.main(command) == 2
   assert 'mit: True and False' in capsys.readouterr().err
-  assert cli.main([*command[:3], '/no/where', *command[4:]]) == 2
-  assert cli.main([*command, '--alpha', '2']) == 2
+  assert main.main([*command[:3], '/no/where', *command[4:]]) == 2
+  assert main.main([*command, '--alpha', '2']) == 2
   assert not (tmp_path / 'out').exists()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from goldens_io import Case
-from xclip_jax import paths
+from xclip_jax.parallel import tree_names
 from xclip_jax.weights import native
 
 
@@ -47,7 +47,7 @@ def test_numpy_alone_reads_the_parameters(weights, folder):
   array = np.frombuffer(data[8 + size:][begin:end], '<f4').reshape(row['shape'])
   want = weights.params['vision']['blocks_0']['attn']['query']['kernel']
   np.testing.assert_array_equal(array, want)
-  assert set(header) - {'__metadata__'} == set(paths.flatten(weights.params))
+  assert set(header) - {'__metadata__'} == set(tree_names.flatten(weights.params))
 
 
 def test_the_folder_says_whose_weights_it_holds(folder):

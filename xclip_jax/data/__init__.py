@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from xclip_jax import files
-from xclip_jax.data import formats, source
+from xclip_jax.data.datasets import annotations, public_formats
 
 _NAMES = ('files', 'folder', 'kinetics', 'hmdb51', 'ucf101', 'ssv2', 'synthetic', 'tfds')
 
@@ -27,8 +27,8 @@ _LISTS = ('train', 'val', 'classes', 'split_files', 'zero_shot', 'zero_shot_clas
 class Split:
   """Videos and the classes they are told apart in; `listed` counts absent videos, too."""
 
-  videos: source.VideoList
-  classes: source.ClassList
+  videos: annotations.VideoList
+  classes: annotations.ClassList
   listed: int
   captions: Sequence[str] = ()     # of each video, where annotations can hold them
   name: str = ''                   # for messages: the list
@@ -37,7 +37,7 @@ class Split:
   def rows(self) -> Any:
     """The videos as the pipeline reads them: label is 0 where a video has several, or none."""
     single = getattr(self.videos, 'is_single_label', True)
-    return self.videos if single else source.Unlabelled(self.videos)
+    return self.videos if single else annotations.Unlabelled(self.videos)
 
   @functools.cached_property
   def labels(self) -> np.ndarray:
@@ -101,7 +101,9 @@ def open_splits(data: Any, task: str = 'single-label') -> dict[str, Split]:
       'config.data.zero_shot is a list of classes, and config.train.task is captions; leave it '
       'empty, and use `xclip eval zero-shot`')
   if data.name == 'synthetic':
-    from xclip_jax.data import synthetic  # who only wants to read a video has no use for it
+    from xclip_jax.data.datasets import (
+      synthetic,  # who only wants to read a video has no use for it
+    )
     root = synthetic.prepare(data.root or None, **data.synthetic)
   else:
     root = Path(data.root)
@@ -111,7 +113,7 @@ def open_splits(data: Any, task: str = 'single-label') -> dict[str, Split]:
         'and what says which class they show'
       )
   if data.name == 'tfds':
-    from xclip_jax.data import tfds_source  # TFDS takes a second to import
+    from xclip_jax.data.datasets import tfds_source  # TFDS takes a second to import
     found = {k: tfds_source.TfdsVideos(root, getattr(data, k)) for k in ('train', 'val')}
     splits = {k: Split(videos, videos.classes, len(videos)) for k, videos in found.items()}
   else:
@@ -120,7 +122,7 @@ def open_splits(data: Any, task: str = 'single-label') -> dict[str, Split]:
     other = Path(data.zero_shot_root) if data.zero_shot_root else root
     if not other.is_dir():
       raise ValueError(f'config.data.zero_shot_root={data.zero_shot_root!r} is not a folder')
-    classes = source.read_classes(
+    classes = annotations.read_classes(
       files.join(other, data.zero_shot_classes, 'config.data.zero_shot_classes'))
     splits['zero_shot'] = _split(
       _read_list(other, data.zero_shot, classes, task), classes, other, data.zero_shot)
@@ -131,53 +133,53 @@ def _read_lists(data: Any, root: Path, task: str) -> dict[str, Split]:
   videos = root / data.videos
   place = lambda field: files.join(root, getattr(data, field), f'config.data.{field}')
   if data.name == 'folder':
-    classes, train = formats.read_folder(root / data.train)
-    lists = {'train': train, 'val': formats.read_folder(root / data.val, classes)[1]}
+    classes, train = public_formats.read_folder(root / data.train)
+    lists = {'train': train, 'val': public_formats.read_folder(root / data.val, classes)[1]}
   elif data.name == 'kinetics':
-    classes, train = formats.read_kinetics(place('train'), videos)
-    lists = {'train': train, 'val': formats.read_kinetics(place('val'), videos, classes)[1]}
+    classes, train = public_formats.read_kinetics(place('train'), videos)
+    lists = {'train': train, 'val': public_formats.read_kinetics(place('val'), videos, classes)[1]}
   elif data.name == 'hmdb51':
-    classes, lists = formats.read_hmdb51(place('split_files'), data.split, videos)
+    classes, lists = public_formats.read_hmdb51(place('split_files'), data.split, videos)
   elif data.name == 'ucf101':
-    classes, lists = formats.read_ucf101(place('split_files'), data.split, videos)
+    classes, lists = public_formats.read_ucf101(place('split_files'), data.split, videos)
   elif data.name == 'ssv2':
-    classes = formats.read_ssv2_classes(place('classes'))
+    classes = public_formats.read_ssv2_classes(place('classes'))
     lists = {
-      k: formats.read_ssv2(place(k), videos, classes) for k in ('train', 'val')}
+      k: public_formats.read_ssv2(place(k), videos, classes) for k in ('train', 'val')}
   elif task == 'captions':
-    classes = source.ClassList((), ())
+    classes = annotations.ClassList((), ())
     lists = {}
     for k in ('train', 'val'):
-      examples = source.read_captions(place(k), root)
-      lists[k] = formats.Listing(examples, len(examples))
+      examples = annotations.read_captions(place(k), root)
+      lists[k] = public_formats.Listing(examples, len(examples))
   else:
-    classes = source.read_classes(place('classes'))
+    classes = annotations.read_classes(place('classes'))
     lists = {k: _read_list(root, getattr(data, k), classes, task) for k in ('train', 'val')}
   return {name: _split(found, classes, root, getattr(data, name, name))
           for name, found in lists.items()}
 
 
-def _split(found: formats.Listing, classes: source.ClassList, root: Path, name: str) -> Split:
+def _split(found: public_formats.Listing, classes: annotations.ClassList, root: Path, name: str) -> Split:
   # What captions say is part of what is listed.
-  listed = classes if classes.names else source.ClassList(
+  listed = classes if classes.names else annotations.ClassList(
     tuple(example.caption for example in found.examples), ())
-  videos = source.VideoList(found.examples, listed, root)
+  videos = annotations.VideoList(found.examples, listed, root)
   captions = [example.caption for example in found.examples]
   return Split(videos, classes, found.listed, captions, str(files.join(root, name, 'list')))
 
 
-def _read_list(root: Path, name: str, classes: source.ClassList, task: str) -> formats.Listing:
+def _read_list(root: Path, name: str, classes: annotations.ClassList, task: str) -> public_formats.Listing:
   path = files.join(root, name, 'list')
-  columns, _ = source.read_rows(path, ('path',))
+  columns, _ = annotations.read_rows(path, ('path',))
   if 'caption' in columns and 'label' not in columns:
     raise ValueError(
       f'{path}: gives captions and no labels; set config.train.task to captions, or add a column '
       'label'
     )
-  examples = source.read_annotations(path, root, classes)
+  examples = annotations.read_annotations(path, root, classes)
   if isinstance(examples[0].label, tuple) and task != 'multi-label':
     raise ValueError(
       f'{path}: gives a video several labels, separated by `;`; set config.train.task to '
       'multi-label, or keep one label in each row'
     )
-  return formats.Listing(examples, len(examples))
+  return public_formats.Listing(examples, len(examples))

@@ -1,0 +1,1 @@
+"""What is the model? X-CLIP in Flax linen: its sizes, towers, heads and layers."""

@@ -13,18 +13,16 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from xclip_jax.models.products import activated_einsum, einsum, softmax, split_einsum
-from xclip_jax.sharding import shard_batch, single_device, splits_heads
+from xclip_jax.models.attention import dot_product_attention
+from xclip_jax.models.matmul import activated_einsum, split_einsum
+from xclip_jax.parallel.mesh import shard_batch, splits_heads
 
 REMAT_POLICIES = {
   'dots': jax.checkpoint_policies.save_only_these_names('dense'),
   'nothing': jax.checkpoint_policies.nothing_saveable,
 }
 
-
 # --- initial values: PyTorch's, since the reference is initialised by it -----------------------
-
-
 def uniform(bound: float) -> Callable:
   """Uniform in [-bound, bound]; torch.nn.Linear's is fan_in ** -0.5, for kernel and bias."""
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
@@ -64,8 +62,6 @@ def small_init(width: int) -> BlockInit:
 
 
 # --- layers ------------------------------------------------------------------------------------
-
-
 class LayerNorm(nn.Module):
   """Flax's, with PyTorch's epsilon: [..., D] -> float32 [..., D].
 
@@ -107,7 +103,7 @@ class Dense(nn.Module):
       ys = [activated_einsum(self.activation, spec, x, operand)]
     else:
       ys = split_einsum(spec, self.parts or 1, x.astype(self.dtype), operand)
-    if kernel.dtype == jnp.int8:            # see xclip.at_rest
+    if kernel.dtype == jnp.int8:            # see xclip.cast_for_inference
       scale = self.param('kernel_scale', nn.initializers.ones, (self.features,), jnp.float32)
       ys = [y * part for y, part in zip(ys, jnp.split(scale, len(ys)), strict=True)]
     if self.use_bias:
@@ -116,110 +112,47 @@ class Dense(nn.Module):
     return ys[0] if self.parts is None else tuple(ys)
 
 
-def dot_product_attention(
-  query: jax.Array,
-  key: jax.Array,
-  value: jax.Array,
-  causal: bool = False,
-  dtype: Any = jnp.float32,
-  implementation: str = 'xla',
-  bias: jax.Array | None = None,
-) -> jax.Array:
-  """Computes softmax(q k / sqrt(F) + bias) v.
+class Mlp(nn.Module):
+  """Two affine maps with the activation between, [..., D] -> float32 [..., D]."""
 
-  Args:
-    query: [X, L, N, F].
-    key: [X, M, N, F].
-    value: [X, M, N, F].
-    causal: position l sees keys 0..l only.
-    dtype: of the operands of both products; the softmax is float32.
-    implementation: 'xla' anywhere; 'cudnn' (bfloat16 on CUDA devices) never forms [L, M]; 'chunked'
-      forms it again backwards.
-    bias: float32 [X, M], added to the scores of each key; not with 'cudnn'.
+  mlp_width: int
+  inits: BlockInit
+  activation: str = 'quick_gelu'
+  dtype: Any = jnp.float32
 
-  Returns:
-    float32 [X, L, N, F].
-  """
-  query, key, value = (checkpoint_name(x.astype(dtype), 'dense') for x in (query, key, value))
-  if implementation == 'cudnn':
-    return _cudnn(query, key, value, causal)
-  attend = _attend_alone if single_device() else _attend
-  if implementation == 'chunked':
-    attend = jax.checkpoint(attend, static_argnums=(4,))
-  return attend(query, key, value, bias, causal)
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    dense = functools.partial(Dense, dtype=self.dtype)
+    y = dense(
+      self.mlp_width, kernel_init=self.inits.fc, bias_init=self.inits.fc_bias, name='c_fc'
+    )(x)
+    return dense(
+      x.shape[-1], activation=self.activation, kernel_init=self.inits.proj,
+      bias_init=self.inits.proj_bias, name='c_proj',
+    )(shard_batch(y, -1))
 
 
-def _cudnn(query: jax.Array, key: jax.Array, value: jax.Array, causal: bool) -> jax.Array:
-  """Pads to even lengths: with odd ones JAX has no backward pass."""
-  (X, L), M = query.shape[:2], key.shape[1]
-  query, key, value = (jnp.pad(x, ((0, 0), (0, x.shape[1] % 2), (0, 0), (0, 0)))
-                       for x in (query, key, value))
-  seen = jnp.full(X, M, jnp.int32) if M % 2 else None
-  return jax.nn.dot_product_attention(
-    query, key, value, is_causal=causal, key_value_seq_lengths=seen, implementation='cudnn',
-  )[:, :L].astype(jnp.float32)
+class Block(nn.Module):
+  """Pre-norm residual block: x + attn(ln_1(x)), then x + mlp(ln_2(x)). [X, L, D] -> same."""
 
+  heads: int
+  mlp_width: int
+  inits: BlockInit
+  activation: str = 'quick_gelu'
+  causal: bool = False
+  dtype: Any = jnp.float32
+  implementation: str = 'xla'
 
-def _attend(
-  query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, causal: bool
-) -> jax.Array:
-  # Heads beside the batch: the layout of a plain batched product. XLA:CPU runs others many times
-  # slower, and bfloat16 ones not at all.
-  query, key, value = (x.swapaxes(1, 2) for x in (query, key, value))            # [X, N, L, F]
-  bias = None if bias is None else bias[:, None, None]
-  return _attend_batched('XN', query, key, value, bias, causal).swapaxes(1, 2)
-
-
-def _attend_batched(
-  axes: str, query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None,
-  causal: bool,
-) -> jax.Array:
-  """Attention over the last two axes, [L, F] and [M, F]; `axes` are letters of those before."""
-  scores = einsum(f'{axes}LF,{axes}MF->{axes}LM', query * query.shape[-1] ** -0.5, key)
-  if bias is not None:
-    scores += bias
-  if causal:
-    L, M = scores.shape[-2:]
-    scores = jnp.where(jnp.tri(L, M, dtype=bool), scores, -jnp.inf)
-  return einsum(f'{axes}LM,{axes}MF->{axes}LF', softmax(scores, query.dtype), value)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend_alone(
-  query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, causal: bool
-) -> jax.Array:
-  """`_attend` on one device, which may flatten axes that a mesh would split."""
-  return jax.lax.platform_dependent(
-    query, key, value, bias, cpu=functools.partial(_attend_on_cpu, causal=causal),
-    default=functools.partial(_attend, causal=causal))
-
-
-# Backwards the shapes of `_attend_on_cpu` gain nothing: bfloat16 training was slower with them.
-_attend_alone.defvjp(
-  lambda *args: jax.vjp(functools.partial(_attend, causal=args[4]), *args[:4]),
-  lambda causal, backwards, g: backwards(g))
-
-
-def _attend_on_cpu(
-  query: jax.Array, key: jax.Array, value: jax.Array, bias: jax.Array | None, causal: bool
-) -> jax.Array:
-  """`_attend` in the shapes that XLA:CPU runs fastest.
-
-  It fuses all of attention. Inside, one axis of sequences is faster than two; and where the scores
-  take more than malloc keeps (32 MiB), every one of their pages is fetched and cleared anew each
-  time, which takes longer than the products. So the sequences are cut in parts: twice the scores
-  of one fit.
-  """
-  X, L, N, F = query.shape
-  rows = X * N
-  query, key, value = (x.swapaxes(1, 2).reshape(rows, -1, F) for x in (query, key, value))
-  if bias is not None:
-    bias = jnp.repeat(bias, N, axis=0)[:, None]                                  # [X*N, 1, M]
-  parts = max(-(-rows * L * key.shape[1] * 4 // (15 * 2**20)), 1)
-  step = -(-rows // parts)
-  cut = lambda i: jax.tree.map(lambda x: x[i:i + step], (query, key, value, bias))
-  y = [_attend_batched('X', *cut(i), causal) for i in range(0, rows, step)]
-  return jnp.concatenate(y).reshape(X, N, L, F).swapaxes(1, 2)
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    attn = Attention(
+      self.heads, self.dtype, causal=self.causal, qkv_init=self.inits.qkv, out_init=self.inits.out,
+      implementation=self.implementation, name='attn',
+    )
+    mlp = Mlp(self.mlp_width, self.inits, self.activation, self.dtype, name='mlp')
+    x = shard_batch(x)
+    x += attn(LayerNorm(name='ln_1')(x)).astype(x.dtype)
+    return shard_batch(x + mlp(LayerNorm(name='ln_2')(x)).astype(x.dtype))
 
 
 class Attention(nn.Module):
@@ -270,46 +203,3 @@ class Attention(nn.Module):
     y = shard_batch(jnp.concatenate(y, axis=2), 2).reshape(x.shape)
     y = checkpoint_name(Dense(D, self.dtype, kernel_init=self.out_init, name='out')(y), 'dense')
     return (y, jnp.concatenate(keys, axis=2).mean(axis=2)) if return_keys else y
-
-
-class Mlp(nn.Module):
-  """Two affine maps with the activation between, [..., D] -> float32 [..., D]."""
-
-  mlp_width: int
-  inits: BlockInit
-  activation: str = 'quick_gelu'
-  dtype: Any = jnp.float32
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    dense = functools.partial(Dense, dtype=self.dtype)
-    y = dense(
-      self.mlp_width, kernel_init=self.inits.fc, bias_init=self.inits.fc_bias, name='c_fc'
-    )(x)
-    return dense(
-      x.shape[-1], activation=self.activation, kernel_init=self.inits.proj,
-      bias_init=self.inits.proj_bias, name='c_proj',
-    )(shard_batch(y, -1))
-
-
-class Block(nn.Module):
-  """Pre-norm residual block: x + attn(ln_1(x)), then x + mlp(ln_2(x)). [X, L, D] -> same."""
-
-  heads: int
-  mlp_width: int
-  inits: BlockInit
-  activation: str = 'quick_gelu'
-  causal: bool = False
-  dtype: Any = jnp.float32
-  implementation: str = 'xla'
-
-  @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    attn = Attention(
-      self.heads, self.dtype, causal=self.causal, qkv_init=self.inits.qkv, out_init=self.inits.out,
-      implementation=self.implementation, name='attn',
-    )
-    mlp = Mlp(self.mlp_width, self.inits, self.activation, self.dtype, name='mlp')
-    x = shard_batch(x)
-    x += attn(LayerNorm(name='ln_1')(x)).astype(x.dtype)
-    return shard_batch(x + mlp(LayerNorm(name='ln_2')(x)).astype(x.dtype))

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from xclip_jax.models.layers import Attention, Dense, LayerNorm, Mlp, small_init
-from xclip_jax.sharding import shard_batch
+from xclip_jax.parallel.mesh import shard_batch
 
 
 class PromptBlock(nn.Module):

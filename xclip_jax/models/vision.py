@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from xclip_jax.models import merging
+from xclip_jax.models.inference_options import token_merging
 from xclip_jax.models.layers import (
   REMAT_POLICIES,
   Attention,
@@ -16,8 +16,8 @@ from xclip_jax.models.layers import (
   torch_init,
   uniform,
 )
-from xclip_jax.models.products import einsum
-from xclip_jax.sharding import shard_batch
+from xclip_jax.models.matmul import einsum
+from xclip_jax.parallel.mesh import shard_batch
 
 
 @jax.custom_vjp
@@ -134,8 +134,8 @@ class CrossFrameBlock(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, deterministic: bool = True, merged: merging.Merged | None = None
-  ) -> jax.Array | tuple[jax.Array, merging.Merged]:
+    self, x: jax.Array, deterministic: bool = True, merged: token_merging.Merged | None = None
+  ) -> jax.Array | tuple[jax.Array, token_merging.Merged]:
     """Args: x [B*T, L, D], the class token first; what is merged, if tokens are to be.
 
     Returns: the same shape and dtype; with `merged`, fewer tokens, and what is then merged.
@@ -167,7 +167,7 @@ class CrossFrameBlock(nn.Module):
     else:
       bias = jnp.pad(merged.log_size, ((0, 0), (0, tokens.shape[1] - x.shape[1])))
       y, keys = attn(queries, tokens, bias, return_keys=True)
-      x, merged = merging.merge(x + drop(y), keys[:, :x.shape[1]], merged, self.merge)
+      x, merged = token_merging.merge(x + drop(y), keys[:, :x.shape[1]], merged, self.merge)
     mlp = Mlp(self.mlp_width, init, self.activation, self.dtype, name='mlp')
     x = shard_batch(x + drop(mlp(LayerNorm(name='ln_2')(x))))
     return x if merged is None else (x, merged)
@@ -218,7 +218,7 @@ class VisionEncoder(nn.Module):
     x = PatchDropout(self.patch_dropout, name='patch_dropout')(x, B, deterministic)
     x = LayerNorm(name='ln_pre')(x).astype(self.residual_dtype)
 
-    merged = merging.start(B * T, x.shape[1] - 1) if self.merge and deterministic else None
+    merged = token_merging.start(B * T, x.shape[1] - 1) if self.merge and deterministic else None
     block = CrossFrameBlock
     if self.remat:
       block = nn.remat(block, static_argnums=(2,), policy=REMAT_POLICIES[self.remat])
@@ -235,5 +235,10 @@ class VisionEncoder(nn.Module):
     frames = Dense(
       self.embed_dim, self.dtype, use_bias=False, kernel_init=normal, name='proj'
     )(frames)
-    patches = x[:, 1:] if merged is None else merging.spread(x, merged)
+    patches = x[:, 1:] if merged is None else token_merging.spread(x, merged)
     return frames.reshape(B, T, -1), patches.reshape(B, T, -1, D)
+
+
+def normalize(video: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
+  """Maps uint8 [..., 3] to float32, (pixels - mean) / std with mean and std in 0..255."""
+  return (video.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)

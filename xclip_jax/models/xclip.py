@@ -10,147 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xclip_jax.models.layers import REMAT_POLICIES
-from xclip_jax.models.products import ACTIVATIONS, einsum
+from xclip_jax.models.config import DTYPES, XCLIPConfig
+from xclip_jax.models.integration import MultiframeTransformer
+from xclip_jax.models.matmul import einsum
 from xclip_jax.models.prompt import VideoPrompt
-from xclip_jax.models.temporal import MultiframeTransformer
 from xclip_jax.models.text import TextEncoder
 from xclip_jax.models.vision import VisionEncoder
-from xclip_jax.sharding import shard_batch
-
-DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class XCLIPConfig:
-  """The architecture. Hashable; nothing is derived from a width behind your back.
-
-  Head counts are stored, not width // 64: Hugging Face's large checkpoints carry others than the
-  reference.
-  """
-
-  image_size: int = 224           # H = W, pixels
-  patch_size: int = 32
-  num_frames: int = 8             # T
-  embed_dim: int = 512            # E, of everything that video and text share
-  vision_width: int = 768
-  vision_layers: int = 12
-  vision_heads: int = 12
-  vision_mlp: int = 3072
-  text_width: int = 512
-  text_layers: int = 12
-  text_heads: int = 8
-  text_mlp: int = 2048
-  vocab_size: int = 49408
-  context_length: int = 77        # longest S
-  mit_layers: int = 1
-  mit_heads: int = 8
-  mit_mlp: int = 2048
-  prompt_layers: int = 2
-  prompt_heads: int = 8
-  prompt_alpha: float = 0.1       # initial value; the trained one is a parameter
-  vision_activation: str = 'quick_gelu'  # in each MLP: quick_gelu (OpenAI) | gelu (exact)
-  text_activation: str = 'quick_gelu'
-  mit_activation: str = 'quick_gelu'
-  prompt_activation: str = 'quick_gelu'
-  messages: bool = True           # frames talk to each other (cross-frame attention)
-  mit: bool = True                # integration transformer; without it: the mean over frames
-  mit_positions: bool = True      # the one place that knows the order of frames
-  prompt: bool = True             # texts look at the video
-  logit_bias: bool = False        # a learnt number added to every logit; for the sigmoid loss
-  patch_dropout: float = 0.0      # share of the patches left out in training
-  drop_path: float = 0.0          # stochastic depth of the last vision block; linear from 0
-  dtype: str = 'float32'          # operands of matrix products: float32 | bfloat16
-  residual_dtype: str = 'float32' # what flows between blocks of the towers: float32 | bfloat16
-  attention: str = 'xla'          # of the towers: xla | cudnn (CUDA, bfloat16) | chunked (TPU)
-  merge_tokens: int = 0           # pairs merged in each vision block, of inference; merging.py
-  int8_kernels: bool = False      # kernels at rest as 8 bits, of inference; see at_rest
-  remat: str | None = None        # what the towers keep for backward: None all | dots | nothing
-
-  def __post_init__(self):
-    for field in dataclasses.fields(self):
-      value = getattr(self, field.name)
-      least = 0 if field.name == 'merge_tokens' else 1
-      if field.type is int and (not isinstance(value, int) or value < least):
-        what = 'a positive integer' if least else 'an integer of 0 or more'
-        raise ValueError(f'XCLIPConfig.{field.name} must be {what}, got {value!r}')
-      if field.type is bool and not isinstance(value, bool):
-        raise ValueError(f'XCLIPConfig.{field.name} must be True or False, got {value!r}')
-    for width, heads in (
-      ('vision_width', 'vision_heads'), ('text_width', 'text_heads'),
-      ('embed_dim', 'mit_heads'), ('embed_dim', 'prompt_heads'),
-    ):
-      if getattr(self, width) % getattr(self, heads):
-        raise ValueError(
-          f'XCLIPConfig.{heads}={getattr(self, heads)} does not divide '
-          f'{width}={getattr(self, width)}'
-        )
-    if self.image_size % self.patch_size:
-      raise ValueError(
-        f'XCLIPConfig.image_size={self.image_size} is not a multiple of '
-        f'patch_size={self.patch_size}'
-      )
-    for name, allowed in (
-      *((f'{tower}_activation', ACTIVATIONS) for tower in ('vision', 'text', 'mit', 'prompt')),
-      ('dtype', DTYPES), ('residual_dtype', DTYPES),
-      ('attention', ('xla', 'cudnn', 'chunked')), ('remat', (None, *REMAT_POLICIES)),
-    ):
-      if getattr(self, name) not in allowed:
-        raise ValueError(
-          f'XCLIPConfig.{name}={getattr(self, name)!r} is unknown; one of {list(allowed)}'
-        )
-    if self.merge_tokens and self.attention == 'cudnn':
-      raise ValueError('XCLIPConfig.merge_tokens needs attention=xla or chunked')
-    for name in ('drop_path', 'patch_dropout'):
-      if not 0 <= getattr(self, name) < 1:
-        raise ValueError(f'XCLIPConfig.{name} must lie in [0, 1), got {getattr(self, name)}')
-
-
-_LARGE = dict(
-  patch_size=14, embed_dim=768, vision_width=1024, vision_layers=24, vision_heads=16,
-  vision_mlp=4096, text_width=768, text_heads=12, text_mlp=3072, mit_heads=12, mit_mlp=3072,
-  prompt_heads=12,
-)
-# The published sizes; any of them with any frame count: replace(VARIANTS['B/16'], num_frames=32).
-VARIANTS = {
-  'B/32': XCLIPConfig(),
-  'B/16': XCLIPConfig(patch_size=16),
-  'L/14': XCLIPConfig(**_LARGE),
-  'L/14@336': XCLIPConfig(**_LARGE, image_size=336, num_frames=16),
-}
-
-
-# Fields that say how a model is computed or trained. Those of the same weights may differ in them.
-COMPUTE_FIELDS = (
-  'dtype', 'residual_dtype', 'attention', 'remat', 'drop_path', 'patch_dropout', 'prompt_alpha',
-  'merge_tokens', 'int8_kernels',
-)
-# The fields that make CLIP's image tower on every frame of it, and their mean: ViFi-CLIP.
-FRAME_MEAN = dict(messages=False, mit=False, prompt=False)
-
-
-def make_config(variant: str, **fields) -> XCLIPConfig:
-  """Looks up a published size and replaces some of its fields.
-
-  Raises:
-    ValueError: unknown variant or field.
-  """
-  if variant not in VARIANTS:
-    raise ValueError(f'unknown variant {variant!r}; one of {list(VARIANTS)}')
-  unknown = set(fields) - {f.name for f in dataclasses.fields(XCLIPConfig)}
-  if unknown:
-    raise ValueError(f'XCLIPConfig has no field {sorted(unknown)}')
-  return dataclasses.replace(VARIANTS[variant], **fields)
-
-
-def config_of_run(model: Mapping[str, Any]) -> XCLIPConfig:
-  """The architecture of a run: `config.model` is a variant and fields that differ from it.
-
-  Raises:
-    ValueError: unknown variant or field.
-  """
-  direct = {k: v for k, v in model.items() if k != 'fields'}
-  return make_config(**(direct | dict(model['fields'])))
+from xclip_jax.parallel.mesh import shard_batch
 
 
 @flax.struct.dataclass
@@ -296,14 +162,14 @@ def init_params(model: XCLIP, key: jax.Array) -> Any:
   return jax.jit(model.init)(key, video, ids)['params']     # compiled, the video itself drops out
 
 
-def on_this_machine(config: XCLIPConfig) -> XCLIPConfig:
+def with_available_attention(config: XCLIPConfig) -> XCLIPConfig:
   """Takes XLA's attention where a run had cuDNN's and there is none, or not for these numbers."""
   there = jax.default_backend() == 'gpu' and config.dtype == 'bfloat16'
   return config if there or config.attention != 'cudnn' else dataclasses.replace(
     config, attention='xla')
 
 
-def at_rest(params: Any, config: XCLIPConfig) -> Any:
+def cast_for_inference(params: Any, config: XCLIPConfig) -> Any:
   """Keeps kernels in the dtype that products take them in. For inference.
 
   Where that is bfloat16, results are the same to the bit, kernels take half the memory, and no call

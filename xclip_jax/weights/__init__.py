@@ -1,0 +1,1 @@
+"""How do weights come in from anywhere, and go back out?"""

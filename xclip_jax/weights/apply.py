@@ -9,8 +9,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from xclip_jax import paths
-from xclip_jax.models.xclip import XCLIP, XCLIPConfig, init_params
+from xclip_jax.models.config import XCLIPConfig
+from xclip_jax.models.xclip import XCLIP, init_params
+from xclip_jax.parallel import tree_names
 from xclip_jax.weights import rules
 
 _DEPTHS = {
@@ -25,11 +26,11 @@ def abstract_params(config: XCLIPConfig) -> Any:
   shallow = dataclasses.replace(config, **dict.fromkeys(_DEPTHS.values(), 1))
   shapes = jax.eval_shape(lambda: init_params(XCLIP(shallow), jax.random.key(0)))
   flat = {}
-  for name, x in paths.flatten(shapes).items():
+  for name, x in tree_names.flatten(shapes).items():
     found = re.fullmatch(r'(\w+)/blocks_0/(.*)', name)
     depth = getattr(config, _DEPTHS[found[1]]) if found else 0
     flat |= {f'{found[1]}/blocks_{i}/{found[2]}': x for i in range(depth)} or {name: x}
-  return paths.unflatten(flat)
+  return tree_names.unflatten(flat)
 
 
 def detect_dialect(names: Iterable[str]) -> str:
@@ -89,8 +90,8 @@ def to_params(
       problems.append(f'{key!r} is {shape}, which cannot be laid out as {rule.ours}')
       parts = []
     flat |= {_numbered(n, found): x for n, x in zip(rule.ours, parts, strict=bool(parts))}
-  want = paths.flatten(abstract_params(config))
-  is_new = lambda name: paths.matches(rules.NEW_PARAMETERS, name)
+  want = tree_names.flatten(abstract_params(config))
+  is_new = lambda name: tree_names.matches(rules.NEW_PARAMETERS, name)
   is_clip = dialect in rules.CLIP_DIALECTS
   problems += [
     f'missing {key!r}' for key in want.keys() - flat.keys() if not (is_clip and is_new(key))
@@ -107,13 +108,13 @@ def to_params(
     )
   if want.keys() - flat.keys():
     flat |= _draw(config, is_new, seed)
-  return paths.unflatten({key: flat[key] for key in want})
+  return tree_names.unflatten({key: flat[key] for key in want})
 
 
 def _draw(config: XCLIPConfig, chosen: Any, seed: int) -> dict[str, np.ndarray]:
   """Draws the initial values of the chosen parameters; the others are not computed."""
   def draw(key):
-    flat = paths.flatten(init_params(XCLIP(config), key))
+    flat = tree_names.flatten(init_params(XCLIP(config), key))
     return {name: x for name, x in flat.items() if chosen(name)}
 
   return {name: np.asarray(x) for name, x in jax.jit(draw)(jax.random.key(seed)).items()}
@@ -127,7 +128,7 @@ def to_state_dict(params: Any, dialect: str) -> dict[str, np.ndarray]:
   Raises:
     ValueError: a dialect of X-CLIP, for a model without some part of it; a model with a logit bias.
   """
-  flat = paths.flatten(params)
+  flat = tree_names.flatten(params)
   if 'logit_bias' in flat:
     raise ValueError(
       f'the model has a logit_bias, from training with a sigmoid loss; {dialect} has no place for '
@@ -163,7 +164,7 @@ def resample(
   antialias); the class token's position stays. Both count positions from the middle of a frame or
   patch, and repeat the outermost. The result is a starting point: train it, or check it.
   """
-  flat = dict(paths.flatten(params))
+  flat = dict(tree_names.flatten(params))
   if num_frames and num_frames != config.num_frames:
     if 'mit/pos_embed' in flat:
       table = np.asarray(flat['mit/pos_embed'], np.float32)
@@ -178,7 +179,7 @@ def resample(
     grid = np.einsum('yY,xX,YXD->yxD', weights, weights, grid, optimize=True)
     flat['vision/pos_embed'] = np.concatenate([table[:1], grid.reshape(side * side, -1)])
     config = new
-  return paths.unflatten(flat), config
+  return tree_names.unflatten(flat), config
 
 
 def _replaced(config: XCLIPConfig, **fields: int) -> XCLIPConfig:

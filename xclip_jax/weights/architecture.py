@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from xclip_jax.models.xclip import XCLIPConfig
+from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.weights import rules
 
 HEAD_WIDTH = 64     # of every tower of CLIP and of the reference

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from xclip_jax import files
-from xclip_jax.models.xclip import XCLIPConfig
-from xclip_jax.weights import apply, architecture, archive, native, remote, rules
+from xclip_jax.models.config import XCLIPConfig
+from xclip_jax.weights import apply, architecture, native, remote, rules
+from xclip_jax.weights.files import archive
 from xclip_jax.weights.native import Weights
 
 
@@ -144,10 +145,10 @@ def read(
     weights = _read_foreign(path, known, heads, num_frames, seed, new_modules)
     if weights.source != name and not Path(name).exists():
       weights = dataclasses.replace(weights, source=name)
-  return resampled(weights, num_frames, image_size)
+  return resample(weights, num_frames, image_size)
 
 
-def resampled(weights: Weights, num_frames: int | None, image_size: int | None) -> Weights:
+def resample(weights: Weights, num_frames: int | None, image_size: int | None) -> Weights:
   """Weights for other inputs, with interpolated positions and a note; or the same ones."""
   config = weights.config
   params, new = apply.resample(weights.params, config, num_frames, image_size)

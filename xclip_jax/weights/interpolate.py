@@ -5,8 +5,8 @@ import dataclasses
 import jax
 import numpy as np
 
-from xclip_jax import paths
-from xclip_jax.models.xclip import COMPUTE_FIELDS
+from xclip_jax.models.config import COMPUTE_FIELDS
+from xclip_jax.parallel import tree_names
 from xclip_jax.weights.native import Weights
 
 
@@ -40,7 +40,7 @@ def check_alike(first: Weights, second: Weights) -> None:
   left, right = vars(first.config), vars(second.config)
   differ = [f'{k}: {v} and {right[k]}' for k, v in left.items()
             if v != right[k] and k not in COMPUTE_FIELDS]
-  shapes = [{k: np.shape(x) for k, x in paths.flatten(w.params).items()} for w in (first, second)]
+  shapes = [{k: np.shape(x) for k, x in tree_names.flatten(w.params).items()} for w in (first, second)]
   differ += ['their parameters'] if shapes[0] != shapes[1] and not differ else []
   if differ:
     raise ValueError(

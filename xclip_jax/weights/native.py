@@ -18,9 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from xclip_jax import files, paths
-from xclip_jax.models.xclip import XCLIPConfig
-from xclip_jax.weights import apply, archive
+from xclip_jax import files
+from xclip_jax.models.config import XCLIPConfig
+from xclip_jax.parallel import tree_names
+from xclip_jax.weights import apply
+from xclip_jax.weights.files import archive
 
 FORMAT, VERSION = 'xclip-jax', 1
 TOKENIZER = 'clip-bpe-49408'          # CLIP's, the only one there is
@@ -78,7 +80,7 @@ def save(folder: str | os.PathLike, weights: Weights, overwrite: bool = False) -
       f'Licence of these weights: {weights.licence}\n'
     )
     archive.write_safetensors(
-      temporary / 'params.safetensors', paths.flatten(weights.params), {'format': FORMAT}
+      temporary / 'params.safetensors', tree_names.flatten(weights.params), {'format': FORMAT}
     )
   return folder
 
@@ -126,7 +128,7 @@ def check_free(target: Path, overwrite: bool) -> None:
 def fingerprint(params: Any) -> str:
   """Identifies parameters: sha256 over their names and float32 values."""
   digest = hashlib.sha256()
-  for name, value in sorted(paths.flatten(params).items()):
+  for name, value in sorted(tree_names.flatten(params).items()):
     digest.update(name.encode())
     digest.update(np.ascontiguousarray(value, np.float32).tobytes())
   return digest.hexdigest()
@@ -167,7 +169,7 @@ def read(folder: str | os.PathLike) -> Weights:
   flat, _ = archive.state_dict(archive.read(folder / 'params.safetensors'))
   _check_params(flat, config, folder / 'params.safetensors')
   return Weights(
-    config, paths.unflatten(flat), preprocess, template,
+    config, tree_names.unflatten(flat), preprocess, template,
     content.get('source', ''), content.get('dialect', 'native'), content.get('licence', 'unknown'),
   )
 
@@ -195,7 +197,7 @@ def _record(cls: type, content: Any, path: Path, field: str) -> Any:
 
 
 def _check_params(flat: Mapping[str, np.ndarray], config: XCLIPConfig, path: Path) -> None:
-  want = {k: x.shape for k, x in paths.flatten(apply.abstract_params(config)).items()}
+  want = {k: x.shape for k, x in tree_names.flatten(apply.abstract_params(config)).items()}
   found = {k: x.shape for k, x in flat.items()}
   differ = [
     f'{k}: {list(found[k]) if k in found else "missing"}, wanted '

@@ -1,0 +1,94 @@
+"""Windows of a long video: what each sees, and when they are exact."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+
+import tiny
+import videos
+import xclip_jax
+from xclip_jax.cli import main
+from xclip_jax.data.video.decode import VideoError, read_video
+from xclip_jax.inference import long_video
+from xclip_jax.inference.classifier import Classifier
+from xclip_jax.models.config import XCLIPConfig
+from xclip_jax.models.xclip import XCLIP, init_params
+from xclip_jax.weights import native
+
+LABELS = ['one', 'two', 'three']
+# Two layers: the message of the first is the same for any frame, so that one alone mixes nothing.
+CONFIG = XCLIPConfig(num_frames=4, **(tiny.FIELDS | dict(vision_layers=2)))
+
+
+@pytest.fixture(scope='module')
+def classifier():
+  shapes = jax.eval_shape(lambda: init_params(XCLIP(CONFIG), jax.random.key(0)))
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32), shapes)
+  params['logit_scale'] = np.float32(4.6)                # as trained: differences show
+  return Classifier(XCLIP(CONFIG), params, native.Preprocess())
+
+
+@pytest.fixture(scope='module')
+def video(tmp_path_factory):
+  rng = np.random.default_rng(1)
+  frames = np.repeat(rng.integers(0, 256, (30, 6, 8, 3), np.uint8), 8, 1).repeat(8, 2)
+  file = tmp_path_factory.mktemp('video') / 'long.mp4'
+  videos.write_video(file, frames, fps=10)
+  return file
+
+
+def by_hand(classifier, video, first, every):
+  frames = read_video(video, lambda count: first + every * np.arange(4))
+  return classifier.classify(frames, LABELS).probabilities
+
+
+def test_exact_windows_are_their_frames_classified(classifier, video):
+  found = list(long_video.classify(classifier, video, LABELS, every=2, stride=3, exact=True))
+  assert [(round(x.begin, 3), round(x.end, 3)) for x in found] == [
+    (0, .6), (.6, 1.2), (1.2, 1.8), (1.8, 2.4)]        # 15 frames taken
+  for i, window in enumerate(found):
+    np.testing.assert_allclose(
+      window.answer.probabilities, by_hand(classifier, video, 6 * i, 2), atol=1e-4)
+
+
+def test_windows_that_share_frames_are_exact_where_they_are_a_run(classifier, video):
+  found = list(long_video.classify(classifier, video, LABELS, every=2))
+  exact = list(long_video.classify(classifier, video, LABELS, every=2, exact=True))
+  assert len(found) == len(exact) == 12
+  apart = [np.abs(x.answer.probabilities - y.answer.probabilities).max()
+           for x, y in zip(found, exact, strict=True)]
+  assert max(apart[::4]) < 2e-5                        # 0, 4 and 8 begin a run
+  assert max(apart) > 1e-4                             # between, messages are another run's
+  # Without messages no frame hears of another, and all are exact.
+  mute = dataclasses.replace(classifier, model=XCLIP(dataclasses.replace(CONFIG, messages=False)))
+  for x, y in zip(long_video.classify(mute, video, LABELS, every=2),
+                  long_video.classify(mute, video, LABELS, every=2, exact=True), strict=True):
+    np.testing.assert_allclose(x.answer.probabilities, y.answer.probabilities, atol=1e-4)
+
+
+def test_what_cannot_be_windows_is_said(classifier, video):
+  with pytest.raises(ValueError, match=r'stride=5 from 1 to 4'):
+    next(long_video.classify(classifier, video, LABELS, stride=5))
+  with pytest.raises(VideoError, match=r'takes 4 frames, one of 12 each, and it holds 3 of those'):
+    next(long_video.classify(classifier, video, LABELS, every=12))
+
+
+def test_the_command_prints_and_writes_them(classifier, video, tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr(xclip_jax.inference.classifier, 'load', lambda *_, **__: classifier)
+  table = tmp_path / 'windows.csv'
+  words = ['windows', str(video), '--weights', 'any', '--labels', 'one, two', '--every', '7',
+           '--csv', str(table)]
+  assert main.main(words) == 0
+  lines = capsys.readouterr().out.splitlines()
+  assert len(lines) == 2 and '0.00 - 2.10 s' in lines[0]
+  assert table.read_text().splitlines()[1].startswith('0.00-2.10,')
+  assert main.main([*words, '--overwrite', '--every', '20']) == 2
+  assert 'take a smaller `every`' in capsys.readouterr().err
+
+
+def test_a_text_is_no_list_of_labels(classifier, video):
+  with pytest.raises(ValueError, match="labels must be a list of texts, got the text 'abc'"):
+    next(long_video.classify(classifier, video, 'abc'))

@@ -1,0 +1,34 @@
+"""A run starts from the values that its config asks for."""
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+import tiny
+from xclip_jax.parallel import tree_names
+from xclip_jax.storage import state
+from xclip_jax.training import run as run_lib
+
+
+def drawn(*scale):
+  model = run_lib.make_model(tiny.config('unused'))
+  tx = optax.identity()
+  shardings = jax.tree.map(
+    lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), state.abstract(model, tx)
+  )
+  params = state.init(model, tx, 0, shardings, scale or (('.*', 1.0),)).params
+  return tree_names.flatten(params)
+
+
+def test_initial_values_are_scaled_by_the_first_rule_that_matches():
+  rules = ('mit/pos_embed', 50.0), ('text/token_embed/.*', 10.0), ('.*', 1.0)
+  plain, scaled = drawn(), drawn(*rules)
+  for name, x in plain.items():
+    factor = {'mit/pos_embed': 50, 'text/token_embed/embedding': 10}.get(name, 1)
+    np.testing.assert_allclose(scaled[name], factor * x, rtol=1e-6, err_msg=name)
+
+
+def test_a_scale_for_no_parameter_is_an_error():
+  with pytest.raises(ValueError, match=r"config.train.init_scale: 'mitt/.*' matches no parameter"):
+    drawn(('mitt/.*', 50.0), ('.*', 1.0))

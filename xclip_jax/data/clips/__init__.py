@@ -1,0 +1,1 @@
+"""How do frames become batches? Sampling, augmentation, and the pipeline over processes."""

@@ -1,0 +1,212 @@
+"""Somebody's own clips: which there are, which can be used, which are held out."""
+
+import collections
+import csv
+import dataclasses
+import hashlib
+import io
+import os
+import re
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from xclip_jax.data.datasets import annotations, public_formats
+from xclip_jax.data.tools import check
+
+
+@dataclasses.dataclass(frozen=True)
+class Clip:
+  """One video: absolute path, names of its classes, and 'train' or 'val' if that was given."""
+
+  path: str
+  labels: tuple[str, ...]
+  split: str = ''
+
+
+@dataclasses.dataclass(frozen=True)
+class Clips:
+  """What a place holds.
+
+  Fields:
+    root: folder that all paths start from.
+    clips: that can be used.
+    classes: names, in order.
+    several: whether a video may have several labels.
+    left_out: path and reason of what cannot be used.
+  """
+
+  root: Path
+  clips: tuple[Clip, ...]
+  classes: tuple[str, ...]
+  several: bool
+  left_out: tuple[tuple[str, str], ...] = ()
+
+  def of(self, split: str) -> list[Clip]:
+    return [clip for clip in self.clips if clip.split == split]
+
+  def count(self, split: str) -> dict[str, int]:
+    """Clips of each class."""
+    found = collections.Counter(label for clip in self.of(split) for label in clip.labels)
+    return {name: found[name] for name in self.classes}
+
+
+def read(place: str | os.PathLike, root: str | os.PathLike | None = None) -> Clips:
+  """Read which clips there are and what they show.
+
+  Args:
+    place: a folder with a subfolder of videos for each class, or with two such folders `train` and
+      `val`; or a CSV with `path,label`, whose labels are names, several separated by `;`.
+    root: folder that the paths of a CSV start from; None: its own.
+
+  Names come from folders or labels, with blanks for underscores.
+
+  Raises:
+    ValueError: there is no such place, or it is none of these.
+  """
+  place = Path(os.path.abspath(place))
+  if place.is_dir():
+    given = [name for name in ('train', 'val') if (place / name).is_dir()]
+    if len(given) == 1 and not _holds_videos(place / given[0]):
+      other = {'train': 'val', 'val': 'train'}[given[0]]
+      raise ValueError(f'{place} has a folder {given[0]} and no folder {other}; add it, or put the '
+                       'folders of the classes into one')
+    found, classes = [], None
+    for split in given if len(given) == 2 else ['']:
+      classes, listing = public_formats.read_folder(place / split, classes)
+      found += [(x.path, (classes.names[x.label],), split) for x in listing.examples]
+    names, several = classes.names, False
+  elif place.is_file():
+    found, names, several = _read_csv(place, Path(root) if root else place.parent)
+    place = Path(os.path.abspath(root)) if root else place.parent
+  else:
+    raise ValueError(f'{place} is not there; give a folder with a subfolder for each class, or a '
+                     'CSV with path,label')
+  pretty = {name: ' '.join(name.replace('_', ' ').split()) for name in names}
+  if len(set(pretty.values())) < len(names):
+    twice = collections.Counter(pretty.values()).most_common(1)[0][0]
+    raise ValueError(f'{place}: two classes are called {twice!r}; rename one')
+  clips = tuple(Clip(path, tuple(pretty[x] for x in labels), split)
+                for path, labels, split in found)
+  return Clips(place, clips, tuple(pretty.values()), several)
+
+
+def _holds_videos(folder: Path) -> bool:
+  """Tell whether a folder itself holds videos, so that its name is that of a class."""
+  return any(x.suffix.lower() in public_formats.SUFFIXES for x in folder.iterdir())
+
+
+def _read_csv(path: Path, root: Path) -> tuple[list[tuple], tuple[str, ...], bool]:
+  _, rows = annotations.read_rows(path, ('path', 'label'))
+  several = any(';' in row['label'] for _, row in rows)
+  found = []
+  for line, row in rows:
+    where = f'{path}, line {line}'
+    labels = [x.strip() for x in row['label'].split(';')] if several else [row['label']]
+    labels = tuple(x for x in labels if x)
+    if not labels:
+      raise ValueError(f'{where}: the label is empty; write its name')
+    if len(set(labels)) < len(labels):
+      raise ValueError(f'{where}: {row["label"]!r} names a class twice')
+    found.append((annotations.absolute(row['path'], os.path.abspath(root), where), labels, ''))
+  names = tuple(sorted({label for _, labels, _ in found for label in labels}))
+  if all(name.isdecimal() for name in names):
+    raise ValueError(f'{path}: labels are numbers; write the names of the classes, which the model '
+                     'reads')
+  return found, names, several
+
+
+def usable(clips: Clips, num_frames: int, progress: Any = None) -> Clips:
+  """Leave out what cannot be read, and all but the first of files with the same content.
+
+  Short videos stay: their frames are repeated.
+  """
+  with tempfile.TemporaryDirectory() as folder:
+    files = write_lists(Path(folder), clips, {'all': clips.clips})
+    found = check.check_list(files['all'], clips.root, files['classes'], num_frames=num_frames,
+                             progress=progress)
+  at = dict(enumerate(clips.clips, start=2))                  # by line; the first is the header
+  show = lambda line: os.path.relpath(at[int(line)].path, clips.root)
+  bad = {x.line: re.sub(r'line (\d+)', lambda m: show(m[1]), x.reason)
+         if x.kind == 'duplicate' else x.reason
+         for x in found.problems if x.line and x.kind != 'short'}
+  return dataclasses.replace(
+    clips, clips=tuple(clip for line, clip in at.items() if line not in bad),
+    left_out=tuple((at[line].path, bad[line]) for line in sorted(bad)))
+
+
+def split(clips: Clips, share: float, seed: int) -> Clips:
+  """Give every clip to 'train' or 'val', unless that was given.
+
+  A share of each class is held out, at least one clip, and one at least is trained on; rare classes
+  come first. What is held out depends on the seed and the paths below the root.
+
+  Raises:
+    ValueError: fewer than two classes, or a class with too few clips.
+  """
+  if len(clips.classes) < 2:
+    raise ValueError(f'{clips.root} has one class, {clips.classes[0]!r}; a model needs two or more '
+                     'to tell apart')
+  if not 0 < share < 1:
+    raise ValueError(f'the share held out must lie between 0 and 1, got {share}')
+  given = any(clip.split for clip in clips.clips)
+  members = collections.defaultdict(list)
+  for n, clip in enumerate(clips.clips):
+    for label in clip.labels:
+      members[label].append(n)
+  if not given:
+    poor = [name for name in clips.classes if len(members[name]) < 2]
+    if poor:
+      more = f' (and {len(poor) - 1} more classes)' if poor[1:] else ''
+      raise ValueError(
+        f'class {poor[0]!r} has {len(members[poor[0]])} usable clip(s){more}; each needs two, one '
+        'to train on and one to test on: add clips, or take the class out')
+    sides: dict[int, str] = {}
+    for name in sorted(clips.classes, key=lambda name: (len(members[name]), name)):
+      numbers = members[name]
+      wanted = min(max(round(share * len(numbers)), 1), len(numbers) - 1)
+      wanted -= sum(sides.get(n) == 'val' for n in numbers)
+      free = [n for n in numbers if n not in sides]
+      free.sort(key=lambda n: _draw(seed, os.path.relpath(clips.clips[n].path, clips.root)))
+      for i, n in enumerate(free):
+        sides[n] = 'val' if i < wanted else 'train'
+    clips = dataclasses.replace(clips, clips=tuple(
+      dataclasses.replace(clip, split=sides[n]) for n, clip in enumerate(clips.clips)))
+  for side in ('train', 'val'):
+    lacking = [name for name, n in clips.count(side).items() if not n]
+    if lacking and (side == 'train' or not clips.of(side)):
+      raise ValueError(f'no usable clip of {lacking[0]!r} is left to '
+                       f'{"train" if side == "train" else "test"} on')
+  return clips
+
+
+def _draw(seed: int, name: str) -> bytes:
+  return hashlib.sha256(f'{seed} {name}'.encode()).digest()
+
+
+def write_lists(
+  folder: Path, clips: Clips, parts: Mapping[str, Sequence[Clip]]
+) -> dict[str, Path]:
+  """Write a list of each part, and classes.csv; ValueError if the folder holds other ones."""
+  start = os.path.join(clips.root, '')
+  tables = {
+    name: [('path', 'label'), *((x.path.removeprefix(start), _label(x, clips)) for x in part)]
+    for name, part in parts.items()}
+  tables['classes'] = [('id', 'name'), *enumerate(clips.classes)]
+  for name, rows in tables.items():
+    file = folder / f'{name}.csv'
+    text = io.StringIO()
+    csv.writer(text, lineterminator='\n').writerows(rows)
+    content = text.getvalue()
+    if file.exists() and file.read_text(encoding='utf-8') != content:
+      raise ValueError(
+        f'{file} is of other clips than there are now; choose another folder with -o, or delete '
+        f'{folder} to start anew')
+    file.write_text(content, encoding='utf-8')
+  return {name: folder / f'{name}.csv' for name in tables}
+
+
+def _label(clip: Clip, clips: Clips) -> str:
+  ids = [str(clips.classes.index(label)) for label in clip.labels]
+  return ';'.join(ids) + ';' * (clips.several and len(ids) == 1)

@@ -1,0 +1,158 @@
+"""Lists made from lists: the good rows, a few of each class, frequent and rare classes apart."""
+
+import collections
+import csv
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from xclip_jax.data.datasets import annotations
+from xclip_jax.data.datasets.annotations import ClassList
+
+Rows = Sequence[tuple[int, dict[str, str]]]       # (line, fields), as source.read_rows gives them
+
+
+def without(path: str | os.PathLike, lines: set[int]) -> str:
+  """Return a list again, in its format, without the rows at some lines."""
+  columns, rows = annotations.read_rows(path, ('path',))
+  kept = [row for line, row in rows if line not in lines]
+  return _format(path, columns, kept, f'{_origin(path)}, {len(kept)} of {len(rows)} rows')
+
+
+def moved(path: str | os.PathLike, places: dict[str, str], note: str) -> str:
+  """Return a list again, in its format, with other paths; rows whose path has none are left out."""
+  columns, rows = annotations.read_rows(path, ('path',))
+  kept = [row | {'path': places[row['path']]} for _, row in rows if row['path'] in places]
+  return _format(path, columns, kept, f'{note}, {_origin(path)}')
+
+
+def from_split(
+  videos: annotations.VideoList, classes: ClassList, root: str | os.PathLike, note: str
+) -> tuple[str, str]:
+  """Return what was opened, in whatever format, as a list and a class list; paths from `root`."""
+  root = os.path.abspath(root)
+  rows = [videos[n] for n in range(len(videos))]
+  written = [{'path': os.path.relpath(x['path'], root), 'label': str(x['label'])} for x in rows]
+  ids = {label: label for label in range(len(classes))}
+  return (
+    _format('list.csv', ['path', 'label'], written, note),
+    _format('classes.csv', ['id', 'name', 'reverse'],
+            [_class_row(classes, label, label, ids) for label in ids], note),
+  )
+
+
+def few_shot(path: str | os.PathLike, classes: ClassList, shots: int, seed: int) -> str:
+  """Return a list of `shots` videos of each class, drawn at random, in the order they had.
+
+  The draw depends on the seed, the class name and the paths, not on the order of rows; with one
+  seed, fewer shots are a part of more.
+
+  Raises:
+    ValueError: a class has fewer videos, or a row has several labels.
+  """
+  if shots < 1:
+    raise ValueError(f'shots must be at least 1, found {shots}')
+  columns, rows = annotations.read_rows(path, ('path', 'label'))
+  members = collections.defaultdict(list)
+  for n, label in enumerate(_labels(path, rows, classes)):
+    members[label].append(n)
+  poor = [label for label in range(len(classes)) if len(members[label]) < shots]
+  if poor:
+    name, count = classes.names[poor[0]], len(members[poor[0]])
+    raise ValueError(
+      f'{path}: {len(poor)} classes have fewer than {shots} videos, {name!r} has {count}; ask for '
+      'fewer shots'
+    )
+  kept = []
+  for label, numbers in members.items():
+    numbers.sort(key=lambda n: rows[n][1]['path'])
+    name = int.from_bytes(hashlib.sha256(classes.names[label].encode()).digest()[:8])
+    order = np.random.default_rng([seed, name]).permutation(len(numbers))
+    kept += [numbers[i] for i in order[:shots]]
+  note = f'{shots} of each class, seed {seed}, {_origin(path)}'
+  return _format(path, columns, [rows[n][1] for n in sorted(kept)], note)
+
+
+def base_novel(paths: Sequence[str | os.PathLike], classes: ClassList) -> dict[str, str]:
+  """Split classes into a frequent and a rare half, and lists with them.
+
+  Args:
+    paths: lists of the same classes; the first, the training list, says how frequent each is.
+    classes: of an odd number, base gets one more; of equally frequent ones, the lower id.
+
+  Returns:
+    file name -> content: `classes_base.csv`, `classes_novel.csv`, and `<stem>_base` and
+    `<stem>_novel` of each list, whose labels are ids in those. Ids keep their order.
+
+  Raises:
+    ValueError: two lists of one name, a class list with fewer than two classes, a half of a list
+      that is empty, or a row with several labels.
+  """
+  if len(classes) < 2:
+    raise ValueError(f'there must be at least two classes to split, found {len(classes)}')
+  if len({Path(path).stem for path in paths}) < len(paths):
+    raise ValueError('lists must have different names, as what is written is named after them')
+  read = {}
+  for path in paths:
+    columns, rows = annotations.read_rows(path, ('path', 'label'))
+    read[path] = columns, rows, _labels(path, rows, classes)
+  counts = np.bincount(read[paths[0]][2], minlength=len(classes))
+  ranked = np.argsort(-counts, kind='stable')
+  middle = -(-len(classes) // 2)
+  texts = {}
+  for half, chosen in (('base', ranked[:middle]), ('novel', ranked[middle:])):
+    ids = {int(label): new for new, label in enumerate(sorted(chosen))}
+    note = f'the {half} half of {len(classes)} classes by frequency, '
+    texts[f'classes_{half}.csv'] = _format(
+      'classes.csv', ['id', 'name', 'reverse'],
+      [_class_row(classes, old, new, ids) for old, new in ids.items()], note + _origin(paths[0]),
+    )
+    for path, (columns, rows, labels) in read.items():
+      kept = [
+        row | {'label': str(ids[label])}
+        for (_, row), label in zip(rows, labels, strict=True) if label in ids
+      ]
+      if not kept:
+        raise ValueError(f'{path}: has no video of the {half} classes')
+      name = f'{Path(path).stem}_{half}{Path(path).suffix}'
+      texts[name] = _format(path, columns, kept, note + _origin(path))
+  return texts
+
+
+def _class_row(classes: ClassList, old: int, new: int, ids: dict[int, int]) -> dict[str, str]:
+  partner = classes.reverse[old]          # in the other half, it is no class of this list
+  reverse = classes.names[partner] if partner in ids else ''
+  return {'id': str(new), 'name': classes.names[old], 'reverse': reverse}
+
+
+def _labels(path: str | os.PathLike, rows: Rows, classes: ClassList) -> list[int]:
+  labels = annotations.Labels(classes, names=not annotations.is_reference_list(path))
+  found = []
+  for line, row in rows:
+    label = labels.parse(row['label'], f'{path}, line {line}')
+    if isinstance(label, tuple):
+      raise ValueError(f'{path}, line {line}: one label wanted, found {row["label"]!r}')
+    found.append(label)
+  return found
+
+
+def _origin(path: str | os.PathLike) -> str:
+  """Name a list, and its content."""
+  content = annotations.read_content(path)
+  name = ascii(Path(path).name)[1:-1]     # a line break in it must not end the comment
+  return f'from {name} sha256:{hashlib.sha256(content).hexdigest()}'
+
+
+def _format(
+  path: str | os.PathLike, columns: Sequence[str], rows: Sequence[dict[str, str]], note: str
+) -> str:
+  if annotations.is_reference_list(path):
+    return f'# {note}\n' + ''.join(f'{row["path"]} {row["label"]}\n' for row in rows)
+  text = io.StringIO()
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerows([columns, *([row[name] for name in columns] for row in rows)])
+  return f'# {note}\n' + text.getvalue()

@@ -1,0 +1,78 @@
+"""Builds a TFDS data set of videos: `tfds build`, which needs TensorFlow, for this one data set.
+
+  python -m xclip_jax.data.tools.tfds_build kinetics /data/k400 --videos videos \\
+    --data-dir /data/tfds --config-name k400 [--beam runner=DirectRunner,direct_num_workers=2]
+"""
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import tensorflow_datasets as tfds
+from absl import logging
+
+from xclip_jax.data.tools import tfds_videos
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+  """Build, print where it is and what was left out, and return the exit status."""
+  fields = [
+    field for field in dataclasses.fields(tfds_videos.VideosConfig)
+    if field.name not in {inherited.name for inherited in dataclasses.fields(
+      tfds.core.BuilderConfig)}
+  ]
+  parser = argparse.ArgumentParser(
+    prog='python -m xclip_jax.data.tools.tfds_build', description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument('dataset', metavar='NAME', help='config.data.name: files, kinetics, ...')
+  parser.add_argument('root', metavar='ROOT', help='config.data.root')
+  parser.add_argument('--data-dir', required=True, metavar='FOLDER',
+                      help='where data sets are kept; this one in xclip_videos/CONFIG/1.0.0')
+  parser.add_argument('--config-name', metavar='CONFIG', help='default: NAME_FORMAT')
+  parser.add_argument('--beam', metavar='OPTION=VALUE,...',
+                      help='build with Apache Beam; options of its pipeline')
+  parser.add_argument('--overwrite', action='store_true', help='replace what is there')
+  for field in fields[2:]:
+    parser.add_argument(f'--{field.name.replace("_", "-")}', type=field.type, default=field.default,
+                        help=f'default: {field.default!r}')
+  given = parser.parse_args(arguments)
+  logging.set_verbosity(logging.ERROR)      # what there is to say is printed below
+  try:
+    config = tfds_videos.VideosConfig(
+      name=given.config_name or f'{given.dataset}_{given.format}',
+      **{field.name: getattr(given, field.name) for field in fields})
+    builder = tfds_videos.XclipVideos(data_dir=given.data_dir, config=config)
+    builder.download_and_prepare(download_config=_download_config(given))
+  except (ValueError, OSError) as error:
+    print(f'error: {error}', file=sys.stderr)
+    return 2
+  print(builder.data_dir)
+  unreadable = builder.unreadable()
+  for name, split in builder.info.splits.items():
+    present = builder.source_splits()[name].count
+    note = f' ({present})' if 'of' in present else ''
+    print(f'{name}: {split.num_examples} videos{note}, {split.num_bytes / 1e6:.1f} MB')
+    if name in unreadable:
+      print(f'{name}: {len(unreadable[name])} cannot be read and were left out, see '
+            f'unreadable_{name}.txt')
+  return 0
+
+
+def _download_config(given: argparse.Namespace) -> Any:
+  mode = tfds.download.GenerateMode
+  config = tfds.download.DownloadConfig(
+    download_mode=mode.REUSE_CACHE_IF_EXISTS if given.overwrite else mode.REUSE_DATASET_IF_EXISTS)
+  if given.beam:
+    try:
+      from apache_beam.options.pipeline_options import PipelineOptions
+    except ImportError as error:
+      raise ValueError(f"--beam needs Apache Beam: pip install -e '.[beam]' ({error})"
+                       ) from error
+    config.beam_options = PipelineOptions([f'--{option}' for option in given.beam.split(',')])
+  return config
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,1 @@
+"""How does a file become exactly the frames that were asked for?"""

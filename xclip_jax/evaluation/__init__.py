@@ -1,0 +1,1 @@
+"""How good is a model? From a list of videos to scores, numbers and a comparison."""

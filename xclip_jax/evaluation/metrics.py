@@ -1,0 +1,226 @@
+"""The arithmetic of evaluation protocols: scores and labels in, numbers out, nothing but NumPy.
+
+Ties are never a success: what scores exactly like the right answer counts as better than it, and so
+does whatever is NaN.
+"""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+AVERAGES = ('probabilities', 'logits')
+
+
+def average_views(logits: np.ndarray, average: str) -> np.ndarray:
+  """Turns logits [N, V, K] of V views into probabilities of videos, float64 [N, K].
+
+  Args:
+    logits: of every view.
+    average: 'probabilities' (the softmax of each view, then their mean, as the reference does) or
+      'logits' (the mean of the logits, then its softmax).
+
+  Raises:
+    ValueError: an average that is neither.
+  """
+  if average not in AVERAGES:
+    raise ValueError(f'average must be one of {", ".join(AVERAGES)}, got {average!r}')
+  # In float64 the softmax of logits that are up to 700 apart is never 0, so it makes no ties.
+  logits = np.asarray(logits, np.float64)
+  if average == 'logits':
+    return softmax(logits.mean(axis=1))
+  return softmax(logits).mean(axis=1)
+
+
+def softmax(x: np.ndarray) -> np.ndarray:
+  """Returns the softmax over the last axis."""
+  e = np.exp(x - x.max(axis=-1, keepdims=True))
+  return e / e.sum(axis=-1, keepdims=True)
+
+
+# --- one label a video ----------------------------------------------------------------------------
+def label_ranks(scores: np.ndarray, label: np.ndarray) -> np.ndarray:
+  """Returns the rank [N], from 1, of the label [N] among the scores [N, K]."""
+  own = np.take_along_axis(scores, np.asarray(label)[:, None].astype(np.int64), axis=1)
+  return (~(scores < own)).sum(axis=1)
+
+
+def mean(values: np.ndarray) -> float:
+  """Returns the mean, nan of nothing."""
+  return float(np.mean(values)) if len(values) else float('nan')
+
+
+def class_accuracy(hits: np.ndarray, label: np.ndarray, K: int) -> np.ndarray:
+  """Returns the share of hits [N] among the videos of each class, [K]; nan where there are none."""
+  total = np.bincount(label, minlength=K)
+  right = np.bincount(label, weights=hits, minlength=K)
+  return right / np.where(total, total, np.nan)
+
+
+@dataclasses.dataclass(frozen=True)
+class Reliability:
+  """How often a model is right when it is so sure, by bins of its confidence."""
+
+  count: np.ndarray          # int [bins], videos whose confidence lies in the bin
+  confidence: np.ndarray     # float [bins], their mean confidence; nan without any
+  accuracy: np.ndarray       # float [bins], the share of them that are right; nan without any
+
+  @property
+  def ece(self) -> float:
+    """Expected calibration error: the mean over videos of |accuracy - confidence| of their bin."""
+    if not self.count.sum():
+      return float('nan')
+    gaps = np.nan_to_num(np.abs(self.accuracy - self.confidence))
+    return float(np.sum(self.count * gaps) / self.count.sum())
+
+
+def reliability(probabilities: np.ndarray, hits: np.ndarray, bins: int = 15) -> Reliability:
+  """Bins videos by their highest probability (Guo et al., 2017, Eq. 3).
+
+  Args:
+    probabilities: [N, K].
+    hits: [N], whether the most probable class is right.
+    bins: of equal width; bin m holds the confidences in (m / bins, (m + 1) / bins].
+  """
+  confidence = np.asarray(probabilities, np.float64).max(axis=1, initial=0)
+  place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+  count = np.bincount(place, minlength=bins)
+  some = np.where(count, count, np.nan)
+  return Reliability(
+    count,
+    np.bincount(place, weights=confidence, minlength=bins) / some,
+    np.bincount(place, weights=np.asarray(hits, np.float64), minlength=bins) / some,
+  )
+
+
+# --- several labels a video -----------------------------------------------------------------------
+def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+  """Returns the average precision of each class, [K]; nan for classes without a positive.
+
+  The mean over the positives of the precision at their rank, without interpolation: the area that
+  Charades and ActivityNet report. Of equal scores, negatives come first.
+
+  Args:
+    scores: [N, K]; -inf for a video that could not be scored. A positive among those adds 0, as it
+      is never found.
+    labels: bool [N, K].
+  """
+  found = np.full(scores.shape[1], np.nan)
+  for k in range(scores.shape[1]):
+    score, positive = scores[:, k], np.asarray(labels[:, k], bool)
+    if positive.any():
+      order = np.lexsort((positive, -score))       # by score; of equal ones, negatives first
+      hit, scored = positive[order], np.isfinite(score[order])
+      precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
+      found[k] = np.sum(precision[hit & scored]) / hit.sum()
+  return found
+
+
+# --- videos and captions --------------------------------------------------------------------------
+def text_to_video_ranks(similarity: np.ndarray, owner: np.ndarray) -> np.ndarray:
+  """Returns for each of M captions the rank [M], from 1, of its video.
+
+  Args:
+    similarity: [N, M], videos by captions.
+    owner: int [M], the video that each caption belongs to.
+  """
+  own = similarity[owner, np.arange(len(owner))]
+  return (~(similarity < own)).sum(axis=0)
+
+
+def video_to_text_ranks(similarity: np.ndarray, owner: np.ndarray) -> np.ndarray:
+  """Returns for each of N videos the rank [N], from 1, of the best of its captions.
+
+  Captions of the same video do not compete with each other. Arguments as above; every video has at
+  least one caption.
+  """
+  belongs = np.asarray(owner)[None] == np.arange(len(similarity))[:, None]        # [N, M]
+  best = np.where(belongs, similarity, -np.inf).max(axis=1)
+  return 1 + (~(similarity < best[:, None]) & ~belongs).sum(axis=1)
+
+
+def retrieval(ranks: np.ndarray, expected: int) -> dict[str, float]:
+  """Returns R@1, R@5, R@10 (shares), median and mean of ranks [n].
+
+  Args:
+    ranks: from 1, of what was evaluated.
+    expected: queries there should have been, at least n; those that are missing are no success in
+      `r1_of_expected` and so on, and have no part in the rest.
+  """
+  row = {}
+  for k in (1, 5, 10):
+    row[f'r{k}'] = mean(ranks <= k)
+    row[f'r{k}_of_expected'] = float(np.sum(ranks <= k) / expected) if expected else float('nan')
+  row['median_rank'] = float(np.median(ranks)) if len(ranks) else float('nan')
+  return row | {'mean_rank': mean(ranks)}
+
+
+# --- several evaluations --------------------------------------------------------------------------
+def mean_and_deviation(values: Sequence[float]) -> tuple[float, float]:
+  """Returns the mean and the population standard deviation (ddof=0, NumPy's default)."""
+  return float(np.mean(values)), float(np.std(values))
+
+
+def harmonic_mean(a: float, b: float) -> float:
+  """Returns 2ab / (a + b), 0 if both are 0."""
+  return 2 * a * b / (a + b) if a + b else 0.0 * (a + b)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+  """The difference of two accuracies over the same videos, b - a, and how sure it is."""
+
+  a: float
+  b: float
+  only_a: int                # videos that only a gets right
+  only_b: int
+  low: float                 # 95 % interval of b - a
+  high: float
+  p_value: float
+
+  @property
+  def difference(self) -> float:
+    """b - a."""
+    return self.b - self.a
+
+
+def paired_bootstrap(
+  hits_a: np.ndarray, hits_b: np.ndarray, resamples: int = 10_000, seed: int = 0
+) -> Comparison:
+  """Compares two models over the same N videos (Efron and Tibshirani, 1993, chapters 13 and 15).
+
+  Videos are drawn with replacement, both models' results for each together. The interval is from
+  the 2.5th to the 97.5th percentile of the differences of so many resamples; the p-value is twice
+  the smaller share of resamples whose difference is at most, or at least, 0, counting what was
+  observed as one more resample of either kind, and at most 1.
+
+  Args:
+    hits_a: bool [N], whether the first model was right.
+    hits_b: bool [N], the second.
+    resamples: how many.
+    seed: of their random numbers.
+
+  Raises:
+    ValueError: arrays of different lengths, or empty ones.
+  """
+  hits_a, hits_b = np.asarray(hits_a, bool), np.asarray(hits_b, bool)
+  if hits_a.shape != hits_b.shape or not len(hits_a):
+    raise ValueError(f'hits must be two arrays [N], N > 0, got {hits_a.shape} and {hits_b.shape}')
+  n, only_a, only_b = len(hits_a), np.sum(hits_a & ~hits_b), np.sum(hits_b & ~hits_a)
+  # A difference is -1, 0 or 1, so a resample is a draw of how many there are of each.
+  shares = np.array([only_a, only_b, n - only_a - only_b]) / n
+  drawn = np.random.default_rng(seed).multinomial(n, shares, size=resamples)
+  differences = (drawn[:, 1] - drawn[:, 0]) / n
+  tail = min(np.sum(differences <= 0), np.sum(differences >= 0))
+  low, high = np.percentile(differences, [2.5, 97.5])
+  return Comparison(
+    a=float(hits_a.mean()), b=float(hits_b.mean()), only_a=int(only_a), only_b=int(only_b),
+    low=float(low), high=float(high),
+    p_value=float(min(1, 2 * (tail + 1) / (resamples + 1))),
+  )
+
+
+def finite(value: float) -> float | None:
+  """Returns a number as JSON can hold it: None for nan and infinity."""
+  return value if math.isfinite(value) else None

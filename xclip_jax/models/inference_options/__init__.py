@@ -1,0 +1,1 @@
+"""What trades accuracy for speed at inference?"""

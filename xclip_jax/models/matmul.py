@@ -1,0 +1,137 @@
+"""Matrix products that accumulate in float32, and what they keep for their gradients.
+
+Autodiff would keep float32 arrays and multiply float32 cotangents. Here what waits for the backward
+pass is in the dtype of the products, and so are the products of that pass.
+"""
+
+import functools
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+  """Multiplies two arrays of one dtype and accumulates in float32.
+
+  Unlike `jnp.einsum` under autodiff, the backward products have operands of the forward dtype too:
+  a float32 cotangent would otherwise turn every bfloat16 backward product into a float32 one.
+  float32 operands are multiplied as float32 on every platform (no TF32, no bfloat16 passes).
+
+  Args:
+    spec: two operands, single letters; every letter stands in at least two of the three terms.
+
+  Returns:
+    float32 array.
+  """
+  precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+  return jnp.einsum(spec, a, b, precision=precision, preferred_element_type=jnp.float32)
+
+
+def _einsum_fwd(spec, a, b):
+  return einsum(spec, a, b), (_save_in_low_precision(a), b)
+
+
+def _save_in_low_precision(x: jax.Array) -> jax.Array:
+  """Marks what waits for the backward pass: on a GPU XLA then keeps that, and in its dtype.
+
+  Left to itself it keeps a float32 product, twice as large, and rounds it again. On a TPU and on a
+  CPU it does better without.
+  """
+  barrier = jax.lax.optimization_barrier
+  if x.dtype == jnp.float32:
+    return x
+  return jax.lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=lambda x: x)
+
+
+def _einsum_bwd(spec, operands, g):
+  a, b = operands
+  lhs, rhs, out = spec.replace('->', ',').split(',')
+  g = g.astype(a.dtype)
+  da = einsum(f'{out},{rhs}->{lhs}', g, b)
+  db = jax.lax.platform_dependent(
+    a, g, cpu=functools.partial(_kernel_gradient_on_cpu, lhs, rhs, out),
+    default=functools.partial(einsum, f'{lhs},{out}->{rhs}'))
+  return da.astype(a.dtype), db.astype(b.dtype)
+
+
+def _kernel_gradient_on_cpu(lhs: str, rhs: str, out: str, a: jax.Array, g: jax.Array) -> jax.Array:
+  # XLA:CPU has no fast kernel for a product whose left operand is transposed in place, so a barrier
+  # makes a loop of its own of that. The loop that transposes the hidden layer of an MLP would
+  # activate it again, and take longer than the product: there g, narrower, is transposed instead.
+  barrier = jax.lax.optimization_barrier
+  if len(rhs) == 2 and g.shape[-1] < a.shape[-1] and a.dtype == jnp.float32:
+    return einsum(f'{out},{lhs}->{rhs[::-1]}', barrier(g), a).T  # bfloat16: XLA:CPU cannot
+  return einsum(f'{lhs},{out}->{rhs}', barrier(a), g)
+
+
+einsum.defvjp(_einsum_fwd, _einsum_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def split_einsum(spec: str, parts: int, a: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
+  """`einsum` as many products, each of one part of b's last axis; backwards it is one product."""
+  return tuple(einsum(spec, a, part) for part in jnp.split(b, parts, axis=-1))
+
+
+split_einsum.defvjp(
+  lambda spec, parts, a, b: (split_einsum(spec, parts, a, b), (_save_in_low_precision(a), b)),
+  lambda spec, parts, operands, g: _einsum_bwd(spec, operands, jnp.concatenate(g, axis=-1)))
+
+
+def quick_gelu(x: jax.Array) -> jax.Array:
+  """OpenAI CLIP's activation, x * sigmoid(1.702 x)."""
+  return x * nn.sigmoid(1.702 * x)
+
+
+ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': functools.partial(nn.gelu, approximate=False)}
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def activated_einsum(activation: str, spec: str, x: jax.Array, b: jax.Array) -> jax.Array:
+  """`einsum` of an activated float32 x, and b; only x waits for its gradient, in the dtype of b.
+
+  Hidden layers of MLPs are the largest of all arrays that wait for the backward pass, so they are
+  activated again there. Gradients are those at the rounded x.
+
+  Args:
+    activation: one of ACTIVATIONS.
+  """
+  return einsum(spec, ACTIVATIONS[activation](x).astype(b.dtype), b)
+
+
+def _activated_fwd(activation, spec, x, b):
+  return activated_einsum(activation, spec, x, b), (
+    _save_in_low_precision(checkpoint_name(x.astype(b.dtype), 'dense')), b)
+
+
+def _activated_bwd(activation, spec, operands, g):
+  x, b = operands
+  y, backwards = jax.vjp(ACTIVATIONS[activation], x.astype(jnp.float32))
+  dy, db = _einsum_bwd(spec, (y.astype(b.dtype), b), g)
+  return (*backwards(dy.astype(jnp.float32)), db)
+
+
+activated_einsum.defvjp(_activated_fwd, _activated_bwd)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def softmax(x: jax.Array, dtype: Any) -> jax.Array:
+  """Softmax over the last axis of float32 x, rounded to dtype; only that waits for its gradient."""
+  return jax.nn.softmax(x, axis=-1).astype(dtype)
+
+
+def _softmax_fwd(x, dtype):
+  y = _save_in_low_precision(softmax(x, dtype))
+  return y, y
+
+
+def _softmax_bwd(dtype, y, g):
+  y, g = y.astype(jnp.float32), g.astype(jnp.float32)
+  return (y * (g - jnp.sum(y * g, axis=-1, keepdims=True)),)
+
+
+softmax.defvjp(_softmax_fwd, _softmax_bwd)

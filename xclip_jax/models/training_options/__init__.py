@@ -1,0 +1,1 @@
+"""What is part of the parameters in training only?"""

@@ -1,0 +1,1 @@
+"""Which devices and processes take part, and where does each array live?"""

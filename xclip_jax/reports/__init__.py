@@ -1,0 +1,1 @@
+"""How are numbers shown? Markdown pages and pictures."""

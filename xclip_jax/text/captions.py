@@ -1,0 +1,23 @@
+"""Token ids of captions."""
+
+import numpy as np
+
+from xclip_jax.data import Split
+from xclip_jax.text.tokenizer import Tokenizer, bucket
+
+
+def caption_ids(split: Split, context_length: int, truncate: bool) -> np.ndarray:
+  """Tokens of the captions, int32 [R, S]; ValueError as `build_targets`."""
+  tokenize = Tokenizer(context_length)
+  try:
+    return bucket(tokenize(split.captions, truncate=truncate))
+  except ValueError:
+    for row, caption in enumerate(split.captions):
+      try:
+        tokenize([caption])
+      except ValueError as error:
+        reason = str(error).partition(';')[0].removeprefix('texts[0] ')
+        raise ValueError(
+          f'{split.name}, row {row + 1}: the caption {reason}; shorten it, or cut such captions '
+          'with config.data.truncate_captions=True') from error
+    raise

@@ -1,0 +1,203 @@
+"""Targets, blending and losses; all of it runs on the device, inside the training step."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+class Blending(NamedTuple):
+  """How clips and targets are mixed.
+
+  Fields:
+    mixup: parameter of mixup's Beta distribution; 0: no mixup.
+    cutmix: parameter of CutMix's Beta distribution; 0: no CutMix.
+    cutmix_share: probability of CutMix where both are on.
+    rows: batch rows that share one draw and are each other's partners; 0: the whole batch.
+  """
+
+  mixup: float
+  cutmix: float
+  cutmix_share: float
+  rows: int = 8
+
+
+def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
+  """One-hot [B, K] with `smoothing` spread evenly over all classes."""
+  return (1 - smoothing) * jax.nn.one_hot(labels, num_classes) + smoothing / num_classes
+
+
+def add_reversed(batch: dict[str, jax.Array], reverse: tuple[int, ...]) -> dict[str, jax.Array]:
+  """Puts every clip played backwards beside it, as the class that it then shows.
+
+  Args:
+    batch: video [B, T, H, W, 3], label [B], mask [B].
+    reverse: for each class, the class that it becomes.
+
+  Returns:
+    The same names, 2B rows: each clip and its reversal next to each other.
+  """
+  pair = lambda x, y: jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:])
+  return {
+    'video': pair(batch['video'], batch['video'][:, ::-1]),
+    'label': pair(batch['label'], jnp.asarray(reverse)[batch['label']]),
+    'mask': pair(batch['mask'], batch['mask']),
+  }
+
+
+def mixup(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
+  """Returns lam * x + (1 - lam) * x[partner], along axis 0."""
+  return lam * x + (1 - lam) * x[partner]
+
+
+def cutmix_box(lam: jax.Array, cy: jax.Array, cx: jax.Array, H: int, W: int) -> jax.Array:
+  """Returns where to paste: bool [H, W], a box of (1 - lam) of the area at (cy, cx), clipped."""
+  side = jnp.sqrt(1 - lam)
+  half_h, half_w = (jnp.floor(H * side) // 2, jnp.floor(W * side) // 2)
+  rows, columns = jnp.arange(H)[:, None], jnp.arange(W)[None, :]
+  inside = lambda x, center, half: (x >= center - half) & (x < center + half)
+  return inside(rows, cy, half_h) & inside(columns, cx, half_w)
+
+
+def cutmix(
+  video: jax.Array, targets: jax.Array, partner: jax.Array, box: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+  """Pastes the partner's pixels where box [H, W] is set; targets mix by the area that is left.
+
+  That is mixup with a weight for each pixel, 0 in the box and 1 outside, which `blend` makes use
+  of: one formula serves both ways.
+  """
+  return (mixup(video, partner, jnp.where(box, 0.0, 1.0)[..., None]),
+          mixup(targets, partner, 1 - box.mean()))
+
+
+def num_groups(batch_size: int, rows: int) -> int:
+  """Returns the number of groups that `blend` forms of batch_size rows.
+
+  Groups hold at most `rows` rows and differ in size by one at most. No group has a single row,
+  which would be its own partner, unless the batch has: 3 rows in groups of 2 are one group of 3.
+  """
+  return max(min(-(-batch_size // rows), batch_size // 2), 1) if rows else 1
+
+
+def blend(
+  key: jax.Array, video: jax.Array, targets: jax.Array, options: Blending
+) -> tuple[jax.Array, jax.Array]:
+  """Mixes each clip with another one of its group by CutMix or mixup.
+
+  Each group of `options.rows` successive rows has one coin, one lambda, one permutation and one
+  box, which serve all its clips and all their frames. The reference draws them once for the batch
+  of each GPU, which has 8 clips in its B/32 and B/16 recipes of 8 frames. The draws of a group
+  follow from the key and the number of the group alone, hence not from devices or hosts. A group
+  lies on one device where the rows of a device are a multiple of `options.rows`; no pixel then
+  crosses devices. A batch that is no multiple of `options.rows` is cut as `num_groups` says.
+
+  Args:
+    key: rng.
+    video: [B, T, H, W, 3], pixels of any dtype.
+    targets: float32 [B, K].
+    options: Beta parameters, the share of CutMix, and the rows of a group.
+
+  Returns:
+    video float32, targets float32.
+  """
+  if not (options.mixup or options.cutmix):
+    return video.astype(jnp.float32), targets
+  B, _, H, W, _ = video.shape
+  G = num_groups(B, options.rows)
+  sizes = [len(rows) for rows in np.array_split(np.arange(B), G)]
+  draw = lambda g: _draw(jax.random.fold_in(key, g), max(sizes), H, W, options)
+  keep, share, order = jax.vmap(draw)(jnp.arange(G))            # [G, H, W], [G], [G, max(sizes)]
+  if B % G == 0:                   # no index reaches across groups, so none across devices
+    grouped = lambda x: x.reshape(G, B // G, *x.shape[1:])
+    mixed = jax.vmap(mixup)(grouped(video), order, keep[:, None, None, :, :, None])
+    mixed_targets = jax.vmap(mixup)(grouped(targets), order, share[:, None, None])
+    return mixed.reshape(video.shape), mixed_targets.reshape(targets.shape)
+  group, first = np.repeat(np.arange(G), sizes), np.cumsum([0, *sizes[:-1]])
+  partner = jnp.concatenate([_below(order[g], size) + first[g] for g, size in enumerate(sizes)])
+  return (mixup(video, partner, keep[group][:, None, :, :, None]),
+          mixup(targets, partner, share[group][:, None]))
+
+
+def _draw(
+  key: jax.Array, rows: int, H: int, W: int, options: Blending
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Draws what the clips of one group share.
+
+  Returns:
+    the weight of a clip's own pixels, float32 [H, W]; of its own target, float32 []; and the
+    permutation that gives each row its partner, int32 [rows].
+  """
+  which, permutation, draw, center_y, center_x = jax.random.split(key, 5)
+  share = options.cutmix_share if options.mixup and options.cutmix else float(options.mixup == 0)
+  pastes = jax.random.bernoulli(which, share)
+  parameter = jnp.where(pastes, options.cutmix or 1.0, options.mixup or 1.0)
+  lam = jax.random.beta(draw, parameter, parameter)
+  cy = jax.random.randint(center_y, (), 0, H)
+  cx = jax.random.randint(center_x, (), 0, W)
+  box = cutmix_box(lam, cy, cx, H, W)
+  keep, share = jnp.where(pastes, ~box, lam), jnp.where(pastes, 1 - box.mean(), lam)
+  return keep, share, jax.random.permutation(permutation, rows)
+
+
+def _below(order: jax.Array, size: int) -> jax.Array:
+  """Returns the entries of a permutation that are below size, in order: a permutation of those."""
+  return order[jnp.nonzero(order < size, size=size)[0]]
+
+
+def multi_hot(labels: jax.Array, smoothing: float) -> jax.Array:
+  """Targets of several labels, bool [B, K] to float32: 1 - s + s / K where set, s / K elsewhere.
+
+  As `soft_targets` has it for one label, so that a list with one label each has the same targets.
+  """
+  return (1 - smoothing) * labels.astype(jnp.float32) + smoothing / labels.shape[-1]
+
+
+def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+  """Mean over the rows of mask [B] of -sum_k targets * log softmax(logits), both [B, K]."""
+  losses = -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
+  return jnp.sum(jnp.where(mask, losses, 0)) / jnp.maximum(mask.sum(), 1)
+
+
+def sigmoid_cross_entropy(
+  logits: jax.Array, targets: jax.Array, mask: jax.Array, columns: jax.Array | None = None
+) -> jax.Array:
+  """Every (video, text) pair is a question of its own: yes or no.
+
+  The sum over texts of -t log sigmoid(x) - (1 - t) log sigmoid(-x), mean over videos: SigLIP's loss
+  (Zhai et al., ICCV 2023, Eq. 2, whose labels are 1 and -1 for t = 1 and 0).
+
+  Args:
+    logits: [B, K].
+    targets: [B, K], 0 to 1.
+    mask: bool [B], which videos count.
+    columns: bool [K], which texts do; None: all.
+  """
+  logits = logits.astype(jnp.float32)
+  losses = -targets * jax.nn.log_sigmoid(logits) - (1 - targets) * jax.nn.log_sigmoid(-logits)
+  if columns is not None:
+    losses = jnp.where(columns, losses, 0)
+  return jnp.sum(jnp.where(mask, losses.sum(-1), 0)) / jnp.maximum(mask.sum(), 1)
+
+
+def contrastive(logits: jax.Array, positives: jax.Array, mask: jax.Array) -> jax.Array:
+  """CLIP's symmetric loss (Radford et al., ICML 2021): find the text of a video, and the reverse.
+
+  The mean of both directions' cross entropies. Where a row has several positives its target is
+  spread evenly over them.
+
+  Args:
+    logits: [B, B], videos by texts.
+    positives: bool [B, B], which belong together; the diagonal does.
+    mask: bool [B], which rows count, as videos and as texts.
+  """
+  both = mask[:, None] & mask[None, :]
+  logits = jnp.where(both, logits.astype(jnp.float32), -1e9)
+  positives = jnp.where(both, positives, False).astype(jnp.float32)
+
+  def one_way(logits, positives):
+    targets = positives / jnp.maximum(positives.sum(-1, keepdims=True), 1)
+    return cross_entropy(logits, targets, mask)
+
+  return (one_way(logits, positives) + one_way(logits.T, positives.T)) / 2

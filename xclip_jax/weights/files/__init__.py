@@ -1,0 +1,1 @@
+"""How are weight files of PyTorch and safetensors read without PyTorch?"""

@@ -1,0 +1,185 @@
+"""The objects that a pickle may ask for, and the few calls that make them."""
+
+import dataclasses
+import math
+import re
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import numpy as np
+
+MAX_NAME = 1024
+
+
+class PickleError(ValueError):
+  """Say what is wrong with a pickle, without naming its file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Inert:
+  """Stand for an object, or a class, that is not rebuilt. Two of the same name are equal."""
+  name: str                                                    # 'yacs.config.CfgNode'
+  items: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
+  values: list = dataclasses.field(default_factory=list, compare=False, repr=False)
+  # items: what was set by key or as an attribute; values: what it was called with, then appended.
+
+
+class Machine(Protocol):
+  """What builders ask of the machine that runs a pickle."""
+  tensor: Callable[..., Any] | None
+
+  def spend(self, amount: int) -> None: ...
+  def where(self) -> str: ...
+  def call(self, function: Any, args: Any) -> Any: ...
+  def named(self, function: Callable, *args: Any) -> Any: ...
+
+
+def as_key(key: Any, depth: int = 0) -> Any:
+  """Give a key that hashes in bounded time and stack; what cannot be one becomes an `Inert`."""
+  if isinstance(key, str | bytes | bool | float | complex | Inert) or key is None:
+    return key
+  if isinstance(key, int) and key.bit_length() <= 64:
+    return key
+  if isinstance(key, tuple) and len(key) <= 64 and depth < 4:
+    return tuple(as_key(part, depth + 1) for part in key)
+  return Inert(f'{type(key).__module__}.{type(key).__qualname__}')
+
+
+# Builders: the only calls there are. Each is (machine, *args of the file) -> value; NotImplemented
+# makes an `Inert` of the call; wrong arguments raise, which `load` reports as damage.
+def _mapping(machine: Machine, items: Any = ()) -> dict:
+  machine.spend(len(items))
+  pairs = items.items() if isinstance(items, dict) else items
+  return {as_key(key): value for key, value in pairs}
+
+
+def _members(machine: Machine, items: list | tuple = ()) -> set:
+  machine.spend(len(items))
+  return {as_key(item) for item in items}
+
+
+def _size(machine: Machine, items: list | tuple = ()) -> tuple:
+  machine.spend(len(items))
+  return tuple(items)
+
+
+def _encode(machine: Machine, text: str, encoding: str = '') -> Any:
+  """How Python 3 writes bytes for protocol 2."""
+  if encoding not in ('latin1', 'latin-1') or not isinstance(text, str):
+    return NotImplemented
+  machine.spend(len(text) // 64)
+  return text.encode('latin-1')
+
+
+def _bytearray(machine: Machine, value: Any = b'', encoding: str = 'latin-1') -> Any:
+  value = _encode(machine, value, encoding) if isinstance(value, str) else value
+  if not isinstance(value, bytes | bytearray):  # a number would reserve that many bytes
+    return NotImplemented
+  machine.spend(len(value) // 64)
+  return bytearray(value)
+
+
+def _tensor(machine, storage, offset, size, stride, *rest) -> Any:
+  return machine.named(machine.tensor, storage, offset, size, stride, None)
+
+
+def _tensor_of_dtype(machine, storage, offset, size, stride, grad, hooks, dtype, *rest) -> Any:
+  return machine.named(machine.tensor, storage, offset, size, stride, dtype)
+
+
+def _of_type(machine: Machine, function: Any, cls: Any, args: tuple, *rest: Any) -> Any:
+  if not isinstance(cls, Inert) or cls.name not in _PLAIN:
+    raise PickleError(f'tensor {machine.where()} is of class {getattr(cls, "name", "?")!r}; '
+                      'convert it to a plain tensor and save again')
+  return machine.call(function, args)
+
+
+def _dtype(machine: Machine, code: str, *rest: Any) -> Any:
+  if not isinstance(code, str) or not re.fullmatch('[biufcSU][1-9][0-9]{0,6}', code):
+    return NotImplemented
+  return np.dtype(code, False, True)  # a copy, as BUILD sets its byte order
+
+
+def set_dtype(dtype: np.dtype, state: Any) -> None:
+  sizes = (dtype.itemsize, dtype.alignment) if dtype.kind in 'SU' else (-1, -1)
+  if (
+    not isinstance(state, tuple) or len(state) != 8 or state[1] not in ('<', '>', '|', '=')
+    or state[0] != 3 or state[2:5] != (None, None, None) or state[5:7] != sizes
+    or state[7] != dtype.flags
+  ):
+    raise PickleError('its pickle has a numpy dtype that is not read')
+  dtype.__setstate__(state)
+
+
+def _scalar(machine: Machine, dtype: Any, raw: Any = b'') -> Any:
+  if not isinstance(dtype, np.dtype):
+    return NotImplemented
+  raw = raw.encode('latin-1') if isinstance(raw, str) else raw
+  if len(raw) != dtype.itemsize:
+    raise PickleError(f'its pickle has a {dtype} of {len(raw)} bytes')
+  return np.ndarray((), dtype, raw)[()]
+
+
+def _empty_array(machine: Machine, cls: Any, *rest: Any) -> Any:
+  return np.empty(0, np.uint8) if cls == Inert('numpy.ndarray') else NotImplemented
+
+
+def _check_array(shape: Any, dtype: Any, raw: Any) -> tuple[tuple[int, ...], bytes]:
+  raw = raw.encode('latin-1') if isinstance(raw, str) else raw
+  shape = (shape,) if isinstance(shape, int) else shape
+  if not isinstance(dtype, np.dtype) or not isinstance(raw, bytes | bytearray):
+    raise PickleError('its pickle has a numpy array of objects, which is not read')
+  if len(shape) > 32 or not all(type(n) is int and 0 <= n < 1 << 40 for n in shape):
+    raise PickleError('its pickle has a numpy array of an impossible shape')
+  if math.prod(shape) * dtype.itemsize != len(raw):
+    raise PickleError(f'its pickle has a numpy array {shape} {dtype} of {len(raw)} bytes')
+  return tuple(shape), bytes(raw)
+
+
+def set_array(machine: Machine, array: np.ndarray, state: Any) -> None:
+  # Only what `_empty_array` made: a tensor is a view of the file and has no state.
+  if array.shape != (0,) or not array.flags.owndata or not isinstance(state, tuple):
+    raise PickleError('its pickle sets the state of a tensor')
+  _, shape, dtype, fortran, raw = state
+  shape, raw = _check_array(shape, dtype, raw)
+  machine.spend(len(raw) // 64)
+  array.__setstate__((1, shape, dtype, bool(fortran), raw))
+  array.flags.writeable = False
+
+
+def _from_buffer(machine: Machine, raw: Any, dtype: Any, shape: Any, order: str = 'C') -> Any:
+  shape, raw = _check_array(shape, dtype, raw)
+  return np.ndarray(shape, dtype, raw, order='F' if order == 'F' else 'C')
+
+
+_first = lambda machine, value, *rest: value
+_PLAIN = (
+  'torch.Tensor', 'torch._tensor.Tensor', 'torch.nn.parameter.Parameter',
+  'torch.nn.parameter.Buffer',
+)
+BUILDERS: dict[str, Callable] = {
+  'collections.OrderedDict': _mapping,
+  'collections.Counter': _mapping,
+  'collections.defaultdict': lambda machine, factory=None, items=(): _mapping(machine, items),
+  'builtins.set': _members,
+  'builtins.frozenset': lambda machine, items=(): frozenset(_members(machine, items)),
+  'builtins.complex': lambda machine, real, imag: complex(float(real), float(imag)),
+  'builtins.slice': lambda machine, start, stop, step: slice(start, stop, step),
+  'builtins.bytearray': _bytearray,
+  'builtins.bytes': lambda machine, *args: NotImplemented if args else b'',
+  '_codecs.encode': _encode,
+  'torch.Size': _size,
+  'torch.device': lambda machine, kind, *index: ':'.join(map(str, (kind, *index)))[:MAX_NAME],
+  'torch._utils._rebuild_tensor': _tensor,
+  'torch._utils._rebuild_tensor_v2': _tensor,
+  'torch._utils._rebuild_tensor_v3': _tensor_of_dtype,
+  'torch._utils._rebuild_parameter': _first,
+  'torch._utils._rebuild_parameter_with_state': _first,
+  'torch._tensor._rebuild_from_type_v2': _of_type,
+  'torch.jit._pickle.restore_type_tag': _first,
+  **{f'torch.jit._pickle.build_{x}list': _first for x in ('int', 'double', 'bool', 'tensor')},
+  'numpy.dtype': _dtype,
+  **{f'numpy.{core}.multiarray.scalar': _scalar for core in ('core', '_core')},
+  **{f'numpy.{core}.multiarray._reconstruct': _empty_array for core in ('core', '_core')},
+  **{f'numpy.{core}.numeric._frombuffer': _from_buffer for core in ('core', '_core')},
+}
