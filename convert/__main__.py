@@ -22,6 +22,7 @@ from typing import Any
 import jax
 
 from convert import export, inspect_weights, verify
+from xclip_jax.errors import UserError
 from xclip_jax.parallel import tree_names
 from xclip_jax.weights import architecture, native, opening, rules
 
@@ -147,7 +148,7 @@ def _read(args: argparse.Namespace) -> native.Weights:
     rule = architecture.reference_heads(vars(config))
     other = {k: vars(config)[k] for k, n in rule.items() if n not in (0, vars(config)[k])}
     if other:
-      raise ValueError(
+      raise UserError(
         f'--heads reference has no effect on {args.source}: it is a run, which was trained with '
         f'{other}'
       )
@@ -160,7 +161,7 @@ def _check_apart(source: str, destination: str) -> None:
     return
   read, written = (Path(x).expanduser().resolve() for x in (source, destination))
   if written == read or written in read.parents:
-    raise ValueError(f'DST {destination} is or holds SRC {source}; give it another name')
+    raise UserError(f'DST {destination} is or holds SRC {source}; give it another name')
 
 
 def _written_parameters(weights: native.Weights, target: str) -> int:

@@ -1,6 +1,7 @@
 """Weights in the formats of others: Hugging Face, the reference, OpenAI's CLIP."""
 
 import contextlib
+import functools
 import glob
 import json
 import os
@@ -14,6 +15,7 @@ import tqdm
 
 from convert.hf_config import hf_config
 from xclip_jax import files
+from xclip_jax.errors import ExistsError, UserError
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.parallel import tree_names
 from xclip_jax.text import tokenizer
@@ -54,7 +56,8 @@ def save(
     if target == 'native':
       native.save(destination, weights, overwrite)
     elif target == 'hf':
-      with native.replacing(destination, overwrite) as folder:
+      replaceable = functools.partial(native.check_free, overwrite=overwrite)
+      with files.atomic_folder(destination, replaceable) as folder:
         _fill_hf(folder, weights)
     else:
       state = _state_dict(weights, target)
@@ -69,9 +72,9 @@ def check_destination(destination: str | os.PathLike, target: str, overwrite: bo
   if target in _FOLDERS:
     native.check_free(path, overwrite)
   elif path.is_dir():
-    raise FileExistsError(f'{path} is a folder, and --to {target} writes one file; name the file')
+    raise ExistsError(f'{path} is a folder, and --to {target} writes one file; name the file')
   elif path.exists() and not overwrite:
-    raise FileExistsError(f'{path} exists; choose another name, or --overwrite it')
+    raise ExistsError(f'{path} exists; choose another name, or --overwrite it')
 
 
 def check_target(config: XCLIPConfig, target: str) -> None:
@@ -97,7 +100,7 @@ def check_target(config: XCLIPConfig, target: str) -> None:
       ('config.json of --to hf cannot say', 'native') if target == 'hf' else
       (f'a file of --to {target} holds tensors only and cannot say', 'hf or native')
     )
-    raise ValueError(f'{what} (use --to {other}):\n  ' + '\n  '.join(wrong))
+    raise UserError(f'{what} (use --to {other}):\n  ' + '\n  '.join(wrong))
 
 
 def remarks(weights: native.Weights, target: str) -> list[str]:

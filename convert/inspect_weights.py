@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from convert import export
+from xclip_jax.errors import UserError
 from xclip_jax.models.config import VARIANTS, XCLIPConfig
 from xclip_jax.parallel import tree_names
 from xclip_jax.weights import apply, architecture, hub, native, opening, rules
@@ -91,7 +92,7 @@ def _describe_foreign(source: str, path: Path) -> Description:
   try:
     dialect = apply.detect_dialect(state)
   except ValueError as error:
-    raise ValueError(f'{path}: {error}') from error
+    raise UserError(f'{path}: {error}') from error
   known, is_clip = hub.KNOWN.get(source), dialect in rules.CLIP_DIALECTS
   frames = known.num_frames if known else 8
   # Where the config beside the weights contradicts them, the weights alone still tell most of it.

@@ -13,6 +13,7 @@ import numpy as np
 import optax
 
 from convert import export
+from xclip_jax.errors import UserError
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.parallel import tree_names
@@ -76,7 +77,7 @@ def require_peer() -> str:
     import transformers
     from transformers import XCLIPModel  # noqa: F401, needs torch
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
       f"verify compares with PyTorch, which is not installed: pip install 'xclip-jax[parity]' "
       f'({error})'
     ) from error

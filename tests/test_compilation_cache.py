@@ -2,6 +2,7 @@
 
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -11,34 +12,9 @@ from test_several_processes import end, free_port
 import tiny
 from xclip_jax import compilation_cache
 
-RUN = '''
-import json
-import os
-import signal
-import sys
+PROGRAMS = pathlib.Path(__file__).parents[0] / 'programs'
 
-import jax
-
-import tiny
-from xclip_jax import distributed, metrics, train
-
-events = []
-jax.monitoring.register_event_listener(lambda name, **_: events.append(name.split('/')[-1]))
-root, workdir, stop, *process = sys.argv[1:]
-if process:
-  distributed.join('off', process[0], int(process[1]), int(process[2]))
-write = metrics.MetricsWriter.write
-
-def write_and_stop(self, step, *arguments):
-  write(self, step, *arguments)
-  if step == int(stop):
-    os.kill(os.getpid(), signal.SIGTERM)
-
-metrics.MetricsWriter.write = write_and_stop
-train.run(tiny.config(
-  root, train__steps=4, eval__every_steps=1, report=False, data__zero_shot=''), workdir)
-print(json.dumps([events.count('cache_hits'), events.count('cache_misses')]), flush=True)
-'''
+RUN = (PROGRAMS / 'restarted_run.py').read_text()
 LARGE = ('jit_step', 'jit_predict')
 
 

@@ -13,12 +13,16 @@ import io
 import logging
 import os
 import re
-from collections.abc import Iterator
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from etils import epath
+
+from xclip_jax.errors import UserError
 
 AnyPath = Path | epath.Path
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):(/+)(.*)', re.DOTALL)   # C:/ is no scheme
@@ -42,25 +46,25 @@ def check_scheme(name: str | os.PathLike, field: str, bucket: bool = True) -> No
   if scheme.lower() == 'gs' and not bucket:
     root, _, folder = rest.partition('/')
     mount = os.path.join('/mnt', root or 'BUCKET')
-    raise ValueError(
+    raise UserError(
       f'{start}: a local or mounted folder is wanted, found a bucket. Mount it on every host, '
       f'`gcsfuse --implicit-dirs {root or "BUCKET"} {mount}`, and set {field} to '
       f'{os.path.join(mount, folder)}')
   if scheme.lower() == 'gs' and (scheme, slashes) != ('gs', '//'):
-    raise ValueError(f'{start}: a bucket is named gs://BUCKET/PATH, with two slashes; write '
+    raise UserError(f'{start}: a bucket is named gs://BUCKET/PATH, with two slashes; write '
                      f'gs://{rest}')
   if scheme == 'gs':
     parts = rest.split('/')
     if not parts[0]:
-      raise ValueError(f'{start} names no bucket; write gs://BUCKET/PATH')
+      raise UserError(f'{start} names no bucket; write gs://BUCKET/PATH')
     if '.' in parts or '..' in parts or _UNSAFE.search(rest):
-      raise ValueError(f'{start}: a path in a bucket may hold none of # ? * [ ], control '
+      raise UserError(f'{start}: a path in a bucket may hold none of # ? * [ ], control '
                        'characters or parts . and ..; choose another name')
     return
   if scheme.lower() == 'file':
-    raise ValueError(f'{start}: write a local path without file://')
+    raise UserError(f'{start}: write a local path without file://')
   either = 'gs://BUCKET/PATH or a local path' if bucket else 'a local path'
-  raise ValueError(
+  raise UserError(
     f'{start}: {either} is wanted, and {scheme}:// is not supported. Mount it as a folder (s3:// '
     f'with s3fs or mountpoint-s3, hdfs:// with hdfs-fuse, ...) or copy it, and set {field} to that '
     'path')
@@ -81,7 +85,7 @@ def as_path(name: str | os.PathLike, field: str = 'path') -> AnyPath:
   if not is_remote(name):
     return Path(os.path.expanduser(name))
   if importlib.util.find_spec('gcsfs') is None:
-    raise ValueError(f'{field}={os.fspath(name)!r} needs gcsfs: pip install "xclip-jax[gcs]"')
+    raise UserError(f'{field}={os.fspath(name)!r} needs gcsfs: pip install "xclip-jax[gcs]"')
   _prepare_gcsfs()
   return epath.Path(os.fspath(name))
 
@@ -124,7 +128,7 @@ def explain_errors(path: str | os.PathLike) -> Iterator[None]:
     if not is_remote(path):
       raise
     reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
-    raise ValueError(
+    raise UserError(
       f'{path}: bucket {_bucket(path)} cannot be used ({reason}). Check its name, the network and '
       'your credentials: `gcloud auth application-default login`, or a service account with the '
       'roles Storage Object User and Storage Legacy Bucket Reader') from error
@@ -163,7 +167,7 @@ def check_bucket(path: AnyPath, process: int = 0) -> None:
       probe.unlink()
       storage.Client().get_bucket(_bucket(path))
   except FileNotFoundError as error:
-    raise ValueError(f'{path}: there is no bucket {_bucket(path)}, or these credentials do not '
+    raise UserError(f'{path}: there is no bucket {_bucket(path)}, or these credentials do not '
                      f'see it; create it with `gcloud storage buckets create gs://{_bucket(path)}`'
                      ) from error
 
@@ -174,18 +178,100 @@ def make_folder(path: AnyPath) -> None:
     path.mkdir(parents=True, exist_ok=True)
 
 
+@contextlib.contextmanager
+def atomic_file(path: AnyPath, durable: bool = True) -> Iterator[BinaryIO]:
+  """Opens a file that takes the place of `path` once it is complete and on disk.
+
+  It is written beside `path` under a hidden name of this process, and removed if anything fails.
+  The suffix stays, so that a reader that goes by it can check the file before it has its name. An
+  object in a bucket is collected in memory: it appears whole by itself.
+
+  Args:
+    path: of the file; its folder must be there.
+    durable: False leaves it to the operating system when bytes reach the disk, for many small
+      files that are checked when they are read.
+  """
+  if is_remote(path):
+    content = io.BytesIO()
+    yield content
+    with explain_errors(path):
+      path.write_bytes(content.getvalue())
+    return
+  path = Path(path)
+  partial = path.with_name(f'.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial.{path.name}'[-255:])
+  try:
+    with partial.open('wb') as file:
+      yield file
+    replace_file(partial, path, durable)
+  finally:
+    partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def atomic_folder(
+  path: str | os.PathLike, check_replaceable: Callable[[Path], None] = lambda folder: None
+) -> Iterator[Path]:
+  """Gives a new local folder to write into, which takes the place of `path` once all went well.
+
+  Its files are on disk before it has its name; it is removed if anything fails. What stood there
+  before is removed last: after a crash of the machine the old folder or the new one is there.
+
+  Args:
+    path: of the folder; its parents are made.
+    check_replaceable: called with the folder that is there, before and after the work; raises if
+      it must not be replaced.
+
+  Yields:
+    The folder to write into, beside `path` under a hidden name.
+  """
+  path = Path(os.path.abspath(path))
+  if path.exists():
+    check_replaceable(path)
+  name = f'.{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}'
+  temporary, old = path.with_name(f'{name}.tmp'), path.with_name(f'{name}.old')
+  temporary.mkdir(parents=True)
+  try:
+    yield temporary
+    for file in temporary.rglob('*'):
+      _sync(file)
+    _sync(temporary)
+    if path.exists():
+      check_replaceable(path)
+      os.replace(path, old)
+    os.replace(temporary, path)
+    _sync_folder(path.parent)
+    shutil.rmtree(old, ignore_errors=True)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+
+
+def replace_file(partial: Path, path: Path, durable: bool = True) -> None:
+  """Gives a complete local file its final name, after its bytes have reached the disk."""
+  if durable:
+    _sync(partial)
+  os.replace(partial, path)
+  if durable:
+    _sync_folder(Path(path).parent)
+
+
+def _sync(path: Path) -> None:
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(handle)
+  finally:
+    os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+  """Makes a new name durable, where the file system lets a folder be synchronised."""
+  with contextlib.suppress(OSError):
+    _sync(folder)
+
+
 def write_bytes(path: AnyPath, content: bytes) -> None:
   """Writes a file whole or not at all, also if the machine stops: a bucket's objects are so."""
-  if is_remote(path):
-    with explain_errors(path):
-      path.write_bytes(content)
-    return
-  partial = path.with_name(f'.{path.name}.partial')
-  with partial.open('wb') as file:
+  with atomic_file(path) as file:
     file.write(content)
-    file.flush()
-    os.fsync(file.fileno())
-  os.replace(partial, path)
 
 
 def write_text(path: AnyPath, text: str) -> None:

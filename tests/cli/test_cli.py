@@ -338,7 +338,7 @@ def run_fresh(*arguments, cache, code='sys.exit(cli.main(sys.argv[1:]))'):
   env = tiny.environment() | {'XCLIP_CACHE': str(cache)}
   env.pop('JAX_COMPILATION_CACHE_DIR', None)           # the tests' own, which the command heeds
   return subprocess.run(
-    [sys.executable, '-c', f'import sys; from xclip_jax import cli; {code}', *map(str, arguments)],
+    [sys.executable, '-c', f'import sys; from xclip_jax.cli import main as cli; {code}', *map(str, arguments)],
     env=env, capture_output=True, text=True, timeout=99,
   )
 

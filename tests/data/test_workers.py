@@ -1,6 +1,7 @@
 """Work in other processes ends when it should."""
 
 import os
+import pathlib
 import signal
 import subprocess
 import sys
@@ -11,12 +12,9 @@ from preparing import ROOT, children, is_alive, until
 
 from xclip_jax.data import workers
 
-SLEEPING = """
-import time
-from xclip_jax.data import workers
-if __name__ == '__main__':
-  list(workers.unordered(time.sleep, [0, 0, 60, 60, 60, 60], 2, None, chunk=1))
-"""
+PROGRAMS = pathlib.Path(__file__).parents[1] / 'programs'
+
+SLEEPING = (PROGRAMS / 'sleeping_workers.py').read_text()
 
 
 @pytest.mark.parametrize('way', [signal.SIGKILL, signal.SIGTERM])

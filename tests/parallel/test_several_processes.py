@@ -133,7 +133,7 @@ def test_each_process_reads_its_share(root, tmp_path):
   changes = {'train__steps': 2, 'eval__every_steps': 2, 'report': False}
   env = 'XCLIP_TEST_COUNT'
   script = (
-    'import os, sys, runpy; from xclip_jax.data import decode; read = decode.read_video\n'
+    'import os, sys, runpy; from xclip_jax.data.video import decode; read = decode.read_video\n'
     'def count(path, *more, **kw):\n'
     f'  open(os.environ["{env}"] + str(os.getpid()), "a").write(str(more[-1]) + "\\n")\n'
     '  return read(path, *more, **kw)\n'
@@ -264,8 +264,8 @@ def test_alone_is_alone():
 
 
 def test_who_waits_in_vain_says_so(tmp_path):
-  code = ('from xclip_jax import distributed; distributed.PATIENCE = 3; '
-          f'distributed.join("off", "localhost:{free_port()}", 2, 0)')
+  code = ('from xclip_jax.parallel import processes; processes.PATIENCE = 3; '
+          f'processes.join("off", "localhost:{free_port()}", 2, 0)')
   done = subprocess.run([sys.executable, '-c', code], env=os.environ | tiny.environment(),
                         capture_output=True, text=True, timeout=60)
   assert done.returncode == 1 and 'did not come within 3 s' in done.stderr

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_mesh
 
 import tiny
 from xclip_jax import config

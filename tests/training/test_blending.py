@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -15,6 +16,8 @@ import tiny
 from configs import base, k400_b16_8f
 from xclip_jax.config import batch_sizes
 from xclip_jax.training.objectives import losses
+
+PROGRAMS = pathlib.Path(__file__).parents[1] / 'programs'
 
 MIXUP = losses.Blending(mixup=0.8, cutmix=0.0, cutmix_share=0.5)
 BOTH = losses.Blending(mixup=0.8, cutmix=1.0, cutmix_share=0.5)
@@ -93,42 +96,7 @@ def test_a_group_draws_by_its_number_whatever_follows():
   np.testing.assert_array_equal(many[:16, :16], few)
 
 
-EIGHT_DEVICES = '''
-import jax, jax.numpy as jnp, numpy as np
-from xclip_jax import compiled, losses, sharding
-
-BOTH = losses.Blending(0.8, 1.0, 0.5)
-
-
-def update(key, video, targets):
-  """Two micro-batches, cut as a training step cuts them."""
-  split = lambda x: x.reshape(-1, 2, *x.shape[1:]).swapaxes(0, 1)
-  work = lambda _, part: (None, losses.blend(*part, BOTH))
-  return jax.lax.scan(work, None, (jax.random.split(key), split(video), split(targets)))[1]
-
-
-def run(axes, devices, rows):
-  mesh = sharding.make_mesh(axes, devices)
-  whole, shared = sharding.replicated(mesh), sharding.batch_sharding(mesh)
-  rng = np.random.default_rng(0)
-  put = lambda x: jax.device_put(x, shared)
-  video = put(rng.integers(0, 256, (rows, 2, 16, 16, 3), np.uint8))
-  targets = put(np.eye(rows, dtype=np.float32))
-  key = jax.device_put(jax.random.key(1), whole)
-  out = jax.sharding.NamedSharding(mesh, jax.P(None, sharding.BATCH_AXES))
-  program = jax.jit(update, in_shardings=(whole, shared, shared), out_shardings=(out, out))
-  with jax.set_mesh(mesh):
-    program = program.lower(key, video, targets).compile()
-    return compiled.collectives(program.as_text()), jax.device_get(program(key, video, targets))
-
-
-for rows, axes in ((128, {'dcn': 2, 'data': 2, 'fsdp': 2}), (32, {'data': 8})):
-  _, want = run({}, jax.devices()[:1], rows)
-  traffic, got = run(axes, jax.devices(), rows)
-  print(rows, sorted(traffic))
-  for x, y in zip(got, want):
-    np.testing.assert_allclose(x, y, rtol=1e-6, atol=1e-6)
-'''
+EIGHT_DEVICES = (PROGRAMS / 'blend_on_eight_devices.py').read_text()
 
 
 def test_nothing_crosses_devices_that_hold_whole_groups_and_any_number_draws_the_same():

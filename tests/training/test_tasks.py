@@ -1,6 +1,7 @@
 """What a run learns from besides one class a video: several, captions; and the sigmoid loss."""
 
 import json
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from xclip_jax.training import run as run_lib
 from xclip_jax.training import start_weights
 from xclip_jax.training.objectives import losses, targets
 from xclip_jax.weights import apply, native
+
+PROGRAMS = pathlib.Path(__file__).parents[1] / 'programs'
 
 PLAIN = {'augment__mixup': 0.0, 'augment__cutmix': 0.0, 'augment__label_smoothing': 0.0,
          'data__zero_shot': '', 'train__freeze_text': False}
@@ -179,38 +182,7 @@ def start_of(root, loss, source):
   return start_weights.load_params(c, model, mesh_lib.infer(abstract, c.sharding, mesh))
 
 
-FOUR_DEVICES = '''
-import jax, numpy as np
-import tiny
-from xclip_jax import objective, sharding, train
-from xclip_jax.data.source import ClassList
-
-assert jax.device_count() == 4
-c = train.resolve_config(tiny.config('.', train__task='captions', data__zero_shot='',
-                               train__freeze_text=False))
-model = train.make_model(c)
-params = train.state_lib.init_params(model, jax.random.key(0))
-rng = np.random.default_rng(0)
-ids = rng.integers(1, 400, (8, 6)).astype(np.int32)
-ids[:, -1] = 49407
-ids[5] = ids[2]
-batch = {'video': rng.integers(0, 256, (8, 3, 32, 32, 3), np.uint8), 'token_ids': ids,
-         'file': np.array([0, 1, 2, 3, 4, 5, 0, 7], np.int32), 'mask': np.arange(8) != 3}
-grad = jax.value_and_grad(objective.make(model, c, ClassList((), ())), has_aux=True)
-found = []
-for devices in (jax.devices(), jax.devices()[:1]):
-  mesh = sharding.make_mesh({'data': -1}, devices)
-  with jax.set_mesh(mesh):
-    placed = sharding.put_batch(batch, mesh)
-    everywhere = jax.device_put(params, sharding.replicated(mesh))
-    key = jax.device_put(jax.random.key(1), sharding.replicated(mesh))
-    (value, _), grads = jax.jit(grad)(everywhere, placed, None, key)
-    found.append((float(value), jax.device_get(grads)))
-np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-6)
-# Some gradients are exactly zero, but for rounding: keys' biases.
-near = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * max(np.abs(b).max(), 0.1))
-jax.tree.map(near, found[0][1], found[1][1])
-'''
+FOUR_DEVICES = (PROGRAMS / 'captions_on_four_devices.py').read_text()
 
 
 def test_captions_are_told_from_those_of_all_devices():

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 import xclip_jax
-from xclip_jax import compilation_cache
+from xclip_jax import compilation_cache, errors
 from xclip_jax.cli import output as output_lib
 from xclip_jax.cli.commands import data, evaluate, finetune, plan, weights
 from xclip_jax.cli.commands.classify import classify, embed, windows
@@ -30,7 +30,7 @@ _EXAMPLES = """examples:
 
 class _Parser(argparse.ArgumentParser):
   def error(self, message: str) -> None:
-    raise output_lib.UserError(f'{message} (see {self.prog} --help)')
+    raise errors.UserError(f'{message} (see {self.prog} --help)')
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
       arguments.videos += rest
     _check_places(arguments)
     return arguments.run(arguments)
-  except output_lib.UserError as error:
+  except errors.UserError as error:
     output_lib.say(error)
     return 2
   except KeyboardInterrupt:

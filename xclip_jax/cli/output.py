@@ -12,12 +12,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from xclip_jax import errors
+
 _WIDEST_NAME = 48          # columns of the table; longer paths lose their beginning
 Top = Sequence[tuple[str, float]]      # labels and probabilities, best first
-
-
-class UserError(ValueError):
-  """What was asked for cannot be done; the message is one line for whoever typed it."""
 
 
 class Table:
@@ -90,7 +88,7 @@ class Output:
       self._file = open(self._temporary, 'wb')
     except OSError as error:
       self._temporary = None
-      raise UserError(f'cannot write {self._path}: {error.strerror}') from error
+      raise errors.UserError(f'cannot write {self._path}: {error.strerror}') from error
     return self
 
   def write(self, content: bytes) -> None:
@@ -106,7 +104,7 @@ class Output:
         self._check_free()
         os.replace(self._temporary, self.target)
       except OSError as error:
-        raise UserError(f'cannot write {self._path}: {error.strerror}') from error
+        raise errors.UserError(f'cannot write {self._path}: {error.strerror}') from error
       self._temporary = None
 
   def __exit__(self, *_: Any) -> None:
@@ -116,9 +114,9 @@ class Output:
 
   def _check_free(self) -> None:
     if self.target.exists() and not self.target.is_file():
-      raise UserError(f'{self._path} is not a file')
+      raise errors.UserError(f'{self._path} is not a file')
     if self.target.exists() and not self._overwrite:
-      raise UserError(f'{self._path} exists; choose another name, or add --overwrite')
+      raise errors.UserError(f'{self._path} exists; choose another name, or add --overwrite')
 
 
 class Folder:
@@ -137,7 +135,7 @@ class Folder:
     try:
       self.temporary.mkdir(parents=True)
     except OSError as error:
-      raise UserError(f'cannot write {self.path}: {error.strerror}') from error
+      raise errors.UserError(f'cannot write {self.path}: {error.strerror}') from error
     return self
 
   def keep(self) -> None:
@@ -150,7 +148,7 @@ class Folder:
       os.replace(self.temporary, self.path)
       shutil.rmtree(old, ignore_errors=True)
     except OSError as error:
-      raise UserError(f'cannot write {self.path}: {error.strerror}') from error
+      raise errors.UserError(f'cannot write {self.path}: {error.strerror}') from error
 
   def discard(self) -> None:
     """Removes what was written so far, unless it was kept."""
@@ -163,13 +161,13 @@ class Folder:
     if not self.path.exists():
       return
     if not self.path.is_dir():
-      raise UserError(f'{self.path} is not a folder')
+      raise errors.UserError(f'{self.path} is not a folder')
     held = sorted(x.name for x in self.path.iterdir())
     if held and not self._overwrite:
-      raise UserError(f'{self.path} exists; choose another name, or add --overwrite')
+      raise errors.UserError(f'{self.path} exists; choose another name, or add --overwrite')
     other = [name for name in held if not self._ours(name)]
     if other:
-      raise UserError(
+      raise errors.UserError(
         f'{self.path} holds {other[0]}, which is not of an evaluation, so it is not overwritten; '
         'choose another name')
 
@@ -194,18 +192,15 @@ def print_table(rows: Sequence[Sequence[str]]) -> None:
 
 @contextlib.contextmanager
 def show_user_errors() -> Iterator[None]:
-  """Turns what the library says to its caller into one line for the user."""
+  """Turns what the file system says of the user's files into a UserError; bugs pass."""
   try:
     yield
-  except UserError:
+  except errors.UserError:
     raise
-  except Exception as error:
-    expected = (ValueError, OSError)
-    if 'xclip_jax.storage.checkpoints' in sys.modules:     # who has not loaded it has not met its errors
-      expected += (sys.modules['xclip_jax.storage.checkpoints'].CheckpointError,)
-    if not isinstance(error, expected):
+  except OSError as error:
+    if not errors.is_shown_in_one_line(error):
       raise
-    raise UserError(' '.join(str(error).split())) from error
+    raise errors.UserError(errors.one_line(error)) from error
 
 
 def print_past_bar(text: str, file: Any = None) -> None:

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from xclip_jax.errors import UserError
+
 
 def passes(config: Any, num_videos: int, updates: int) -> float:
   """Returns how often each training video is drawn in that many updates.
@@ -36,16 +38,16 @@ def run_length(config: Any, num_videos: int) -> tuple[int, float]:
     ('optim.warmup_steps', optim.warmup_steps), ('optim.warmup_epochs', optim.warmup_epochs),
   ):
     if value < 0:
-      raise ValueError(f'config.{field} must be 0 or more, got {value}')
+      raise UserError(f'config.{field} must be 0 or more, got {value}')
   if not (train.steps or train.epochs):
-    raise ValueError('the run has no steps: set config.train.epochs or config.train.steps')
+    raise UserError('the run has no steps: set config.train.epochs or config.train.steps')
   epoch = num_videos * config.augment.repeats / train.batch_size
   total = train.steps or max(round(train.epochs * epoch), 1)
   warmup = optim.warmup_steps or optim.warmup_epochs * epoch
   if warmup > (total + 1) / 2:                    # + 1: epochs of both are rounded
     said = (f'config.optim.warmup_steps={optim.warmup_steps}' if optim.warmup_steps else
             f'config.optim.warmup_epochs={optim.warmup_epochs} is {warmup:.4g} updates, which')
-    raise ValueError(
+    raise UserError(
       f'{said} is more than half of the run, which has {total} updates: set '
       f'config.optim.warmup_steps to {max(total // 2, 1)} or less')
   return total, warmup

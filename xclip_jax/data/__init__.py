@@ -13,6 +13,7 @@ import numpy as np
 
 from xclip_jax import files
 from xclip_jax.data.datasets import annotations, public_formats
+from xclip_jax.errors import UserError
 
 _NAMES = ('files', 'folder', 'kinetics', 'hmdb51', 'ucf101', 'ssv2', 'synthetic', 'tfds')
 
@@ -91,13 +92,13 @@ def open_splits(data: Any, task: str = 'single-label') -> dict[str, Split]:
   """
   check_places(data)
   if data.name not in _NAMES:
-    raise ValueError(f'config.data.name={data.name!r} is unknown; one of {", ".join(_NAMES)}')
+    raise UserError(f'config.data.name={data.name!r} is unknown; one of {", ".join(_NAMES)}')
   if task != 'single-label' and data.name not in ('files', 'synthetic'):
-    raise ValueError(
+    raise UserError(
       f'config.train.task={task!r} reads lists of its own: set config.data.name to files, found '
       f'{data.name!r}')
   if task == 'captions' and data.zero_shot:
-    raise ValueError(
+    raise UserError(
       'config.data.zero_shot is a list of classes, and config.train.task is captions; leave it '
       'empty, and use `xclip eval zero-shot`')
   if data.name == 'synthetic':
@@ -108,7 +109,7 @@ def open_splits(data: Any, task: str = 'single-label') -> dict[str, Split]:
   else:
     root = Path(data.root)
     if not data.root or not root.is_dir():
-      raise ValueError(
+      raise UserError(
         f'config.data.root={data.root!r} is not a folder; set it to the one that holds the videos '
         'and what says which class they show'
       )
@@ -121,7 +122,7 @@ def open_splits(data: Any, task: str = 'single-label') -> dict[str, Split]:
   if data.zero_shot:
     other = Path(data.zero_shot_root) if data.zero_shot_root else root
     if not other.is_dir():
-      raise ValueError(f'config.data.zero_shot_root={data.zero_shot_root!r} is not a folder')
+      raise UserError(f'config.data.zero_shot_root={data.zero_shot_root!r} is not a folder')
     classes = annotations.read_classes(
       files.join(other, data.zero_shot_classes, 'config.data.zero_shot_classes'))
     splits['zero_shot'] = _split(
@@ -172,13 +173,13 @@ def _read_list(root: Path, name: str, classes: annotations.ClassList, task: str)
   path = files.join(root, name, 'list')
   columns, _ = annotations.read_rows(path, ('path',))
   if 'caption' in columns and 'label' not in columns:
-    raise ValueError(
+    raise UserError(
       f'{path}: gives captions and no labels; set config.train.task to captions, or add a column '
       'label'
     )
   examples = annotations.read_annotations(path, root, classes)
   if isinstance(examples[0].label, tuple) and task != 'multi-label':
-    raise ValueError(
+    raise UserError(
       f'{path}: gives a video several labels, separated by `;`; set config.train.task to '
       'multi-label, or keep one label in each row'
     )

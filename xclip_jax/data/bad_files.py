@@ -2,6 +2,8 @@
 
 import numpy as np
 
+from xclip_jax.errors import UserError
+
 
 def failures(batch: dict[str, np.ndarray]) -> dict[int, str]:
   """Returns the rows of the source that a batch could not read, each with path and reason."""
@@ -55,7 +57,7 @@ class BadFiles:
     """Raises ValueError once their share of the source is too large."""
     if self.count > self._max_share * self._source_len:
       shown = '\n  '.join(list(self.items.values())[:5])
-      raise ValueError(
+      raise UserError(
         f'{self.count} of {self._source_len} videos cannot be read, more than '
         f'data.max_bad_share={self._max_share} allows; repair or delist them:\n  {shown}'
       )

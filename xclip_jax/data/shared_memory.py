@@ -3,6 +3,8 @@
 import math
 import os
 
+from xclip_jax.errors import UserError
+
 FOLDER = '/dev/shm'
 _HELD_BY_A_WORKER = 4      # grain 0.2.18: two batches on the worker's side, two on the reader's
 
@@ -32,7 +34,7 @@ def check(workers: int, batch_bytes: int, free: int | None = None) -> None:
   if not workers or free is None or free >= needed:
     return
   gigabytes = math.ceil(1.25 * needed / 2**30)
-  raise ValueError(
+  raise UserError(
     f'{FOLDER} has {free / 1e6:.0f} MB free, but config.data.workers={workers} processes keep '
     f'up to {_HELD_BY_A_WORKER * workers + 1} batches of {batch_bytes / 1e6:.1f} MB there, '
     f'{needed / 1e6:.0f} MB; start the container with --shm-size={gigabytes}g (or --ipc=host), or '

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xclip_jax.errors import UserError
 from xclip_jax.evaluation import metrics
 from xclip_jax.reports import markdown
 from xclip_jax.text_format import percent
@@ -29,10 +30,10 @@ def average(places: Sequence[str]) -> dict[str, Any]:
     ValueError: fewer than two, one that is no result, or results that do not belong together.
   """
   if len(places) < 2:
-    raise ValueError(f'a mean is over two results or more, got {len(places)}')
+    raise UserError(f'a mean is over two results or more, got {len(places)}')
   read = {place: _read(place) for place in places}
   if len(read) < len(places):
-    raise ValueError('a result is named twice')
+    raise UserError('a result is named twice')
   first_place, first = next(iter(read.items()))
   for place, content in read.items():
     for name, found, wanted in (
@@ -41,7 +42,7 @@ def average(places: Sequence[str]) -> dict[str, Any]:
       ('number of lists', len(content['lists']), len(first['lists'])),
       *((f'options.{x}', content['options'].get(x), first['options'].get(x)) for x in _ALIKE)):
       if found != wanted:
-        raise ValueError(f'{place} and {first_place} do not belong together: {name} is {found!r} '
+        raise UserError(f'{place} and {first_place} do not belong together: {name} is {found!r} '
                          f'there and {wanted!r} here')
   result = {
     'protocol': first['protocol'], 'protocol_version': first['protocol_version'], 'std_ddof': 0,
@@ -100,5 +101,5 @@ def _read(place: str) -> dict[str, Any]:
     content = json.loads(path.read_bytes())
     content['protocol'], content['options'], content['lists'][0]['metrics']
   except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-    raise ValueError(f'{place} is no result of an `xclip eval` protocol: {error!r}') from error
+    raise UserError(f'{place} is no result of an `xclip eval` protocol: {error!r}') from error
   return content

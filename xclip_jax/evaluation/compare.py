@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from xclip_jax.errors import UserError
 from xclip_jax.evaluation import metrics, scores
 from xclip_jax.evaluation.results import about_run
 from xclip_jax.reports import evaluation_page
@@ -24,14 +25,14 @@ def compare(a: str, b: str, resamples: int, seed: int, folder: Path | None) -> s
   one, other = (scores.load(file) for file in files)
   for file, x in zip(files, (one, other), strict=True):
     if x.kind != 'single-label':
-      raise ValueError(f'{file} holds predictions of kind {x.kind}; those of one label a video can '
+      raise UserError(f'{file} holds predictions of kind {x.kind}; those of one label a video can '
                        'be compared')
   if one.fingerprint != other.fingerprint:
     what = 'classes' if one.texts != other.texts else 'lists or labels'
-    raise ValueError(f'{files[0]} and {files[1]} are of different {what}; they cannot be compared')
+    raise UserError(f'{files[0]} and {files[1]} are of different {what}; they cannot be compared')
   index, i, j = np.intersect1d(one.index, other.index, return_indices=True)
   if not len(index):
-    raise ValueError(f'no video was evaluated in both {files[0]} and {files[1]}')
+    raise UserError(f'no video was evaluated in both {files[0]} and {files[1]}')
   label, K = one.label[index], len(one.texts)
   found = metrics.paired_bootstrap(one.hits[i], other.hits[j], resamples, seed)
   accuracies = tuple(
@@ -65,7 +66,7 @@ def _predictions_file(place: str) -> Path:
   if path.is_dir():
     found = sorted(x.name for x in path.glob('predictions*.npz'))
     if found != ['predictions.npz']:
-      raise ValueError(f'{path} holds ' + (f'{", ".join(found)}; name one of them' if found else
+      raise UserError(f'{path} holds ' + (f'{", ".join(found)}; name one of them' if found else
                                            'no predictions.npz'))
     path = path / 'predictions.npz'
   return path

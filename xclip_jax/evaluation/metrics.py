@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from xclip_jax.errors import UserError
+
 AVERAGES = ('probabilities', 'logits')
 
 
@@ -25,7 +27,7 @@ def average_views(logits: np.ndarray, average: str) -> np.ndarray:
     ValueError: an average that is neither.
   """
   if average not in AVERAGES:
-    raise ValueError(f'average must be one of {", ".join(AVERAGES)}, got {average!r}')
+    raise UserError(f'average must be one of {", ".join(AVERAGES)}, got {average!r}')
   # In float64 the softmax of logits that are up to 700 apart is never 0, so it makes no ties.
   logits = np.asarray(logits, np.float64)
   if average == 'logits':
@@ -206,7 +208,7 @@ def paired_bootstrap(
   """
   hits_a, hits_b = np.asarray(hits_a, bool), np.asarray(hits_b, bool)
   if hits_a.shape != hits_b.shape or not len(hits_a):
-    raise ValueError(f'hits must be two arrays [N], N > 0, got {hits_a.shape} and {hits_b.shape}')
+    raise UserError(f'hits must be two arrays [N], N > 0, got {hits_a.shape} and {hits_b.shape}')
   n, only_a, only_b = len(hits_a), np.sum(hits_a & ~hits_b), np.sum(hits_b & ~hits_a)
   # A difference is -1, 0 or 1, so a resample is a draw of how many there are of each.
   shares = np.array([only_a, only_b, n - only_a - only_b]) / n

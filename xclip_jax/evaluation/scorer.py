@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from xclip_jax.data import bad_files
 from xclip_jax.data.clips import augment, pipeline
+from xclip_jax.errors import UserError
 from xclip_jax.evaluation import view_batches
 from xclip_jax.models import vision
 from xclip_jax.models.xclip import XCLIP, cast_for_inference
@@ -75,7 +76,7 @@ class Scorer:
       workers: decoding processes; 0: threads of this process only.
     """
     if min(batch_size, threads) < 1:
-      raise ValueError(f'batch_size={batch_size} and threads={threads} must be at least 1')
+      raise UserError(f'batch_size={batch_size} and threads={threads} must be at least 1')
     self.weights, self.mesh, self.threads, self.workers = weights, mesh, threads, workers
     shards = mesh_lib.batch_shards(mesh)
     self.batch_size = -(-batch_size // shards) * shards
@@ -104,7 +105,7 @@ class Scorer:
       ValueError: another architecture, or other preprocessing.
     """
     if (weights.config, weights.preprocess) != (self.weights.config, self.weights.preprocess):
-      raise ValueError(f'{weights.source} is another model than {self.weights.source}')
+      raise UserError(f'{weights.source} is another model than {self.weights.source}')
     self.weights = weights
     params = cast_for_inference(weights.params, weights.config)
     self._params = jax.device_put(params, mesh_lib.replicated(self.mesh))
@@ -123,7 +124,7 @@ class Scorer:
     """
     missing = [template for template in templates if '{}' not in template]
     if missing or not templates:
-      raise ValueError(f'every template must hold {{}} for the label, got {missing or "none"}')
+      raise UserError(f'every template must hold {{}} for the label, got {missing or "none"}')
     written = [template.replace('{}', text) for template in templates for text in texts]
     context = self.weights.config.context_length
     ids = tokenizer.bucket(tokenizer.Tokenizer(context)(written, truncate=truncate))
@@ -219,7 +220,7 @@ def _sort_out(
   index, logits = index[order], logits[order]
   good = np.isfinite(logits).all(axis=(1, 2))
   if len(good) and not good.any():
-    raise ValueError('the model answers with NaN or infinity; its weights are damaged')
+    raise UserError('the model answers with NaN or infinity; its weights are damaged')
   failed = failed | {int(i): 'the model answers with NaN or infinity' for i in index[~good]}
   index, logits = index[good], logits[good]
   return logits, index, dict(sorted(failed.items()))

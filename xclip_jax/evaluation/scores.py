@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from xclip_jax import files
+from xclip_jax.errors import UserError
 from xclip_jax.evaluation import metrics as metrics_lib
 
 VERSION = 1
@@ -114,9 +115,9 @@ class Scores:
   def __post_init__(self):
     R, rows = len(self.paths), sorted([*map(int, self.index), *self.failed])
     if self.kind not in KINDS or self.logits.shape[::2] != (len(self.index), len(self.texts)):
-      raise ValueError(f'no scores: kind {self.kind!r}, logits {list(self.logits.shape)}')
+      raise UserError(f'no scores: kind {self.kind!r}, logits {list(self.logits.shape)}')
     if rows != list(range(R)):
-      raise ValueError(f'{R} videos are listed, and not each of them is evaluated or failed, once')
+      raise UserError(f'{R} videos are listed, and not each of them is evaluated or failed, once')
 
   @property
   def expected(self) -> int:
@@ -221,7 +222,7 @@ def load(path: str | os.PathLike) -> Scores:
     with np.load(path, allow_pickle=False) as file:
       about: dict[str, Any] = json.loads(str(file['about']))
       if about['version'] != VERSION:
-        raise ValueError(f'its version is {about["version"]}, this program reads {VERSION}')
+        raise UserError(f'its version is {about["version"]}, this program reads {VERSION}')
       return Scores(
         kind=about['kind'], texts=tuple(file['texts'].tolist()), logits=file['logits'],
         index=file['index'], label=file['label'], paths=tuple(file['paths'].tolist()),
@@ -229,4 +230,4 @@ def load(path: str | os.PathLike) -> Scores:
         fingerprint=about['fingerprint'], average=about['average'],
       )
   except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-    raise ValueError(f'{path} is no predictions file of `xclip eval`: {error}') from error
+    raise UserError(f'{path} is no predictions file of `xclip eval`: {error}') from error

@@ -11,6 +11,7 @@ import numpy as np
 
 from xclip_jax import files
 from xclip_jax.data.datasets import annotations, public_formats
+from xclip_jax.errors import UserError
 from xclip_jax.evaluation import scores
 
 
@@ -63,13 +64,13 @@ def labelled(
   path, root = _place(path, root)
   classes = path.parent / 'classes.csv' if classes is None else files.as_path(classes, '--classes')
   if not files.exists(classes):
-    raise ValueError(f'{classes} is not there; name the class list with --classes')
+    raise UserError(f'{classes} is not there; name the class list with --classes')
   read = public_formats.read_ssv2_classes if classes.suffix == '.json' else annotations.read_classes
   known = read(classes)
   examples = annotations.read_annotations(path, root, known)
   videos = annotations.VideoList(examples, known, root)
   if not videos.is_single_label and not several_labels:
-    raise ValueError(f'{path}: gives a video several labels; see `xclip eval multi-label`')
+    raise UserError(f'{path}: gives a video several labels; see `xclip eval multi-label`')
   if several_labels:
     label = np.zeros((len(examples), len(known)), bool)
     for row, example in enumerate(examples):
@@ -106,7 +107,7 @@ def short_names(paths: Sequence[str | os.PathLike]) -> list[str]:
     names = ['/'.join(x[-depth:]) for x in parts]
     if len(set(names)) == len(names):
       return names
-  raise ValueError('a list is named twice')
+  raise UserError('a list is named twice')
 
 
 def _set(
@@ -131,6 +132,6 @@ def _place(path: str | os.PathLike, root: str | os.PathLike | None) -> tuple[Any
   if root is not None:
     files.check_scheme(root, '--root', bucket=False)
   elif files.is_remote(path):
-    raise ValueError(
+    raise UserError(
       f'{path}: a list in a bucket does not say where its videos are mounted; give --root FOLDER')
   return path, path.parent if root is None else root

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from xclip_jax.errors import UserError
+
 
 class Sizes(NamedTuple):
   """The sizes of an evaluation."""
@@ -33,7 +35,7 @@ def sizes(batch_size: int, views: int, shards: int) -> Sizes:
     ValueError: batch_size is not a positive multiple of the shards.
   """
   if batch_size < 1 or batch_size % shards:
-    raise ValueError(
+    raise UserError(
       f'{batch_size} does not divide by {shards} shards; set it to a multiple of {shards}')
   videos = max(batch_size // views // shards, 1) * shards
   parts = -(-views // max(batch_size // videos, 1))

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from xclip_jax.errors import UserError
 from xclip_jax.evaluation import scores
 from xclip_jax.evaluation.scorer import Scorer, Views
 from xclip_jax.evaluation.video_lists import EvaluationSet
@@ -88,10 +89,10 @@ def measure(
   """
   alphas = tuple(sorted(set(map(float, alphas))))
   if not alphas or not sets:
-    raise ValueError('a curve needs at least one alpha and one list')
+    raise UserError('a curve needs at least one alpha and one list')
   for x in sets:
     if x.kind not in METRICS:
-      raise ValueError(f'{x.name}: a curve is over lists with labels, this one has {x.kind}')
+      raise UserError(f'{x.name}: a curve is over lists with labels, this one has {x.kind}')
   own = (second.template,) if isinstance(second.template, str) else second.template
   found: dict[str, list[scores.Scores]] = {x.name: [] for x in sets}
   scorer = None

@@ -25,6 +25,7 @@ import numpy as np
 from xclip_jax.data.clips import augment, sampling
 from xclip_jax.data.video import decode
 from xclip_jax.data.video.decode import VideoError
+from xclip_jax.errors import UserError
 from xclip_jax.models import vision
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.models.xclip import XCLIP, VideoFeatures, cast_for_inference
@@ -111,7 +112,7 @@ class Classifier:
     labels = _check_labels(labels)
     repeated = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
     if repeated is not None:
-      raise ValueError(f'labels holds {repeated!r} more than once; leave the repeats out')
+      raise UserError(f'labels holds {repeated!r} more than once; leave the repeats out')
     self._token_ids(labels)
     return self._answers(videos, labels)
 
@@ -326,7 +327,7 @@ def _listed(video: Any) -> Sequence[Any]:
 def _check_several(videos: Any) -> None:
   # Both can be gone through, letter by letter or frame by frame, which nobody means.
   if isinstance(videos, str | os.PathLike | np.ndarray):
-    raise ValueError('videos must be several, as [video]; for one there is classify or embed_video')
+    raise UserError('videos must be several, as [video]; for one there is classify or embed_video')
 
 
 def _all(results: Iterator[Any]) -> list[Any]:
@@ -342,11 +343,11 @@ def _all(results: Iterator[Any]) -> list[Any]:
 
 def _check_labels(labels: Sequence[str]) -> tuple[str, ...]:
   if isinstance(labels, str):
-    raise ValueError(f'labels must be a list of texts, got the text {labels!r}; write [{labels!r}]')
+    raise UserError(f'labels must be a list of texts, got the text {labels!r}; write [{labels!r}]')
   labels = tuple(labels)
   if not labels:
-    raise ValueError('labels is empty; give at least one text')
+    raise UserError('labels is empty; give at least one text')
   for i, label in enumerate(labels):
     if not isinstance(label, str) or not label.strip():
-      raise ValueError(f'labels[{i}] must be a text, got {label!r}')
+      raise UserError(f'labels[{i}] must be a text, got {label!r}')
   return labels

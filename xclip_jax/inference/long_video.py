@@ -20,6 +20,7 @@ import numpy as np
 from xclip_jax.data.clips import augment
 from xclip_jax.data.video import decode
 from xclip_jax.data.video.decode import VideoError
+from xclip_jax.errors import UserError
 from xclip_jax.inference.classifier import Answer, Classifier
 from xclip_jax.models import vision
 
@@ -59,7 +60,7 @@ def classify(
   """
   T = classifier.config.num_frames
   if every < 1 or not 1 <= stride <= T:
-    raise ValueError(f'every={every} must be at least 1, and stride={stride} from 1 to {T}, the '
+    raise UserError(f'every={every} must be at least 1, and stride={stride} from 1 to {T}, the '
                      'frames of a window')
   text = classifier.embed_text(labels)
   labels = tuple(labels)
@@ -69,7 +70,7 @@ def classify(
   def answer(features, row):
     probabilities = np.asarray(score(params, features, text))[0]
     if not np.isfinite(probabilities).all():
-      raise ValueError('the model answers with NaN or infinity; its weights are damaged')
+      raise UserError('the model answers with NaN or infinity; its weights are damaged')
     return TimeWindow(row[0], row[-1], Answer(labels, probabilities))
 
   seconds: deque[float] = deque()

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from xclip_jax.errors import UserError
 from xclip_jax.models.layers import REMAT_POLICIES
 from xclip_jax.models.matmul import ACTIVATIONS
 
@@ -64,20 +65,20 @@ class XCLIPConfig:
       least = 0 if field.name == 'merge_tokens' else 1
       if field.type is int and (not isinstance(value, int) or value < least):
         what = 'a positive integer' if least else 'an integer of 0 or more'
-        raise ValueError(f'XCLIPConfig.{field.name} must be {what}, got {value!r}')
+        raise UserError(f'XCLIPConfig.{field.name} must be {what}, got {value!r}')
       if field.type is bool and not isinstance(value, bool):
-        raise ValueError(f'XCLIPConfig.{field.name} must be True or False, got {value!r}')
+        raise UserError(f'XCLIPConfig.{field.name} must be True or False, got {value!r}')
     for width, heads in (
       ('vision_width', 'vision_heads'), ('text_width', 'text_heads'),
       ('embed_dim', 'mit_heads'), ('embed_dim', 'prompt_heads'),
     ):
       if getattr(self, width) % getattr(self, heads):
-        raise ValueError(
+        raise UserError(
           f'XCLIPConfig.{heads}={getattr(self, heads)} does not divide '
           f'{width}={getattr(self, width)}'
         )
     if self.image_size % self.patch_size:
-      raise ValueError(
+      raise UserError(
         f'XCLIPConfig.image_size={self.image_size} is not a multiple of '
         f'patch_size={self.patch_size}'
       )
@@ -87,14 +88,14 @@ class XCLIPConfig:
       ('attention', ('xla', 'cudnn', 'chunked')), ('remat', (None, *REMAT_POLICIES)),
     ):
       if getattr(self, name) not in allowed:
-        raise ValueError(
+        raise UserError(
           f'XCLIPConfig.{name}={getattr(self, name)!r} is unknown; one of {list(allowed)}'
         )
     if self.merge_tokens and self.attention == 'cudnn':
-      raise ValueError('XCLIPConfig.merge_tokens needs attention=xla or chunked')
+      raise UserError('XCLIPConfig.merge_tokens needs attention=xla or chunked')
     for name in ('drop_path', 'patch_dropout'):
       if not 0 <= getattr(self, name) < 1:
-        raise ValueError(f'XCLIPConfig.{name} must lie in [0, 1), got {getattr(self, name)}')
+        raise UserError(f'XCLIPConfig.{name} must lie in [0, 1), got {getattr(self, name)}')
 
 
 _LARGE = dict(
@@ -131,10 +132,10 @@ def make_config(variant: str, **fields) -> XCLIPConfig:
     ValueError: unknown variant or field.
   """
   if variant not in VARIANTS:
-    raise ValueError(f'unknown variant {variant!r}; one of {list(VARIANTS)}')
+    raise UserError(f'unknown variant {variant!r}; one of {list(VARIANTS)}')
   unknown = set(fields) - {f.name for f in dataclasses.fields(XCLIPConfig)}
   if unknown:
-    raise ValueError(f'XCLIPConfig has no field {sorted(unknown)}')
+    raise UserError(f'XCLIPConfig has no field {sorted(unknown)}')
   return dataclasses.replace(VARIANTS[variant], **fields)
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from xclip_jax.errors import UserError
 from xclip_jax.models.config import DTYPES, XCLIPConfig
 from xclip_jax.models.integration import MultiframeTransformer
 from xclip_jax.models.matmul import einsum
@@ -129,7 +130,7 @@ class XCLIP(nn.Module):
   ) -> XCLIPOutput:
     """Compares videos (or features of `encode_video`) with features of `encode_text`, [K, E]."""
     if text_features.ndim != 2 or text_features.shape[1] != self.config.embed_dim:
-      raise ValueError(
+      raise UserError(
         f'text_features must be [K, {self.config.embed_dim}] as encode_text gives them, got '
         f'{list(text_features.shape)}'
       )
@@ -204,13 +205,13 @@ def check_video(video: jax.Array, config: XCLIPConfig) -> None:
   """Raises ValueError unless video is float [B, T, H, W, 3] with the T, H and W of config."""
   want = (config.num_frames, config.image_size, config.image_size, 3)
   if np.ndim(video) != 5 or np.shape(video)[1:] != want:
-    raise ValueError(
+    raise UserError(
       f'video must be [B, T, H, W, 3] = [B, {", ".join(map(str, want))}], got '
       f'{list(np.shape(video))}: sample {config.num_frames} frames and crop to '
       f'{config.image_size} pixels, or build the model for what you have'
     )
   if not jnp.issubdtype(video.dtype, jnp.floating):
-    raise ValueError(
+    raise UserError(
       f'video must be floating point and normalised ((pixels - mean) / std), got {video.dtype}'
     )
 
@@ -219,9 +220,9 @@ def check_token_ids(token_ids: jax.Array, config: XCLIPConfig) -> None:
   """Raises ValueError unless token_ids is int [K, S] with S up to the context length."""
   shape = np.shape(token_ids)
   if len(shape) != 2 or not 1 <= shape[1] <= config.context_length:
-    raise ValueError(
+    raise UserError(
       f'token_ids must be [K, S] with S from 1 to the context length {config.context_length}, '
       f'got {list(shape)}'
     )
   if not jnp.issubdtype(token_ids.dtype, jnp.integer):
-    raise ValueError(f'token_ids must be integers, got {token_ids.dtype}')
+    raise UserError(f'token_ids must be integers, got {token_ids.dtype}')

@@ -6,6 +6,8 @@ import os
 import re
 from collections.abc import Mapping
 
+from xclip_jax.errors import UserError
+
 LOOKED_FOR = 'a TPU pod, Slurm (srun), Open MPI 4 (mpirun) or a Kubernetes Job'
 _IN_A_STEP = ('SLURM_STEP_ID', 'SLURM_STEPID', 'SLURM_STEP_NUM_TASKS', 'SLURM_STEP_NODELIST')
 _VISIBLE = ('CUDA_VISIBLE_DEVICES', 'HIP_VISIBLE_DEVICES', 'ROCR_VISIBLE_DEVICES')
@@ -61,7 +63,7 @@ def local_device_ids(environment: Mapping[str, str] = os.environ) -> list[int] |
   chosen = environment.get('JAX_LOCAL_DEVICE_IDS')
   if chosen:
     if not re.fullmatch(r'\s*\d+\s*(,\s*\d+\s*)*', chosen):
-      raise ValueError(
+      raise UserError(
         f'JAX_LOCAL_DEVICE_IDS must hold numbers of GPUs, as 0,1,2,3; found {chosen!r}')
     return [int(x) for x in chosen.split(',')]
   task = launched_task(environment)

@@ -10,6 +10,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from xclip_jax.errors import UserError
 from xclip_jax.parallel import tree_names
 
 # dcn: slices of a TPU, or hosts, with a slow network between them; data: chips that hold the same
@@ -39,20 +40,20 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
   devices = jax.devices() if devices is None else list(devices)
   unknown = set(axes) - set(AXES)
   if unknown:
-    raise ValueError(f'config.mesh has unknown axes {sorted(unknown)}; known: {AXES}')
+    raise UserError(f'config.mesh has unknown axes {sorted(unknown)}; known: {AXES}')
   sizes = [int(axes.get(name, 1)) for name in AXES]
   if sizes.count(-1) == 1:
     rest = -int(np.prod(sizes))
     sizes[sizes.index(-1)] = max(len(devices) // rest, 1) if rest else 1
   slices = _groups(devices, _slice)
   if min(sizes) < 1 or np.prod(sizes) != len(devices):
-    raise ValueError(
+    raise UserError(
       f'config.mesh {dict(axes)} does not cover the {len(devices)} devices there are: the product '
       'of its axes must be that number (one axis may be -1: what is left); '
       + _possible_sizes(devices, len(slices)))
   is_tpu = devices[0].platform == 'tpu'
   if len(slices) > 1 and sizes[0] != len(slices) and (is_tpu or sizes[0] > 1):
-    raise ValueError(
+    raise UserError(
       f'the devices lie in {len(slices)} slices, and config.mesh.dcn={sizes[0]}: '
       f'set it to {len(slices)}')
   if sizes[0] == len(slices) and is_tpu:
@@ -62,7 +63,7 @@ def make_mesh(axes: Mapping[str, int], devices: list[jax.Device] | None = None) 
   else:
     grid = _arrange_slice(sizes[1:], devices)[None]
   if not _tensor_within_hosts(grid):
-    raise ValueError(
+    raise UserError(
       f'config.mesh.tensor={sizes[-1]} reaches across hosts; it must divide the number of devices '
       'of each: ' + _possible_sizes(devices, len(slices)))
   return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
@@ -226,7 +227,7 @@ def infer(tree: Any, rules: tree_names.Rules, mesh: Mesh) -> Any:
   def place(name, leaf):
     rule = tree_names.match(name, rules)
     if rule not in RULES:
-      raise ValueError(
+      raise UserError(
         f'config.sharding: rule {rule!r} of {name!r} is not one of {", ".join(RULES)}')
     return NamedSharding(mesh, spec_of(rule, leaf.shape, mesh.shape))
 
@@ -262,7 +263,7 @@ def check_widths(widths: Mapping[str, int], mesh: Mesh) -> None:
   size = mesh.shape['tensor']
   for field, width in widths.items():
     if width % size:
-      raise ValueError(
+      raise UserError(
         f'config.mesh.tensor={size} does not divide {field}={width} of the model: heads and MLPs '
         'are split evenly'
       )
@@ -285,7 +286,7 @@ def host_rows(mesh: Mesh, batch_size: int, process: int | None = None) -> np.nda
   """
   shards = batch_shards(mesh)
   if batch_size < 1 or batch_size % shards:
-    raise ValueError(
+    raise UserError(
       f'a batch of {batch_size} rows does not divide by the {shards} shards of the mesh; choose a '
       f'batch size that is a multiple of {shards}')
   process = jax.process_index() if process is None else process
@@ -312,7 +313,7 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
 
   def place(x: np.ndarray) -> jax.Array:
     if len(x) % shards:
-      raise ValueError(
+      raise UserError(
         f'a batch of {len(x)} videos does not divide by the {shards} shards of this host; choose a '
         f'batch size that is a multiple of {total}'
       )

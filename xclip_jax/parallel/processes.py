@@ -10,6 +10,7 @@ import numpy as np
 from jax._src import distributed as jax_distributed  # client and state; as of jax 0.10.2
 from jax.experimental import multihost_utils
 
+from xclip_jax.errors import UserError
 from xclip_jax.parallel import cluster, process_exit, stop_signals
 
 T = TypeVar('T')
@@ -62,7 +63,7 @@ def join(
       cluster_detection_method='deactivate' if coordinator else None,
       initialization_timeout=timeout + 60, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
   except (RuntimeError, ValueError, TypeError) as error:
-    raise ValueError(_join_error(error, where)) from error
+    raise UserError(_join_error(error, where)) from error
   finally:
     timer.cancel()
   state = jax_distributed.global_state
@@ -79,23 +80,23 @@ def _check_arguments(
 ) -> None:
   explicit = (coordinator, num_processes, process_id)
   if mode not in (None, 'off', 'auto'):
-    raise ValueError(f'distributed must be off or auto, got {mode!r}')
+    raise UserError(f'distributed must be off or auto, got {mode!r}')
   if timeout < 1:
-    raise ValueError(f'join_timeout must be at least 1 second, got {timeout}')
+    raise UserError(f'join_timeout must be at least 1 second, got {timeout}')
   if any(x is not None for x in explicit):
     if mode == 'auto':
-      raise ValueError('give either distributed=auto or coordinator, num_processes and process_id')
+      raise UserError('give either distributed=auto or coordinator, num_processes and process_id')
     if None in explicit:
-      raise ValueError('coordinator, num_processes and process_id belong together; give all three')
+      raise UserError('coordinator, num_processes and process_id belong together; give all three')
     if ':' not in coordinator or not coordinator.rpartition(':')[2].isdecimal():
-      raise ValueError(f'coordinator must be HOST:PORT of process 0, got {coordinator!r}')
+      raise UserError(f'coordinator must be HOST:PORT of process 0, got {coordinator!r}')
     if num_processes < 1 or not 0 <= process_id < num_processes:
-      raise ValueError(
+      raise UserError(
         f'process_id={process_id} must lie in 0..{num_processes - 1}, of {num_processes} processes')
     return
   task = cluster.launched_task()
   if mode is None and task and task.tasks > 1:
-    raise ValueError(
+    raise UserError(
       f'{task.launcher} started this process as task {task.rank} of {task.tasks}, but it was not '
       'told to join the others, so each would do all of the work and write over what the others '
       'write. Add --distributed=auto; or --distributed=off if they are separate runs with workdirs '
@@ -174,7 +175,7 @@ def run_on_all_processes(work: Callable[[], T]) -> T:
     raise error
   for process, message in enumerate(errors):
     if message is not None:
-      raise ValueError(f'process {process}: {message}')
+      raise UserError(f'process {process}: {message}')
   return result
 
 

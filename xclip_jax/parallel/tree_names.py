@@ -6,6 +6,8 @@ from typing import Any
 
 import jax
 
+from xclip_jax.errors import UserError
+
 Rules = Sequence[tuple[str, Any]]     # (regex, value) rows; a regex must match the whole name
 
 
@@ -45,7 +47,7 @@ def match(key: str, rules: Rules) -> Any:
   for pattern, value in rules:
     if matches(pattern, key):
       return value
-  raise ValueError(
+  raise UserError(
     f'no rule matches {key!r}; add one, e.g. a last row that matches everything: (".*", ...). '
     f'Rules: {[pattern for pattern, _ in rules]}'
   )
@@ -66,4 +68,4 @@ def check_used(rules: Rules, keys: Iterable[str], field: str) -> None:
   seen = {first(key) for key in keys}
   for i, (pattern, _) in enumerate(rules):
     if i not in seen and pattern != '.*':
-      raise ValueError(f'{field}: {pattern!r} matches no parameter; see {keys[:3]}')
+      raise UserError(f'{field}: {pattern!r} matches no parameter; see {keys[:3]}')

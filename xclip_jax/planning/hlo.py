@@ -10,6 +10,8 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from xclip_jax.errors import UserError
+
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 
 # `  ROOT %name = TYPE opcode(operands), attributes`, where TYPE may be a tuple with comments in it.
@@ -136,7 +138,7 @@ def _split(hlo: str) -> tuple[dict[str, list[tuple[str, str, str]]], str]:
       inside = computations[found[2]] = []
       entry = found[2] if found[1] else entry
   if not entry:
-    raise ValueError('this is no HLO of a compiled program: it has no ENTRY computation')
+    raise UserError('this is no HLO of a compiled program: it has no ENTRY computation')
   return computations, entry
 
 

@@ -20,6 +20,7 @@ import optax
 from jax.experimental import topologies
 
 from xclip_jax.data.datasets.annotations import ClassList
+from xclip_jax.errors import UserError
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.planning import flops
 from xclip_jax.planning import hlo as hlo_lib
@@ -132,7 +133,7 @@ def devices(platform: str) -> list[Any]:
     return _gpus(platform)
   name, _, shape = platform.partition(':')
   if name not in CHIPS:
-    raise ValueError(
+    raise UserError(
       f'platform {platform!r} is unknown: cpu, or a TPU as NAME:TOPOLOGY with NAME one of '
       f'{", ".join(CHIPS)}, e.g. v5e:4x8; or cuda:FILE, a GPU that a file describes')
   smallest = _SMALLEST.get(name, '2x2')
@@ -146,7 +147,7 @@ def devices(platform: str) -> list[Any]:
       platform='tpu', topology_name=wanted, num_slices=int(slices or 1), **options).devices
   except Exception as error:          # of whatever kind JAX and libtpu raise
     reason = str(error).strip().splitlines()[0][:300]
-    raise ValueError(
+    raise UserError(
       f'no TPU topology {platform!r}: {reason}. If libtpu is what is missing, install '
       "xclip-jax[tpu] or libtpu; a topology is written as in `v5e:4x8` (v4, v5p: three numbers, "
       '`v5p:2x2x1`)') from error
@@ -163,7 +164,7 @@ def _gpus(platform: str) -> list[Any]:
       platform='cuda', topology_name='', target_config=text, topology=f'1x1x{count}').devices)
   except Exception as error:          # of whatever kind JAX and its plugin raise
     reason = str(error).strip().splitlines()[0][:300].rstrip('.')
-    raise ValueError(
+    raise UserError(
       f'platform {platform}: {reason}. If the compiler is what is missing, install xclip-jax[gpu]; '
       f'if the file was not understood, take that of the XLA in this jaxlib, {_WHERE}') from error
 
@@ -173,14 +174,14 @@ def _described(platform: str) -> tuple[str, int]:
   file, star, count = platform.removeprefix('cuda:').rpartition('*')
   file, count = (file, count) if star else (count, '1')
   if not file or not count.isdecimal() or not int(count):
-    raise ValueError(f'platform {platform}: wanted as in cuda:h100_sxm.txtpb or '
+    raise UserError(f'platform {platform}: wanted as in cuda:h100_sxm.txtpb or '
                      'cuda:h100_sxm.txtpb*8, the number of GPUs in a host')
   try:
     text = Path(file).read_text()
   except (OSError, UnicodeDecodeError) as error:
-    raise ValueError(f'platform {platform}: cannot read {file}: {error}') from error
+    raise UserError(f'platform {platform}: cannot read {file}: {error}') from error
   if not _GPU_MEMORY.search(text):
-    raise ValueError(f'platform {platform}: {file} has no device_memory_size; wanted is the text '
+    raise UserError(f'platform {platform}: {file} has no device_memory_size; wanted is the text '
                      f'of a GpuTargetConfigProto, {_WHERE}')
   return text, int(count)
 
@@ -206,7 +207,7 @@ def make(config: Any, platform: str, step: str = 'train', classes: int = 400) ->
     ValueError: a field of config, the platform, or a mesh that does not cover it.
   """
   if step not in STEPS:
-    raise ValueError(f'step must be one of {", ".join(STEPS)}, got {step!r}')
+    raise UserError(f'step must be one of {", ".join(STEPS)}, got {step!r}')
   found = devices(platform)
   mesh = mesh_lib.make_mesh(config.mesh, found)
   config = config.copy_and_resolve_references()
@@ -339,6 +340,6 @@ def _bytes_wanted(message: str) -> int:
   """Reads what a program needs from the compiler's refusal: `Used 24.59G of 15.75G hbm`."""
   found = re.search(r'Used ([\d.]+)([KMGT]) of |temporaries \(([\d.]+)([KMGT])\)', message)
   if not found:
-    raise ValueError(f'the compiler refused: {message.strip().splitlines()[0][:300]}')
+    raise UserError(f'the compiler refused: {message.strip().splitlines()[0][:300]}')
   number, unit = [x for x in found.groups() if x]
   return int(float(number) * (1 << {'K': 10, 'M': 20, 'G': 30, 'T': 40}[unit]))

@@ -15,6 +15,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from xclip_jax import files
+from xclip_jax.errors import UserError
 from xclip_jax.models.training_options.projectors import PROJECTORS
 from xclip_jax.parallel import process_exit, processes, tree_names
 from xclip_jax.storage.state import TrainState
@@ -76,7 +77,7 @@ def _end_all_if_it_waits(error: BaseException) -> None:
   timer.start()
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(UserError, RuntimeError):
   """A checkpoint could not be written or read; the message says what is safe."""
 
 

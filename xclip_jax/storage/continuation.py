@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from xclip_jax.config import duration
+from xclip_jax.errors import UserError
 from xclip_jax.parallel import tree_names
 
 # Fields that may change between restarts of one run: they move no weight.
@@ -60,7 +61,7 @@ def check(
       refused += [f'{k}: {was.get(k, "not there")} -> {now.get(k, "not there")}{reason}'
                   for k in fields]
   if refused:
-    raise ValueError(
+    raise UserError(
       'holds a run with another config (there -> now):\n  ' + '\n  '.join(refused)
       + '\nUse the same values to continue it, or another workdir to start anew.')
   return kept

@@ -16,6 +16,7 @@ from typing import Any
 import jax
 from etils import epath
 
+from xclip_jax.errors import UserError
 from xclip_jax.parallel import process_exit
 
 NAME = 'run.lock'
@@ -111,13 +112,13 @@ class _Lock:
     holder = self._wait_until_dead()
     self._path.unlink(missing_ok=True)
     if not self._create():
-      raise ValueError(_refusal(self._path, _read(self._path) or {}))
+      raise UserError(_refusal(self._path, _read(self._path) or {}))
     print(f'{self._path.parent}: the run of {_name(holder)} is dead; going on in its place',
           file=sys.stderr, flush=True)
     time.sleep(1)                   # another run may have found the same lock dead at this moment
     found = _read(self._path) or {}
     if found.get('token') != self.token:
-      raise ValueError(_refusal(self._path, found))
+      raise UserError(_refusal(self._path, found))
 
   def _wait_until_dead(self) -> dict[str, Any]:
     first, said = _read(self._path), False
@@ -129,9 +130,9 @@ class _Lock:
       elif _is_here(holder):
         if not _lives(holder):
           return holder
-        raise ValueError(_refusal(self._path, holder))
+        raise UserError(_refusal(self._path, holder))
       elif first and holder['renewals'] != first.get('renewals'):
-        raise ValueError(_refusal(self._path, holder))
+        raise UserError(_refusal(self._path, holder))
       elif self._age() > STALE:
         return holder
       first = first or holder
@@ -170,7 +171,7 @@ def _check_shared(workdir: epath.Path, token: str, who: str) -> None:
   end = time.monotonic() + SHARED
   while (_read(workdir / NAME) or {}).get('token') != token:
     if time.monotonic() > end:
-      raise ValueError(
+      raise UserError(
         f'{who} does not see the file {workdir / NAME} that process 0 has written, after '
         f'{SHARED:.0f} s. Each process writes its part of every checkpoint, so the workdir must be '
         'one folder for all: mount a shared file system at the same path on every host, or give a '
@@ -189,7 +190,7 @@ def _saying_who_cannot_write(workdir: epath.Path, who: str) -> Iterator[None]:
   try:
     yield
   except OSError as error:
-    raise ValueError(
+    raise UserError(
       f'{who} cannot write to the workdir {workdir}: {type(error).__name__}: {error}. Give another '
       '--workdir, or make room or rights there.') from error
 

@@ -12,6 +12,7 @@ from xclip_jax import config as fields
 from xclip_jax import files
 from xclip_jax.data import Split, check_places
 from xclip_jax.data.clips import pipeline
+from xclip_jax.errors import UserError
 from xclip_jax.parallel import processes
 from xclip_jax.storage import continuation
 from xclip_jax.text import prompts
@@ -81,7 +82,7 @@ def claim(
       kept = continuation.check(old, resolved, json.loads(
         fields.get_config().to_json_best_effort()))
     except ValueError as error:
-      raise ValueError(f'{workdir} {error}') from None
+      raise UserError(f'{workdir} {error}') from None
     history = old.get('history', []) + ([{'step': step, 'from': kept}] if kept else [])
   resolved['history'] = history
   files.make_folder(workdir)

@@ -3,6 +3,7 @@
 import numpy as np
 
 from xclip_jax.data import Split
+from xclip_jax.errors import UserError
 from xclip_jax.text.tokenizer import Tokenizer, bucket
 
 
@@ -17,7 +18,7 @@ def caption_ids(split: Split, context_length: int, truncate: bool) -> np.ndarray
         tokenize([caption])
       except ValueError as error:
         reason = str(error).partition(';')[0].removeprefix('texts[0] ')
-        raise ValueError(
+        raise UserError(
           f'{split.name}, row {row + 1}: the caption {reason}; shorten it, or cut such captions '
           'with config.data.truncate_captions=True') from error
     raise

@@ -13,6 +13,7 @@ from etils import epath
 
 from xclip_jax import files
 from xclip_jax.data.datasets import annotations
+from xclip_jax.errors import UserError
 from xclip_jax.models.xclip import l2_normalize
 from xclip_jax.text.tokenizer import write_prompts
 
@@ -66,7 +67,7 @@ def write(names: Sequence[str], data: Any, context_length: int) -> Prompts | Non
   described = read_descriptions(data) if data.descriptions else {}
   for template in templates:
     if '{}' not in template:
-      raise ValueError(f'config.data.templates: {template!r} must hold {{}} for the class name')
+      raise UserError(f'config.data.templates: {template!r} must hold {{}} for the class name')
   of_class = [
     [t.replace('{}', text) for text in described.get(name, (name,)) for t in templates]
     for name in names
@@ -83,7 +84,7 @@ def check_descriptions(data: Any, names: Sequence[str]) -> None:
   """Raises ValueError if the file describes what is in none of the class lists: a misspelt name."""
   unknown = sorted(read_descriptions(data).keys() - set(names)) if data.descriptions else []
   if unknown:
-    raise ValueError(f'{place(data)}: {unknown[0]!r} is the name of no class ({len(unknown)} such)')
+    raise UserError(f'{place(data)}: {unknown[0]!r} is the name of no class ({len(unknown)} such)')
 
 
 def read_descriptions(data: Any) -> Mapping[str, tuple[str, ...]]:
@@ -92,7 +93,7 @@ def read_descriptions(data: Any) -> Mapping[str, tuple[str, ...]]:
   _, rows = annotations.read_rows(place(data), ('name', 'description'))
   for line, row in rows:
     if not row['name'] or not row['description']:
-      raise ValueError(f'{place(data)}, line {line}: name or description is empty')
+      raise UserError(f'{place(data)}, line {line}: name or description is empty')
     found[row['name']] = (*found.get(row['name'], ()), row['description'])
   return found
 

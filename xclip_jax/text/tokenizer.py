@@ -12,6 +12,8 @@ import ftfy
 import numpy as np
 import regex
 
+from xclip_jax.errors import UserError
+
 _SPECIAL = ('<|startoftext|>', '<|endoftext|>')
 _SOT, _EOT = 49406, 49407
 _WORD = regex.compile(
@@ -76,7 +78,7 @@ class Tokenizer:
 
   def __init__(self, context_length: int = 77):
     if context_length < 2:
-      raise ValueError(f'context_length must hold the start and end tokens, so be at least 2; '
+      raise UserError(f'context_length must hold the start and end tokens, so be at least 2; '
                        f'got {context_length}')
     self.context_length = context_length
 
@@ -99,7 +101,7 @@ class Tokenizer:
       ids = [_SOT, *self.encode(text), _EOT]
       if len(ids) > self.context_length:
         if not truncate:
-          raise ValueError(
+          raise UserError(
             f'texts[{i}] ({text[:60]!r}) has {len(ids)} tokens with start and end, and '
             f'context_length is {self.context_length}; shorten it, or in Python pass '
             'truncate=True')
@@ -120,7 +122,7 @@ class Tokenizer:
     _, tokens, _ = vocabulary()
     ids = list(itertools.takewhile(lambda i: i != _EOT, map(int, ids)))
     if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-      raise ValueError(f'ids must be from 0 to {self.vocab_size - 1}, got {min(ids)} to {max(ids)}')
+      raise UserError(f'ids must be from 0 to {self.vocab_size - 1}, got {min(ids)} to {max(ids)}')
     joined = ''.join(tokens[i] for i in ids[ids[:1] == [_SOT]:]).replace('</w>', ' ')
     letters = {letter: byte for byte, letter in _alphabet().items()}
     # A space is not in the alphabet: it can only stand for the end of a word.
@@ -136,7 +138,7 @@ def bucket(token_ids: np.ndarray, lengths: Sequence[int] = (16, 32, 77)) -> np.n
   ends = token_ids == _EOT
   if not ends.any(1).all():
     row = int(np.argmin(ends.any(1)))
-    raise ValueError(f'token_ids[{row}] has no end token ({_EOT}); make rows with Tokenizer()')
+    raise UserError(f'token_ids[{row}] has no end token ({_EOT}); make rows with Tokenizer()')
   needed = ends.argmax(1).max(initial=0) + 1
   return token_ids[:, :min((length for length in lengths if length >= needed), default=None)]
 
@@ -150,6 +152,6 @@ def write_prompts(
     ValueError: the template has no place for the label, or a text is too long.
   """
   if '{}' not in template:
-    raise ValueError(f'the prompt template {template!r} must hold {{}} for the class name')
+    raise UserError(f'the prompt template {template!r} must hold {{}} for the class name')
   texts = [template.replace('{}', label) for label in labels]
   return bucket(Tokenizer(context_length)(texts))

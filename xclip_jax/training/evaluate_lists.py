@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from xclip_jax import files
 from xclip_jax.data import Split
+from xclip_jax.errors import UserError
 from xclip_jax.evaluation.scorer import Scorer, Views
 from xclip_jax.evaluation.scores import Scores
 from xclip_jax.evaluation.video_lists import EvaluationSet
@@ -45,13 +46,13 @@ class ListEvaluation:
     self.prompts = self.token_ids = {'train': None}
     if self._captions:
       if data.templates or data.descriptions:
-        raise ValueError('config.data.templates and descriptions are of classes, and '
+        raise UserError('config.data.templates and descriptions are of classes, and '
                          'config.train.task is captions; leave them empty')
       captions_lib.caption_ids(splits['val'], length, data.truncate_captions)   # now, not at the end
       self.templates = ('{}',)
     else:
       if data.descriptions:
-        raise ValueError(f'config.data.descriptions with config.train.task={config.train.task!r} '
+        raise UserError(f'config.data.descriptions with config.train.task={config.train.task!r} '
                          'is not there yet; leave it empty')
       names = splits['train'].classes.names
       self.prompts = {'train': prompts.write(names, data, length)}

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from xclip_jax import files
 from xclip_jax.data import Split, bad_files
 from xclip_jax.data.clips import augment, pipeline, sampling
+from xclip_jax.errors import UserError
 from xclip_jax.evaluation import view_batches
 from xclip_jax.evaluation.scores import Predictions
 from xclip_jax.models import vision
@@ -185,9 +186,9 @@ class Evaluation:
       sampling.Sampler(
         model.config.num_frames, config.data.sampling, config.data.stride, config.eval.views)
       if config.eval.clips < 1:
-        raise ValueError(f'clips must be at least 1, found {config.eval.clips}')
+        raise UserError(f'clips must be at least 1, found {config.eval.clips}')
     except ValueError as error:
-      raise ValueError(f'config.data or config.eval: {error}') from error
+      raise UserError(f'config.data or config.eval: {error}') from error
 
   def encode_text(self, params: Any, names: str) -> jax.Array:
     """Text features [K, E] of one of the class lists."""

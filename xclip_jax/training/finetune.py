@@ -20,6 +20,7 @@ import numpy as np
 from xclip_jax import config as fields
 from xclip_jax.data.datasets import own_clips
 from xclip_jax.data.datasets.own_clips import Clips
+from xclip_jax.errors import UserError
 from xclip_jax.evaluation import video_lists, weight_curve
 from xclip_jax.models.config import COMPUTE_FIELDS, FRAME_MEAN, VARIANTS
 from xclip_jax.reports import evaluation_page, markdown, weight_curve_page
@@ -65,7 +66,7 @@ def recipe(clips: Clips, weights: native.Weights, given: str, out: Path, options
   if batch is None:
     batch = -(-(1 << int(math.log2(min(64, len(training))))) // devices) * devices
   if batch % devices:
-    raise ValueError(f'--batch-size {batch} must be a multiple of the {devices} devices')
+    raise UserError(f'--batch-size {batch} must be a multiple of the {devices} devices')
   few = float(np.median(list(clips.count('train').values()))) <= FEW
   epochs = options.epochs or (50.0 if few else 30.0)
   steps = max(round(epochs * len(training) / batch), 1)

@@ -13,11 +13,12 @@ import jax
 import numpy as np
 
 from xclip_jax import files
+from xclip_jax.errors import UserError
 from xclip_jax.parallel import process_exit, processes, stop_signals
 from xclip_jax.storage.checkpoints import Checkpoints
 
 
-class NonFiniteLossError(RuntimeError):
+class NonFiniteLossError(UserError, RuntimeError):
   """The loss is NaN or infinite; says at which step, on which files, and what is safe."""
 
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from xclip_jax.errors import UserError
 from xclip_jax.parallel import tree_names
 
 FROZEN_TEXT = (r'text/.*|logit_scale', 0.0)
@@ -62,7 +63,7 @@ def make_rule(
       optax.add_decayed_weights(weight_decay),
       optax.scale_by_learning_rate(schedule),
     )
-  raise ValueError(f'config.optim.name={optim.name!r} is unknown; one of {list(NAMES)}')
+  raise UserError(f'config.optim.name={optim.name!r} is unknown; one of {list(NAMES)}')
 
 
 def make(
@@ -108,7 +109,7 @@ def make(
   labels = tree_names.map_with_names(label, params)
   used = sorted(set(jax.tree.leaves(labels)) - {'frozen'})
   if not used:
-    raise ValueError('config.optim.groups freezes every parameter; nothing would be trained')
+    raise UserError('config.optim.groups freezes every parameter; nothing would be trained')
   update = optax.partition({u: rule(u) for u in used} | {'frozen': optax.set_to_zero()}, labels)
   if optim.clip_norm:
     # Frozen gradients must not count in the norm.
@@ -133,9 +134,9 @@ def make_average(train: Any, total_steps: int) -> Average | None:
   ema, since = train.ema, train.average_from
   for field, value, off in (('ema', ema, 0.0), ('average_from', since, 1.0)):
     if value != off and not 0 <= value < 1:
-      raise ValueError(f'config.train.{field} must lie in [0, 1), or be {off} (off), got {value}')
+      raise UserError(f'config.train.{field} must lie in [0, 1), or be {off} (off), got {value}')
   if ema and since < 1:
-    raise ValueError(
+    raise UserError(
       f'config.train.ema={ema} and config.train.average_from={since} are two ways to average; '
       'set one, and leave the other at 0.0 or 1.0'
     )

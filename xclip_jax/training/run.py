@@ -15,6 +15,7 @@ from xclip_jax.config import batch_sizes
 from xclip_jax.config.duration import ends_pass, passes, run_length
 from xclip_jax.data import Split, open_splits
 from xclip_jax.data.clips import augment, pipeline
+from xclip_jax.errors import UserError
 from xclip_jax.evaluation import view_batches
 from xclip_jax.models.config import config_of_run
 from xclip_jax.models.xclip import XCLIP
@@ -54,7 +55,7 @@ def run(config: Any, workdir: str | os.PathLike, mode: str = 'train') -> dict[st
     progress.NonFiniteLossError, CheckpointError: see there.
   """
   if mode not in ('train', 'eval'):
-    raise ValueError(f'mode must be train or eval, got {mode!r}')
+    raise UserError(f'mode must be train or eval, got {mode!r}')
   workdir = workdir_lib.open_folder(config, workdir)
   with run_lock.hold(workdir):
     return _run(config, workdir, mode)
@@ -90,7 +91,7 @@ def _run(config: Any, workdir: files.AnyPath, mode: str) -> dict[str, float]:
     if mode == 'eval':
       step = ckpt.best_step() if config.eval.checkpoint == 'best' else start
       if step is None:
-        raise ValueError(f'{workdir} holds no checkpoint to evaluate; train first')
+        raise UserError(f'{workdir} holds no checkpoint to evaluate; train first')
       compilation_cache.enable(workdir)
       params = processes.run_on_all_processes(lambda: ckpt.restore_weights(
         step, drop_projectors(abstract.params), mesh_lib.replicated(mesh)))
@@ -229,7 +230,7 @@ def check_sizes(config: Any, model: XCLIP, mesh: Mesh) -> None:
   """
   place, dtype = mesh.devices.flat[0].platform, model.config.dtype
   if model.config.attention == 'cudnn' and (place not in ('gpu', 'cuda') or dtype != 'bfloat16'):
-    raise ValueError(
+    raise UserError(
       f"config.model.attention='cudnn' needs an NVIDIA GPU and model.dtype='bfloat16', got {place} "
       f"and {dtype!r}; set it to 'xla'")
   shards = mesh_lib.batch_shards(mesh)
@@ -238,7 +239,7 @@ def check_sizes(config: Any, model: XCLIP, mesh: Mesh) -> None:
     view_batches.sizes(
       config.eval.batch_size, max(config.eval.clips * config.eval.crops, 1), shards)
   except ValueError as error:
-    raise ValueError(f'config.eval.batch_size={error}') from error
+    raise UserError(f'config.eval.batch_size={error}') from error
   c = model.config
   towers = ('vision', 'text', *(name for name in ('mit', 'prompt') if getattr(c, name)))
   mesh_lib.check_widths(
@@ -250,7 +251,7 @@ def train_transform(config: Any, model: XCLIP) -> augment.TrainTransform:
   """The host's part of the augmentation."""
   a = config.augment
   if a.color_on not in ('auto', 'host', 'device'):
-    raise ValueError(f'config.augment.color_on={a.color_on!r} is none of auto, host, device')
+    raise UserError(f'config.augment.color_on={a.color_on!r} is none of auto, host, device')
   on_cpu = jax.default_backend() == 'cpu'            # where OpenCV is five times as fast as XLA
   color_on = a.color_on if a.color_on != 'auto' else 'host' if on_cpu else 'device'
   return augment.TrainTransform(

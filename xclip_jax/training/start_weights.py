@@ -9,6 +9,7 @@ import optax
 from jax.sharding import Mesh
 
 from xclip_jax import files
+from xclip_jax.errors import UserError
 from xclip_jax.models.config import COMPUTE_FIELDS
 from xclip_jax.models.training_options.projectors import PROJECTORS
 from xclip_jax.models.xclip import XCLIP
@@ -48,7 +49,7 @@ def read_params(config: Any, model: XCLIP, mesh: Mesh | None = None) -> Any:
     with Checkpoints(folder) as ckpt:
       step = ckpt.best_step()
       if step is None:
-        raise ValueError(f'config.train.init_from={source!r} holds no checkpoint')
+        raise UserError(f'config.train.init_from={source!r} holds no checkpoint')
       want = match_logit_bias(abstract, 'logit_bias' in ckpt.parameter_names(step))
       everywhere = mesh and mesh_lib.replicated(mesh)
       params = processes.run_on_all_processes(
@@ -61,7 +62,7 @@ def read_params(config: Any, model: XCLIP, mesh: Mesh | None = None) -> Any:
         source, seed=config.seed, new_modules=want, **(size if config.train.init_resample else {})
       )
     except ValueError as error:
-      raise ValueError(f'config.train.init_from: {error}') from error
+      raise UserError(f'config.train.init_from: {error}') from error
     if weights.config.logit_bias != want.logit_bias:
       weights = dataclasses.replace(
         weights, config=dataclasses.replace(weights.config, logit_bias=want.logit_bias))
@@ -72,7 +73,7 @@ def read_params(config: Any, model: XCLIP, mesh: Mesh | None = None) -> Any:
     )
     differ = [f'{k}: {v} there, {wanted[k]} here' for k, v in found.items() if v != wanted[k]]
     if differ:
-      raise ValueError(
+      raise UserError(
         f'config.train.init_from={source!r} is another model:\n  ' + '\n  '.join(differ)
         + '\nSet config.model to fit it; other values of num_frames and image_size are possible '
         'with config.train.init_resample=True, which interpolates positions.'

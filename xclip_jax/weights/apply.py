@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from xclip_jax.errors import UserError
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.models.xclip import XCLIP, init_params
 from xclip_jax.parallel import tree_names
@@ -48,8 +49,8 @@ def detect_dialect(names: Iterable[str]) -> str:
   if 'vision_model.embeddings.patch_embedding.weight' in names:
     return 'huggingface' if is_xclip else 'huggingface_clip'
   if any(name.startswith('visual.layer1.') for name in names):
-    raise ValueError('these are weights of a CLIP ResNet; only its vision transformers (ViT-*) fit')
-  raise ValueError(
+    raise UserError('these are weights of a CLIP ResNet; only its vision transformers (ViT-*) fit')
+  raise UserError(
     'not the names of a CLIP or X-CLIP state dict (OpenAI, official X-CLIP, Hugging Face, '
     f'open_clip); {len(names)} names, such as {sorted(names)[:5]}'
   )
@@ -102,7 +103,7 @@ def to_params(
     for key in want.keys() & flat.keys() if flat[key].shape != want[key].shape
   ]
   if problems:
-    raise ValueError(
+    raise UserError(
       f'these weights do not fit the model ({len(problems)} differences):\n  '
       + '\n  '.join(sorted(problems))
     )
@@ -130,7 +131,7 @@ def to_state_dict(params: Any, dialect: str) -> dict[str, np.ndarray]:
   """
   flat = tree_names.flatten(params)
   if 'logit_bias' in flat:
-    raise ValueError(
+    raise UserError(
       f'the model has a logit_bias, from training with a sigmoid loss; {dialect} has no place for '
       'it: keep these weights in our own format')
   state = {}
@@ -139,7 +140,7 @@ def to_state_dict(params: Any, dialect: str) -> dict[str, np.ndarray]:
     if not any(map(_pattern(rule.ours[0]).fullmatch, flat))
   ]
   if lacking:
-    raise ValueError(
+    raise UserError(
       f'the model has no {lacking[0]} (and {len(lacking) - 1} more), so its weights are not those '
       f'of an X-CLIP, which {dialect} names; keep them in our own format'
       + ('' if any(map(re.compile(rules.NEW_PARAMETERS).fullmatch, flat)) else

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from xclip_jax.errors import UserError
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.weights import rules
 
@@ -85,13 +86,13 @@ def infer_config(
       fields['mit_layers'] = _depth(state, dialect, 'mit/blocks_{i}/ln_1')
       fields['prompt_layers'] = _depth(state, dialect, 'prompt/blocks_{i}/norm1')
   except (KeyError, ValueError, IndexError) as error:
-    raise ValueError(
+    raise UserError(
       f'weights with {dialect} names have no {error}, or its shape is none that it can have; the '
       'file is incomplete or of another kind of model'
     ) from error
   grid = round((tokens - 1) ** 0.5)
   if grid * grid != tokens - 1 or (patch, channels) != (patch_width, 3):
-    raise ValueError(
+    raise UserError(
       f'only square frames, square patches and 3 channels are supported; the patch kernel is '
       f'{patch} x {patch_width} of {channels} channels, and there are {tokens - 1} patches'
     )
@@ -103,7 +104,7 @@ def infer_config(
     fields |= _read_config(file_config, dialect, fields)
   for tower, width in WIDTHS.items():
     if not fields[f'{tower}_heads']:
-      raise ValueError(
+      raise UserError(
         f'{width}={fields[width]} is less than one head of {HEAD_WIDTH}, so the number of heads of '
         f'the {tower} tower cannot be told from the weights; it takes a config.json beside them'
       )
@@ -124,7 +125,7 @@ def _shapes(state: Mapping[str, np.ndarray], dialect: str) -> dict[str, tuple[in
       try:
         parts = rules.inward(rule, np.broadcast_to(np.float32(0), np.shape(state[key])))
       except (ValueError, IndexError) as error:
-        raise ValueError(
+        raise UserError(
           f'{key!r} is {list(np.shape(state[key]))}, which does not suit its place: {error}'
         ) from error
       shape |= {n.replace('{i}', '0'): x.shape for n, x in zip(rule.ours, parts, strict=True)}
@@ -162,7 +163,7 @@ def _read_config(
     if sections[section].get('layer_norm_eps', _EPSILON) != _EPSILON
   ]
   if wrong:
-    raise ValueError('config.json does not fit the weights:\n  ' + '\n  '.join(wrong))
+    raise UserError('config.json does not fit the weights:\n  ' + '\n  '.join(wrong))
   table = _HF_TOWERS if dialect in rules.CLIP_DIALECTS else _HF_TOWERS | _HF_NEW
   return {ours: sections[section].get(key, default)
           for ours, (section, key, default) in table.items()}
@@ -174,7 +175,7 @@ def _read_open_clip_config(
   vision, text = model.get('vision_cfg', {}), model.get('text_cfg', {})
   unsupported = [name for name in ('timm_model_name', 'hf_model_name') if name in vision | text]
   if unsupported or isinstance(vision.get('layers'), list):
-    raise ValueError(
+    raise UserError(
       f'open_clip_config.json describes a tower that is not a CLIP ViT ({unsupported or "ResNet"})'
     )
   activation = 'quick_gelu' if model.get('quick_gelu') else 'gelu'

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from xclip_jax import files
+from xclip_jax.errors import UserError
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.weights import apply, architecture, native, remote, rules
 from xclip_jax.weights.files import archive
@@ -124,10 +125,10 @@ def read(
       says what to do.
   """
   if heads not in ('file', 'reference'):
-    raise ValueError(f"heads must be 'file' or 'reference', got {heads!r}")
+    raise UserError(f"heads must be 'file' or 'reference', got {heads!r}")
   for field, value in (('num_frames', num_frames), ('image_size', image_size)):
     if value is not None and (not isinstance(value, int) or value < 1):
-      raise ValueError(f'{field} must be a whole number from 1, got {value!r}')
+      raise UserError(f'{field} must be a whole number from 1, got {value!r}')
   name, known = os.fspath(source), KNOWN.get(os.fspath(source))
   if files.is_remote(source):
     with remote.local_copy(name, _WEIGHT_FILES) as copy:
@@ -176,7 +177,7 @@ def _read_foreign(
     frames = num_frames or (known.num_frames if known else 8)
     config = architecture.infer_config(state, dialect, file_config, frames)
   except ValueError as error:
-    raise ValueError(f'{path}: {error}') from error
+    raise UserError(f'{path}: {error}') from error
   notes = []
   if file_config is not None:
     config, told = _judge_heads(config, heads)
@@ -208,7 +209,7 @@ def _read_foreign(
   try:
     params = apply.to_params(state, dialect, config, seed)
   except ValueError as error:
-    raise ValueError(f'{path}: {error}') from error
+    raise UserError(f'{path}: {error}') from error
   preprocess = known.preprocess if known else native.REFERENCE
   if dialect == 'huggingface':
     preprocess = read_preprocess(path.parent / 'preprocessor_config.json', config.image_size)
@@ -242,7 +243,7 @@ def read_preprocess(path: Path, image_size: int) -> native.Preprocess:
   size = content.get('size', image_size)
   short = size if isinstance(size, int) else size.get('shortest_edge', image_size)
   if content.get('resample', 2) != 2:
-    raise ValueError(f'{path}: resample is {content["resample"]}, only 2 (bilinear) is supported')
+    raise UserError(f'{path}: resample is {content["resample"]}, only 2 (bilinear) is supported')
   scale = 255 if content.get('do_rescale', True) else 1
   as_255 = lambda key, default: tuple(
     round(float(x) * scale, 6) for x in content.get(key, default)     # 0.224 * 255 is not 57.12
@@ -265,7 +266,7 @@ def find_files(path: Path) -> tuple[Path, Path | None]:
       beside = path / config
       return path / name, beside if beside.is_file() else None
   held = sorted(x.name for x in path.iterdir())[:8]
-  raise ValueError(
+  raise UserError(
     f'{path} holds no weights: none of {", ".join(name for name, _ in _WEIGHT_FILES)}; '
     f'it holds {", ".join(held) or "nothing"}. Name the file itself if it is called otherwise.'
   )
@@ -283,7 +284,7 @@ def locate(source: str | os.PathLike) -> Path:
   if isinstance(source, str) and re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', name) and (
       path.suffix not in ('.pt', '.pth', '.bin', '.safetensors', '.json')):
     return _hub_folder(name)
-  raise ValueError(
+  raise UserError(
     f'{name!r} is not there: neither a file or folder, nor a name like '
     f'microsoft/xclip-base-patch32 or {", ".join(k for k in KNOWN if KNOWN[k].sha256)}'
   )
@@ -302,17 +303,17 @@ def _openai_file(name: str) -> Path:
       with urllib.request.urlopen(address, timeout=30) as response, open(temporary, 'wb') as out:
         while chunk := response.read(1 << 20):
           out.write(chunk)
-      os.replace(temporary, path)
+      files.replace_file(temporary, path)
     except (urllib.error.URLError, OSError) as error:
       temporary.unlink(missing_ok=True)
-      raise ValueError(
+      raise UserError(
         f'{name} is not in {folder} and cannot be downloaded ({error}). Without a network: '
         f'download {address} elsewhere and put it there as {path}'
       ) from error
   with open(path, 'rb') as opened:
     found = hashlib.file_digest(opened, 'sha256').hexdigest()
   if found != sha256:
-    raise ValueError(
+    raise UserError(
       f'{path} is damaged or another file: its sha256 is {found}, OpenAI\'s {name} has {sha256}; '
       'delete it, it is then downloaded again'
     )
@@ -334,7 +335,7 @@ def _hub_folder(name: str) -> Path:
     patterns = [*choose(files), *(f for f in files if '-of-' in f)]
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
   except errors.RepositoryNotFoundError as error:
-    raise ValueError(
+    raise UserError(
       f'{name!r} is neither a file or folder here nor a repository on the Hugging Face hub '
       '(or one that asks you to log in: huggingface-cli login)'
     ) from error
@@ -345,7 +346,7 @@ def _hub_folder(name: str) -> Path:
   try:
     return Path(huggingface_hub.snapshot_download(name, local_files_only=True))
   except (OSError, ValueError, errors.LocalEntryNotFoundError) as error:
-    raise ValueError(
+    raise UserError(
       f'{name} is not in the cache of the Hugging Face hub and cannot be downloaded ({reason}). '
       f'Without a network: download https://huggingface.co/{name} elsewhere (config.json, '
       'preprocessor_config.json, and model.safetensors or pytorch_model.bin) into one folder and '

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 
+from xclip_jax.errors import UserError
 from xclip_jax.models.config import COMPUTE_FIELDS
 from xclip_jax.parallel import tree_names
 from xclip_jax.weights.native import Weights
@@ -20,7 +21,7 @@ def interpolate(first: Weights, second: Weights, alpha: float) -> Weights:
     ValueError: alpha outside [0, 1], or models that differ; lists how.
   """
   if not 0 <= alpha <= 1:
-    raise ValueError(f'alpha must lie in [0, 1], got {alpha}')
+    raise UserError(f'alpha must lie in [0, 1], got {alpha}')
   check_alike(first, second)
 
   def mix(a, b):
@@ -43,7 +44,7 @@ def check_alike(first: Weights, second: Weights) -> None:
   shapes = [{k: np.shape(x) for k, x in tree_names.flatten(w.params).items()} for w in (first, second)]
   differ += ['their parameters'] if shapes[0] != shapes[1] and not differ else []
   if differ:
-    raise ValueError(
+    raise UserError(
       f'{first.source} and {second.source} are not the same model, so nothing lies between them:'
       '\n  ' + '\n  '.join(differ)
     )

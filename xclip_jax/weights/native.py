@@ -7,11 +7,10 @@
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
-import shutil
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from xclip_jax import files
+from xclip_jax.errors import ExistsError, UserError
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.parallel import tree_names
 from xclip_jax.weights import apply
@@ -67,7 +67,8 @@ def save(folder: str | os.PathLike, weights: Weights, overwrite: bool = False) -
   folder, source = Path(folder).resolve(), weights.source
   if Path(source).exists():            # a place on this machine means nothing on another
     source = Path(source).name
-  with replacing(folder, overwrite) as temporary:
+  replaceable = functools.partial(check_free, overwrite=overwrite)
+  with files.atomic_folder(folder, replaceable) as temporary:
     config = {
       'format': FORMAT, 'version': VERSION, 'model': dataclasses.asdict(weights.config),
       'tokenizer': TOKENIZER, 'template': weights.template, 'source': source,
@@ -85,29 +86,6 @@ def save(folder: str | os.PathLike, weights: Weights, overwrite: bool = False) -
   return folder
 
 
-class replacing:
-  """Gives a new folder to write into, which becomes `target` when all went well."""
-
-  def __init__(self, target: Path, overwrite: bool):
-    self._target, self._overwrite = target, overwrite
-    self._temporary = target.with_name(f'.{target.name}.{uuid.uuid4().hex}.tmp')
-
-  def __enter__(self) -> Path:
-    check_free(self._target, self._overwrite)
-    self._temporary.mkdir(parents=True)
-    return self._temporary
-
-  def __exit__(self, kind: Any, *_: Any) -> None:
-    if kind is not None:
-      shutil.rmtree(self._temporary, ignore_errors=True)
-      return
-    old = self._target.with_name(self._temporary.name + '.old')
-    if self._target.exists():
-      os.replace(self._target, old)
-    os.replace(self._temporary, self._target)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def check_free(target: Path, overwrite: bool) -> None:
   """Raises FileExistsError if `target` is there and may not be replaced.
 
@@ -117,10 +95,10 @@ def check_free(target: Path, overwrite: bool) -> None:
   if not target.exists():
     return
   if not overwrite:
-    raise FileExistsError(f'{target} exists; choose another name, or ask for it to be overwritten')
+    raise ExistsError(f'{target} exists; choose another name, or ask for it to be overwritten')
   held = {x.name for x in target.iterdir()} if target.is_dir() else {'a file'}
   if held and ('config.json' not in held or held & {'checkpoints', 'metrics.jsonl'}):
-    raise FileExistsError(
+    raise ExistsError(
       f'{target} is not a folder with weights, so it is not overwritten; remove it yourself'
     )
 
@@ -151,12 +129,12 @@ def read(folder: str | os.PathLike) -> Weights:
   folder = Path(folder)
   content = read_json(folder / 'config.json')
   if content.get('version') != VERSION:
-    raise ValueError(
+    raise UserError(
       f'{folder / "config.json"}: version is {content.get("version")!r}, this program reads '
       f'{VERSION}; convert the weights again, or update the program'
     )
   if content.get('tokenizer') != TOKENIZER:
-    raise ValueError(
+    raise UserError(
       f'{folder / "config.json"}: tokenizer is {content.get("tokenizer")!r}, there is only '
       f'{TOKENIZER!r}'
     )
@@ -181,11 +159,11 @@ def read_json(path: Path) -> dict[str, Any]:
       content = path.read_bytes()
     content = json.loads(content)
   except FileNotFoundError as error:
-    raise ValueError(f'{path} is missing; the folder is incomplete') from error
+    raise UserError(f'{path} is missing; the folder is incomplete') from error
   except (OSError, ValueError, RecursionError) as error:
-    raise ValueError(f'{path} cannot be read as JSON: {error}') from error
+    raise UserError(f'{path} cannot be read as JSON: {error}') from error
   if not isinstance(content, dict):
-    raise ValueError(f'{path} must hold a JSON object, found {type(content).__name__}')
+    raise UserError(f'{path} must hold a JSON object, found {type(content).__name__}')
   return content
 
 
@@ -193,7 +171,7 @@ def _record(cls: type, content: Any, path: Path, field: str) -> Any:
   try:
     return cls(**content)
   except (TypeError, ValueError) as error:
-    raise ValueError(f'{path}, {field}: {error}') from error
+    raise UserError(f'{path}, {field}: {error}') from error
 
 
 def _check_params(flat: Mapping[str, np.ndarray], config: XCLIPConfig, path: Path) -> None:
@@ -206,7 +184,7 @@ def _check_params(flat: Mapping[str, np.ndarray], config: XCLIPConfig, path: Pat
   ]
   differ += [f'{k}: {x.dtype}, wanted float32' for k, x in flat.items() if x.dtype != np.float32]
   if differ:
-    raise ValueError(f'{path} does not fit its config.json:\n  ' + '\n  '.join(differ[:20]))
+    raise UserError(f'{path} does not fit its config.json:\n  ' + '\n  '.join(differ[:20]))
 
 
 def _write_json(path: Path, content: Any) -> None:

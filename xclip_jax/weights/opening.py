@@ -9,6 +9,7 @@ import jax
 import numpy as np
 
 from xclip_jax import files, models
+from xclip_jax.errors import UserError
 from xclip_jax.models.config import XCLIPConfig, config_of_run
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.weights import hub, native, rules
@@ -31,7 +32,7 @@ def _open(source: str | os.PathLike, **options: Any) -> native.Weights:
   folder = files.as_path(source, 'weights')
   if not files.exists(folder / 'checkpoints'):
     if files.exists(folder / 'metrics.jsonl'):
-      raise ValueError(f'{folder} is a run without a checkpoint yet; train until one is saved')
+      raise UserError(f'{folder} is a run without a checkpoint yet; train until one is saved')
     return hub.read(source, **options)
   weights = _read_run(folder)
   return hub.resample(weights, options.get('num_frames'), options.get('image_size'))
@@ -58,7 +59,7 @@ def open_start_weights(
 def _read_run(workdir: Path) -> native.Weights:
   file = workdir / 'config.json'
   if not files.exists(file):
-    raise ValueError(f'{file} is missing, so {workdir} is not the --workdir of a run of train.py')
+    raise UserError(f'{file} is missing, so {workdir} is not the --workdir of a run of train.py')
   from xclip_jax.storage import checkpoints as checkpoints_lib  # Orbax takes seconds to import
   from xclip_jax.storage import state
   try:
@@ -70,12 +71,12 @@ def _read_run(workdir: Path) -> native.Weights:
     )
     template = tuple(data.get('templates', ())) or data['template']
   except (ValueError, TypeError, KeyError) as error:
-    raise ValueError(f'{file} is not the configuration of a run: {error!r}') from error
+    raise UserError(f'{file} is not the configuration of a run: {error!r}') from error
   abstract = jax.eval_shape(lambda: state.init_params(XCLIP(config), jax.random.key(0)))
   with checkpoints_lib.Checkpoints(workdir) as checkpoints:
     step = checkpoints.best_step()
     if step is None:
-      raise ValueError(
+      raise UserError(
         f'{workdir / "checkpoints"} holds no checkpoint yet; train until one is saved'
       )
     params = jax.device_get(checkpoints.restore_weights(step, abstract))

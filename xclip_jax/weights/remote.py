@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from xclip_jax import files
+from xclip_jax.errors import UserError
 
 _OWN = ('config.json', 'preprocess.json', 'params.safetensors')      # see weights/native.py
 _BESIDE = 'preprocessor_config.json'                                 # Hugging Face's
@@ -29,7 +30,7 @@ def local_copy(name: str, weight_files: Sequence[tuple[str, str]]) -> Iterator[P
   """
   place = files.as_path(name, 'weights')
   if not files.exists(place):
-    raise ValueError(f'{name!r} is not there: its bucket holds neither a file nor a folder of it')
+    raise UserError(f'{name!r} is not there: its bucket holds neither a file nor a folder of it')
   with tempfile.TemporaryDirectory(prefix='xclip-weights-') as temporary:
     with files.explain_errors(place):
       folder = Path(temporary) / place.name

@@ -16,6 +16,8 @@ import videos
 from xclip_jax.data.clips import augment, pipeline, sampling
 from xclip_jax.data.datasets import annotations
 
+PROGRAMS = pathlib.Path(__file__).parents[2] / 'programs'
+
 N, T, S = 7, 4, 32
 FRAMES = 20
 CLASSES = annotations.ClassList(('a', 'b', 'c'), (None, None, None))
@@ -302,23 +304,7 @@ def test_workers_that_keep_dying_end_the_run(good, monkeypatch):
       list(itertools.islice(batches, 8))
 
 
-RUN = """
-import multiprocessing, pathlib, sys, time
-import numpy as np
-from xclip_jax.data import augment, pipeline, source
-
-if __name__ == '__main__':
-  paths = sorted(pathlib.Path(sys.argv[1]).glob('*.mp4'))
-  classes = source.ClassList(('a',), (None,))
-  listed = source.VideoList([source.Example(str(path), 0) for path in paths], classes)
-  transform = augment.TrainTransform(112, 'multiscale', 0.5, 0.8, 0.2)
-  batches = pipeline.train_batches(
-    listed, transform, num_frames=8, batch_size=8, seed=0, workers=1, threads=1)
-  batch = next(batches)
-  print(*(child.pid for child in multiprocessing.active_children()), flush=True)
-  if sys.argv[2] == 'stay':
-    time.sleep(300)
-"""
+RUN = (PROGRAMS / 'main_process_of_workers.py').read_text()
 
 
 @contextlib.contextmanager

@@ -293,9 +293,9 @@ def loaded_after(code, *arguments):
 
 def test_building_and_reading_load_no_tensorflow(clips, tmp_path):
   assert loaded_after("""
-from xclip_jax.data import tfds_build
+from xclip_jax.data.tools import tfds_build
 assert tfds_build.main(['files', sys.argv[1], '--data-dir', sys.argv[2]]) == 0
-from xclip_jax.data import tfds_source
+from xclip_jax.data.datasets import tfds_source
 videos = tfds_source.TfdsVideos(f'{sys.argv[2]}/xclip_videos/files_h264/1.0.0', 'val.csv')
 assert len(videos[1]['video']) > 100
 """, clips, tmp_path) == []

@@ -1,6 +1,7 @@
 """Videos in ArrayRecord files, read in place: whole or with a plain reason, never a crash."""
 
 import os
+import pathlib
 import pickle
 import random
 import subprocess
@@ -17,6 +18,8 @@ from xclip_jax.data.clips import augment, pipeline
 from xclip_jax.data.datasets import annotations
 from xclip_jax.data.tools import check
 from xclip_jax.data.video import archives, decode
+
+PROGRAMS = pathlib.Path(__file__).parents[2] / 'programs'
 
 CLASSES = annotations.ClassList(('open', 'run'), (None, None))
 FRAMES = (12, 7, 9)           # of each record
@@ -89,16 +92,7 @@ def test_what_is_wrong_with_a_record_is_named(tmp_path, shard, contents):
     assert str(raised.value).startswith(path)
 
 
-DAMAGED = """
-import sys
-from xclip_jax.data import shards
-for path in sys.argv[2:]:
-  for number in range(int(sys.argv[1])):
-    try:
-      print(path, number, hash(shards.read(f'{path}/{number}')))
-    except OSError as error:
-      print(path, number, 'refused')
-"""
+DAMAGED = (PROGRAMS / 'read_damaged_archives.py').read_text()
 
 
 def test_no_damage_ends_the_process_or_gives_wrong_bytes(tmp_path, contents):

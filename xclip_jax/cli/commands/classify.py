@@ -15,8 +15,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import xclip_jax
-from xclip_jax import compilation_cache
+from xclip_jax import compilation_cache, errors
 from xclip_jax.cli import output as output_lib
+from xclip_jax.errors import UserError
 
 _NOT_FINITE = 'the model answers with NaN or infinity; its weights are damaged'
 
@@ -25,7 +26,7 @@ def classify(arguments: argparse.Namespace) -> int:
   """Prints the best labels of every video."""
   started = time.perf_counter()
   if arguments.top < 1:
-    raise output_lib.UserError(f'--top must be at least 1, got {arguments.top}')
+    raise errors.UserError(f'--top must be at least 1, got {arguments.top}')
   labels = _labels(arguments)
   files = _files(arguments.videos)
   with contextlib.ExitStack() as stack:
@@ -34,7 +35,7 @@ def classify(arguments: argparse.Namespace) -> int:
       for path in (arguments.csv, arguments.json)
     )
     if arguments.csv and arguments.json and csv_output.target == json_output.target:
-      raise output_lib.UserError(f'--csv and --json both write to {arguments.csv}')
+      raise errors.UserError(f'--csv and --json both write to {arguments.csv}')
     table = output_lib.Table(files) if '-' not in (arguments.csv, arguments.json) else None
     classifier, times = _load(arguments)
     with output_lib.show_user_errors():
@@ -71,10 +72,10 @@ def embed(arguments: argparse.Namespace) -> int:
   has_labels = arguments.labels is not None or arguments.labels_file is not None
   labels = _labels(arguments) if has_labels else []
   if not arguments.videos and not labels:
-    raise output_lib.UserError('no videos and no labels; give a file, a folder, a glob, or --labels')
+    raise errors.UserError('no videos and no labels; give a file, a folder, a glob, or --labels')
   files = _files(arguments.videos) if arguments.videos else []
   if arguments.output == '-':
-    raise output_lib.UserError('-o must be a file; features are not written to standard output')
+    raise errors.UserError('-o must be a file; features are not written to standard output')
   with output_lib.Output(arguments.output, arguments.overwrite) as output:
     classifier, _ = _load(arguments)
     import numpy as np
@@ -84,7 +85,7 @@ def embed(arguments: argparse.Namespace) -> int:
       with output_lib.show_user_errors():
         arrays |= {'text_features': classifier.embed_text(labels), 'labels': np.array(labels, str)}
         if not np.isfinite(arrays['text_features']).all():
-          raise ValueError(f'{arguments.weights}: {_NOT_FINITE}')
+          raise UserError(f'{arguments.weights}: {_NOT_FINITE}')
     features = zip(files, classifier.embed_each(files), strict=True)
     for file, row in _progress(features, len(files), arguments.quiet):
       if isinstance(row, ValueError):
@@ -143,9 +144,9 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
   """Opens the weights; also seconds it took, by what was done."""
   start = time.perf_counter()
   if arguments.template is not None and '{}' not in arguments.template:
-    raise output_lib.UserError(f'--template {arguments.template!r} must hold {{}} for the label')
+    raise errors.UserError(f'--template {arguments.template!r} must hold {{}} for the label')
   if arguments.frames is not None and arguments.frames < 1:
-    raise output_lib.UserError(f'--frames must be at least 1, got {arguments.frames}')
+    raise errors.UserError(f'--frames must be at least 1, got {arguments.frames}')
   compilation_cache.enable()
   from xclip_jax.inference import classifier as classifier_lib
 
@@ -164,7 +165,7 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
 def _labels(arguments: argparse.Namespace) -> list[str]:
   """Reads --labels or --labels-file."""
   if (arguments.labels is None) == (arguments.labels_file is None):
-    raise output_lib.UserError('give either --labels or --labels-file')
+    raise errors.UserError('give either --labels or --labels-file')
   if arguments.labels is not None:
     where, labels = '--labels', [label.strip() for label in arguments.labels.split(',')]
   else:
@@ -173,7 +174,7 @@ def _labels(arguments: argparse.Namespace) -> list[str]:
       from xclip_jax.data.datasets import annotations
       lines = annotations.read_content(where).decode('utf-8-sig').splitlines()
     except ValueError as error:
-      raise output_lib.UserError(f'{where} cannot be read as UTF-8 text: {error}') from error
+      raise errors.UserError(f'{where} cannot be read as UTF-8 text: {error}') from error
     header = [name.strip() for name in lines[0].split(',')] if lines else []
     if where.lower().endswith('.csv') or {'id', 'name'} <= set(header):
       with output_lib.show_user_errors():
@@ -182,10 +183,10 @@ def _labels(arguments: argparse.Namespace) -> list[str]:
       labels = [line.strip() for line in lines if not line.lstrip().startswith('#')]
   labels = [label for label in labels if label]
   if not labels:
-    raise output_lib.UserError(f'{where} holds no labels')
+    raise errors.UserError(f'{where} holds no labels')
   repeated = sorted({label for label in labels if labels.count(label) > 1})
   if repeated:
-    raise output_lib.UserError(f'{where} holds {repeated[0]!r} more than once')
+    raise errors.UserError(f'{where} holds {repeated[0]!r} more than once')
   return labels
 
 
@@ -198,13 +199,13 @@ def _files(places: Sequence[str]) -> list[str]:
     if not os.path.lexists(place) and glob.has_magic(place):
       matches = sorted(glob.glob(place, recursive=True))
       if not matches:
-        raise output_lib.UserError(f'no videos found: nothing matches {place}')
+        raise errors.UserError(f'no videos found: nothing matches {place}')
     else:
       matches = [place]
     for match in matches:
       inside = _videos_in(match, public_formats.SUFFIXES) if os.path.isdir(match) else [match]
       if not inside and len(matches) == 1:
-        raise output_lib.UserError(
+        raise errors.UserError(
           f'no videos found in {match}: no file in it ends in {" ".join(public_formats.SUFFIXES)}'
         )
       found += inside
@@ -212,7 +213,7 @@ def _files(places: Sequence[str]) -> list[str]:
   for file in found:
     once.setdefault(os.path.abspath(file), file)
   if not once:
-    raise output_lib.UserError(f'no videos found in {", ".join(places)}')
+    raise errors.UserError(f'no videos found in {", ".join(places)}')
   return list(once.values())
 
 

@@ -13,7 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from xclip_jax import errors
 from xclip_jax.cli import output as output_lib
+from xclip_jax.errors import UserError
 
 _EXAMPLES = """examples:
   xclip data check train.csv --report report.txt --clean train_clean.csv
@@ -110,7 +112,7 @@ def check(arguments: argparse.Namespace) -> int:
   path = arguments.list
   for name in ('frames', 'processes'):
     if getattr(arguments, name) < 1:
-      raise output_lib.UserError(f'--{name} must be at least 1, got {getattr(arguments, name)}')
+      raise errors.UserError(f'--{name} must be at least 1, got {getattr(arguments, name)}')
   gc.enable()
   with contextlib.ExitStack() as stack:
     run_page, clean = (
@@ -118,12 +120,12 @@ def check(arguments: argparse.Namespace) -> int:
       for file in (arguments.report, arguments.clean)
     )
     if arguments.report and arguments.clean and run_page.target == clean.target:
-      raise output_lib.UserError(f'--report and --clean both write to {arguments.clean}')
+      raise errors.UserError(f'--report and --clean both write to {arguments.clean}')
     with output_lib.show_user_errors():
       columns, _ = annotations.read_rows(path, ('path',))
       if arguments.clean and annotations.is_reference_list(path) != annotations.is_reference_list(
         arguments.clean):
-        raise ValueError(f'--clean {arguments.clean} must end in {Path(path).suffix}, as the list')
+        raise UserError(f'--clean {arguments.clean} must end in {Path(path).suffix}, as the list')
       found = check.check_list(
         path, _root(arguments), _classes(arguments) if 'label' in columns else None,
         num_frames=arguments.frames, processes=arguments.processes, progress=_bar(arguments.quiet),
@@ -159,9 +161,9 @@ def check(arguments: argparse.Namespace) -> int:
 def show(arguments: argparse.Namespace) -> int:
   """Draws augmented training clips as the model sees them before normalisation."""
   if not arguments.output.endswith('.png'):
-    raise output_lib.UserError(f'-o {arguments.output} must end in .png')
+    raise errors.UserError(f'-o {arguments.output} must end in .png')
   if min(arguments.count, arguments.frames, arguments.size) < 1:
-    raise output_lib.UserError('--count, --frames and --size must be at least 1')
+    raise errors.UserError('--count, --frames and --size must be at least 1')
   with output_lib.Output(arguments.output, arguments.overwrite) as output, output_lib.show_user_errors():
     from xclip_jax.data.clips import augment, pipeline
     from xclip_jax.data.datasets import annotations
@@ -171,7 +173,7 @@ def show(arguments: argparse.Namespace) -> int:
     examples = annotations.read_annotations(arguments.list, _root(arguments), classes)
     videos = annotations.VideoList(examples, classes, _root(arguments))
     if not videos.is_single_label:
-      raise ValueError(f'{arguments.list}: gives a video several labels; training reads one')
+      raise UserError(f'{arguments.list}: gives a video several labels; training reads one')
     transform = augment.TrainTransform(
       arguments.size, arguments.crop, arguments.flip, arguments.color_jitter, arguments.grayscale)
     clips, failed = [], 0
@@ -183,7 +185,7 @@ def show(arguments: argparse.Namespace) -> int:
         if batch['mask'][0]:
           clips.append(run_page.Clip(batch['video'][0], classes.names[batch['label'][0]], ()))
     if not clips:
-      raise ValueError(f'{arguments.list}: no video could be read; see `xclip data check`')
+      raise UserError(f'{arguments.list}: no video could be read; see `xclip data check`')
     picture = io.BytesIO()
     run_page.draw_clips(clips, picture)
     output.write(picture.getvalue())
@@ -205,7 +207,7 @@ def prepare(arguments: argparse.Namespace) -> int:
 
   gc.enable()
   if arguments.processes < 1:
-    raise output_lib.UserError(f'--processes must be at least 1, got {arguments.processes}')
+    raise errors.UserError(f'--processes must be at least 1, got {arguments.processes}')
   own = dict(h264=('crf', 'gop'), jpeg=('quality', 'fps'))
   given = {
     name: getattr(arguments, name) for names in own.values() for name in names
@@ -213,7 +215,7 @@ def prepare(arguments: argparse.Namespace) -> int:
   }
   for name in given:
     if name not in own[arguments.format]:
-      raise output_lib.UserError(f'--{name} does nothing to --format {arguments.format}')
+      raise errors.UserError(f'--{name} does nothing to --format {arguments.format}')
   with output_lib.show_user_errors(), _ending_on_sigterm():
     columns, _ = annotations.read_rows(arguments.list, ('path',))
     place = (arguments.list, _root(arguments),
@@ -230,7 +232,7 @@ def prepare(arguments: argparse.Namespace) -> int:
       print('stopped; what is complete is kept, and the same command goes on', file=sys.stderr)
       return 130
     except RuntimeError as error:
-      raise output_lib.UserError(str(error)) from error
+      raise errors.UserError(str(error)) from error
   _say_report(run_page, Path(arguments.output) / Path(arguments.list).name)
   return 0
 
@@ -280,7 +282,7 @@ def write_lists(arguments: argparse.Namespace) -> int:
     from xclip_jax.data.tools import derive_lists
 
     if arguments.name in ('files', 'synthetic', 'tfds'):
-      raise ValueError(f'{arguments.name} has lists already or needs none; name folder, kinetics, '
+      raise UserError(f'{arguments.name} has lists already or needs none; name folder, kinetics, '
                        'hmdb51, ucf101 or ssv2')
     arguments.zero_shot = ''
     texts = {}
@@ -299,7 +301,7 @@ def few_shot(arguments: argparse.Namespace) -> int:
     from xclip_jax.data.tools import derive_lists
 
     if Path(arguments.output).suffix != Path(arguments.list).suffix:
-      raise ValueError(f'-o {arguments.output} must end as {arguments.list} does')
+      raise UserError(f'-o {arguments.output} must end as {arguments.list} does')
     classes = annotations.read_classes(_classes(arguments))
     output.write(
       derive_lists.few_shot(arguments.list, classes, arguments.shots, arguments.seed).encode())
@@ -361,7 +363,7 @@ def _root(arguments: argparse.Namespace) -> Path:
 def _classes(arguments: argparse.Namespace) -> Path:
   path = Path(arguments.classes) if arguments.classes else _folder(arguments) / 'classes.csv'
   if not path.is_file():
-    raise ValueError(f'{path} is not there; name the class list with --classes')
+    raise UserError(f'{path} is not there; name the class list with --classes')
   return path
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from xclip_jax import errors
 from xclip_jax.cli import output
 from xclip_jax.parallel import cluster
 
@@ -127,7 +128,7 @@ def compare(arguments: argparse.Namespace) -> int:
   from xclip_jax.evaluation import compare as compare_lib
 
   if arguments.resamples < 1:
-    raise output.UserError(f'--resamples must be at least 1, got {arguments.resamples}')
+    raise errors.UserError(f'--resamples must be at least 1, got {arguments.resamples}')
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(_folder(arguments)) if arguments.output else None
     with output.show_user_errors():
@@ -164,7 +165,7 @@ def _run(
   for name in ('clips', 'stride', 'batch_size', 'threads', 'frames'):
     value = getattr(arguments, name)
     if value is not None and value < 1:
-      raise output.UserError(f'--{name.replace("_", "-")} must be at least 1, got {value}')
+      raise errors.UserError(f'--{name.replace("_", "-")} must be at least 1, got {value}')
   process, processes = _join(arguments)
   first = process == 0
   with contextlib.ExitStack() as stack:
@@ -241,7 +242,7 @@ def _join(arguments: argparse.Namespace) -> tuple[int, int]:
 
 def _say_on_all(error: BaseException) -> int:
   """Prints why one of several processes failed, as `xclip` does; returns the exit code."""
-  if isinstance(error, output.UserError):
+  if isinstance(error, errors.UserError):
     output.print_past_bar(f'xclip: {error}', sys.stderr)
     return 2
   if isinstance(error, KeyboardInterrupt):
@@ -262,7 +263,7 @@ def _sets(
   if len(classes) == 1:
     classes = classes * len(lists)
   if len(classes) != len(lists):
-    raise output.UserError(
+    raise errors.UserError(
       f'--classes names {len(classes)} files for {len(lists)} lists; give one, or one for each')
   names = names or video_lists.short_names(lists)
   with output.show_user_errors():
@@ -276,18 +277,18 @@ def _templates(arguments: argparse.Namespace) -> list[str] | None:
   found = list(arguments.template or [])
   if arguments.templates_file:
     if found:
-      raise output.UserError('give either --template or --templates-file')
+      raise errors.UserError('give either --template or --templates-file')
     try:
       from xclip_jax.data.datasets import annotations
       lines = annotations.read_content(arguments.templates_file).decode('utf-8-sig').splitlines()
     except ValueError as error:
-      raise output.UserError(f'{arguments.templates_file} cannot be read: {error}') from error
+      raise errors.UserError(f'{arguments.templates_file} cannot be read: {error}') from error
     found = [x.strip() for x in lines if x.strip() and not x.startswith('# ')]
     if not found:
-      raise output.UserError(f'{arguments.templates_file} holds no templates')
+      raise errors.UserError(f'{arguments.templates_file} holds no templates')
   for template in found:
     if '{}' not in template:
-      raise output.UserError(f'template {template!r} must hold {{}} for the label')
+      raise errors.UserError(f'template {template!r} must hold {{}} for the label')
   return found or None
 
 

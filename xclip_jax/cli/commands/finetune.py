@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from xclip_jax import errors
 from xclip_jax.cli import output
 
 _EXAMPLES = """examples:
@@ -64,11 +65,11 @@ def finetune(arguments: argparse.Namespace) -> int:
   for name, least in (('epochs', 0), ('batch_size', 1), ('lr', 0), ('threads', 1)):
     value = getattr(arguments, name)
     if value is not None and (value < least or not value):
-      raise output.UserError(f'--{name.replace("_", "-")} must be positive, got {value}')
+      raise errors.UserError(f'--{name.replace("_", "-")} must be positive, got {value}')
   if arguments.flip is not None and not 0 <= arguments.flip <= 1:
-    raise output.UserError(f'--flip is a probability, got {arguments.flip}')
+    raise errors.UserError(f'--flip is a probability, got {arguments.flip}')
   if (arguments.base_classes or arguments.base_root) and not arguments.base:
-    raise output.UserError('--base-classes and --base-root belong to --base, which is not given')
+    raise errors.UserError('--base-classes and --base-root belong to --base, which is not given')
   from xclip_jax.data.datasets import own_clips
 
   with output.show_user_errors():
@@ -126,7 +127,7 @@ def _check_output(out: Path) -> None:
   """Refuses a folder that holds something else."""
   if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / 'run').is_dir()
                                             and not (out / 'train.csv').is_file())):
-    raise output.UserError(f'{out} is there and no fine-tuning; choose another folder with -o')
+    raise errors.UserError(f'{out} is there and no fine-tuning; choose another folder with -o')
 
 
 def _say(text: str) -> None:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from xclip_jax import errors
 from xclip_jax.cli import output as output_lib
 
 _EXAMPLES = """examples:
@@ -59,7 +60,7 @@ def plan(arguments: argparse.Namespace) -> int:
   machines. Exit code: 0 if it fits, 1 if not.
   """
   if arguments.classes < 1:
-    raise output_lib.UserError(f'--classes must be at least 1, got {arguments.classes}')
+    raise errors.UserError(f'--classes must be at least 1, got {arguments.classes}')
   _prepare(arguments.platform)
   from xclip_jax.planning import plan as planning
 
@@ -174,7 +175,7 @@ def _prepare(platform: str) -> None:
   name, _, count = platform.partition(':')
   if name == 'cpu' and count:
     if not count.isdecimal() or not int(count):
-      raise output_lib.UserError(f'--platform {platform}: cpu:N wants a number of devices')
+      raise errors.UserError(f'--platform {platform}: cpu:N wants a number of devices')
     os.environ['XLA_FLAGS'] = (f'{os.environ.get("XLA_FLAGS", "")} '
                                f'--xla_force_host_platform_device_count={count}')
 
@@ -198,7 +199,7 @@ def _config(arguments: argparse.Namespace) -> Any:
   for change in arguments.changes:
     field, equals, value = change.partition('=')
     if not equals:
-      raise output_lib.UserError(f'--set {change}: FIELD=VALUE wanted, e.g. model.remat=dots')
+      raise errors.UserError(f'--set {change}: FIELD=VALUE wanted, e.g. model.remat=dots')
     try:
       changes[field] = ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -210,7 +211,7 @@ def _config(arguments: argparse.Namespace) -> Any:
         c.update_from_flattened_dict({field: value})
     except (KeyError, AttributeError, TypeError) as error:
       reason = str(error.args[0]).splitlines()[0] if error.args else type(error).__name__
-      raise output_lib.UserError(f'config.{field}={value!r}: {reason}') from error
+      raise errors.UserError(f'config.{field}={value!r}: {reason}') from error
   return c
 
 
@@ -221,14 +222,14 @@ def _mesh(text: str) -> dict[str, int]:
     try:
       axes[f'mesh.{name.strip()}'] = int(size)
     except ValueError as error:
-      raise output_lib.UserError(f'--mesh {text}: wanted as in data=8,fsdp=4') from error
+      raise errors.UserError(f'--mesh {text}: wanted as in data=8,fsdp=4') from error
   return axes
 
 
 def _load(path: str) -> Any:
   file = Path(path)
   if not file.is_file():
-    raise output_lib.UserError(f'--config {path}: no such file')
+    raise errors.UserError(f'--config {path}: no such file')
   sys.path.insert(0, str(Path.cwd()))                 # where `configs` is, as for train.py
   spec = importlib.util.spec_from_file_location('xclip_plan_config', file)
   module = importlib.util.module_from_spec(spec)

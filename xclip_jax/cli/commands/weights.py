@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from xclip_jax import errors
 from xclip_jax.cli import output
 
 _EXAMPLES = """examples:
@@ -112,16 +113,16 @@ def curve(arguments: argparse.Namespace) -> int:
   try:
     alphas = [float(x) for x in arguments.alphas.split(',')]
   except ValueError as error:
-    raise output.UserError(
+    raise errors.UserError(
       f'--alphas {arguments.alphas}: numbers from 0 to 1 wanted, as in 0,0.5,1') from error
   if any(not 0 <= x <= 1 for x in alphas):
-    raise output.UserError(f'--alphas {arguments.alphas}: each must lie from 0 to 1')
+    raise errors.UserError(f'--alphas {arguments.alphas}: each must lie from 0 to 1')
   for template in arguments.template or ():
     if '{}' not in template:
-      raise output.UserError(f'template {template!r} must hold {{}} for the label')
+      raise errors.UserError(f'template {template!r} must hold {{}} for the label')
   classes = arguments.classes or [None]
   if len(classes) not in (1, len(arguments.lists)):
-    raise output.UserError(f'--classes is given {len(classes)} times for {len(arguments.lists)} '
+    raise errors.UserError(f'--classes is given {len(classes)} times for {len(arguments.lists)} '
                           'lists; give it once, or once for each')
   classes = classes * len(arguments.lists) if len(classes) == 1 else classes
   ours = re.compile(r'curve\.(png|md|json)')

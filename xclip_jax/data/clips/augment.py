@@ -11,6 +11,7 @@ import numpy as np
 from PIL import Image
 
 from xclip_jax.data.clips import rand_augment as rand_augment_lib
+from xclip_jax.errors import UserError
 
 _RESIZE_RATIO = 256 / 224            # short side before cropping, over image_size
 _CROP_SCALES = (1, 0.875, 0.75, 0.66)
@@ -48,16 +49,16 @@ class TrainTransform:
 
   def __post_init__(self):
     if self.rand_augment < 0:
-      raise ValueError(f'rand_augment must not be negative, found {self.rand_augment}')
+      raise UserError(f'rand_augment must not be negative, found {self.rand_augment}')
     if not 0 <= self.rand_magnitude <= 10:
-      raise ValueError(f'rand_magnitude must be in 0..10, found {self.rand_magnitude}')
+      raise UserError(f'rand_magnitude must be in 0..10, found {self.rand_magnitude}')
     if self.crop not in ('multiscale', 'center'):
-      raise ValueError(f"crop must be 'multiscale' or 'center', found {self.crop!r}")
+      raise UserError(f"crop must be 'multiscale' or 'center', found {self.crop!r}")
     if self.colors not in ('host', 'device'):
-      raise ValueError(f"colors must be 'host' or 'device', found {self.colors!r}")
+      raise UserError(f"colors must be 'host' or 'device', found {self.colors!r}")
     for name in ('flip', 'color_jitter', 'grayscale', 'erase'):
       if not 0 <= getattr(self, name) <= 1:
-        raise ValueError(f'{name} must be a probability in 0..1, found {getattr(self, name)}')
+        raise UserError(f'{name} must be a probability in 0..1, found {getattr(self, name)}')
 
   def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Return uint8 [T, S, S, 3]; the same frames and rng state give the same clip."""
@@ -118,11 +119,11 @@ class EvalTransform:
 
   def __post_init__(self):
     if self.crops not in (1, 3):
-      raise ValueError(f'crops must be 1 or 3, found {self.crops}')
+      raise UserError(f'crops must be 1 or 3, found {self.crops}')
     if self.resize_ratio < 1:
-      raise ValueError(f'resize_ratio must be at least 1, found {self.resize_ratio}')
+      raise UserError(f'resize_ratio must be at least 1, found {self.resize_ratio}')
     if self.filter not in ('opencv', 'pillow'):
-      raise ValueError(f"filter must be 'opencv' or 'pillow', found {self.filter!r}")
+      raise UserError(f"filter must be 'opencv' or 'pillow', found {self.filter!r}")
 
   def __call__(self, frames: np.ndarray) -> np.ndarray:
     """Return uint8 [T, S, S, 3], or [3, T, S, S, 3] with three crops."""

@@ -32,6 +32,7 @@ from xclip_jax.data.bad_files import BadFiles as BadFiles
 from xclip_jax.data.clips import augment
 from xclip_jax.data.clips import sampling as sampling_lib
 from xclip_jax.data.video import decode
+from xclip_jax.errors import UserError
 
 # [row] -> dict(path, label, index), and video, bytes, where a source has read the file itself, or
 # error, the reason why it could not.
@@ -99,7 +100,7 @@ class Batches:
 
   def _next(self) -> dict[str, np.ndarray]:
     if not self._open_iterator:
-      raise ValueError('these batches are closed; make new ones')
+      raise UserError('these batches are closed; make new ones')
     while True:
       try:
         element = next(self._open_iterator[0])
@@ -225,7 +226,7 @@ def eval_batches(
       alone.
   """
   if clips < 1:
-    raise ValueError(f'clips must be at least 1, found {clips}')
+    raise UserError(f'clips must be at least 1, found {clips}')
   rows = _check_rows(source, batch_size, rows)
   sampler = sampling_lib.Sampler(num_frames, sampling, stride, views)
   padded = -(-len(source) // batch_size) * batch_size
@@ -381,14 +382,14 @@ def _check_rows(
   source: Source, batch_size: int, rows: Sequence[int] | None, repeats: int = 1
 ) -> np.ndarray:
   if not len(source):
-    raise ValueError('there are no videos to read; the annotation file lists none')
+    raise UserError('there are no videos to read; the annotation file lists none')
   if repeats < 1:
-    raise ValueError(f'repeats must be at least 1, found {repeats}')
+    raise UserError(f'repeats must be at least 1, found {repeats}')
   if batch_size < 1 or batch_size % repeats:
-    raise ValueError(f'batch_size={batch_size} must be a positive multiple of repeats={repeats}')
+    raise UserError(f'batch_size={batch_size} must be a positive multiple of repeats={repeats}')
   rows = np.arange(batch_size) if rows is None else np.asarray(rows)
   if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) < 1).any():
-    raise ValueError(
+    raise UserError(
       f'rows must be some of 0..{batch_size - 1}, ascending, found {rows.tolist()[:8]}')
   return rows
 

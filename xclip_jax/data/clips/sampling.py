@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import numpy as np
 
+from xclip_jax.errors import UserError
+
 Randint = Callable[..., np.ndarray]  # `Generator.integers` or `RandomState.randint`
 
 
@@ -28,11 +30,11 @@ class Sampler:
 
   def __post_init__(self):
     if self.sampling not in ('sparse', 'dense'):
-      raise ValueError(f"sampling must be 'sparse' or 'dense', found {self.sampling!r}")
+      raise UserError(f"sampling must be 'sparse' or 'dense', found {self.sampling!r}")
     if self.stride < 1:
-      raise ValueError(f'stride must be at least 1 frame, found {self.stride}')
+      raise UserError(f'stride must be at least 1 frame, found {self.stride}')
     if self.views not in ('centred', 'reference'):
-      raise ValueError(f"views must be 'centred' or 'reference', found {self.views!r}")
+      raise UserError(f"views must be 'centred' or 'reference', found {self.views!r}")
 
   def train(self, num_video_frames: int, randint: Randint) -> np.ndarray:
     """Draw one clip: int [T]."""

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from xclip_jax import files
+from xclip_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,28 +54,28 @@ def read_classes(path: str | os.PathLike) -> ClassList:
   for line, row in written:
     where = f'{path}, line {line}'
     if not row['id'].isdecimal():
-      raise ValueError(f'{where}: id must be a whole number from 0, found {row["id"]!r}')
+      raise UserError(f'{where}: id must be a whole number from 0, found {row["id"]!r}')
     if not row['name']:
-      raise ValueError(f'{where}: class {row["id"]} has no name')
+      raise UserError(f'{where}: class {row["id"]} has no name')
     if int(row['id']) in rows:
       first = rows[int(row['id'])][0]
-      raise ValueError(f'{where}: id {row["id"]} is already used in line {first}')
+      raise UserError(f'{where}: id {row["id"]} is already used in line {first}')
     rows[int(row['id'])] = (line, row['name'], row.get('reverse', ''))
   missing = sorted(set(range(len(rows))) - rows.keys())
   if missing:
-    raise ValueError(
+    raise UserError(
       f'{path}: ids must be 0..{len(rows) - 1} without a gap, {_few(missing)} missing'
     )
   ids = {}
   for label, (line, name, _) in sorted(rows.items()):
     if name in ids:
       lines = f'lines {rows[ids[name]][0]} and {line}'
-      raise ValueError(f'{path}: class name {name!r} is used twice, in {lines}')
+      raise UserError(f'{path}: class name {name!r} is used twice, in {lines}')
     ids[name] = label
   reverse = []
   for _, (line, name, other) in sorted(rows.items()):
     if other and other not in ids:
-      raise ValueError(f'{path}, line {line}: reverse of {name!r} is {other!r}, not a class name')
+      raise UserError(f'{path}, line {line}: reverse of {name!r} is {other!r}, not a class name')
     reverse.append(ids.get(other))
   return ClassList(tuple(ids), tuple(reverse))
 
@@ -123,7 +124,7 @@ def read_captions(path: str | os.PathLike, root: str | os.PathLike) -> list[Exam
   for line, row in rows:
     where = f'{path}, line {line}'
     if not row['caption']:
-      raise ValueError(f'{where}: the caption is empty')
+      raise UserError(f'{where}: the caption is empty')
     examples.append(Example(absolute(row['path'], root, where), None, row['caption']))
   return examples
 
@@ -144,16 +145,16 @@ class Labels:
     parts = [part.strip() for part in text.removesuffix(';').split(';')]
     found = tuple(self._parse_one(part, where) for part in parts)
     if len(set(found)) < len(found):
-      raise ValueError(f'{where}: {text!r} names a class twice')
+      raise UserError(f'{where}: {text!r} names a class twice')
     return found
 
   def _parse_one(self, text: str, where: str) -> int:
     found = {table[text] for table in (self._ids, self._names) if text in table}
     if not found:
       allowed = f'an id in 0..{len(self._classes) - 1}' + (' or a class name' * bool(self._names))
-      raise ValueError(f'{where}: label must be {allowed}, found {text!r}')
+      raise UserError(f'{where}: label must be {allowed}, found {text!r}')
     if len(found) > 1:
-      raise ValueError(
+      raise UserError(
         f'{where}: label {text!r} is an id and also the name of class {self._names[text]}; '
         'rename that class in the class list'
       )
@@ -234,7 +235,7 @@ def read_rows(
   if is_reference_list(path):
     columns, rows = ['path', 'label'], _text_rows(path, lines[comments:], comments)
     if not rows:
-      raise ValueError(f'{path}: is empty; wanted `path label` lines')
+      raise UserError(f'{path}: is empty; wanted `path label` lines')
   else:
     reader = csv.reader(lines[comments:], strict=True)
     columns = []
@@ -244,16 +245,16 @@ def read_rows(
         columns, reader = ['path', 'label'], csv.reader(lines[comments:], strict=True)
       if not set(required) <= set(columns):
         found = f'line {comments + 1}: the header must hold {wanted}, found {",".join(columns)!r}'
-        raise ValueError(f'{path}, {found}')
+        raise UserError(f'{path}, {found}')
       rows = _csv_rows(path, reader, columns, comments)
     except csv.Error as error:
       where = f'{path}, line {reader.line_num + comments}'
-      raise ValueError(f'{where}: not valid CSV ({error})') from error
+      raise UserError(f'{where}: not valid CSV ({error})') from error
     if not rows:
-      raise ValueError(f'{path}: has a header but no rows; wanted {wanted}')
+      raise UserError(f'{path}: has a header but no rows; wanted {wanted}')
   missing = set(required) - set(columns)
   if missing:
-    raise ValueError(f'{path}: a .txt list has a path and a label; {wanted} needs a CSV')
+    raise UserError(f'{path}: a .txt list has a path and a label; {wanted} needs a CSV')
   return columns, rows
 
 
@@ -265,7 +266,7 @@ def is_reference_list(path: str | os.PathLike) -> bool:
 def absolute(path: str, root: str | os.PathLike, where: str) -> str:
   """Return the path of a row, which starts from an absolute root; ValueError if it is empty."""
   if not path:
-    raise ValueError(f'{where}: the path is empty')
+    raise UserError(f'{where}: the path is empty')
   return os.path.join(root, path)
 
 
@@ -278,7 +279,7 @@ def _csv_rows(
       continue
     line = reader.line_num + skipped
     if len(fields) != len(columns):
-      raise ValueError(
+      raise UserError(
         f'{path}, line {line}: {len(columns)} fields wanted ({",".join(columns)}), '
         f'found {len(fields)}; quote a field that holds a comma'
       )
@@ -295,7 +296,7 @@ def _text_rows(
       continue
     fields = text.strip().rsplit(maxsplit=1)
     if len(fields) != 2:
-      raise ValueError(f'{path}, line {line}: `path label` wanted, found {text.strip()!r}')
+      raise UserError(f'{path}, line {line}: `path label` wanted, found {text.strip()!r}')
     rows.append((line, dict(zip(('path', 'label'), fields, strict=True))))
   return rows
 
@@ -305,7 +306,7 @@ def read_lines(path: str | os.PathLike) -> list[str]:
   try:
     return io.StringIO(read_content(path).decode('utf-8-sig'), newline='').readlines()
   except UnicodeDecodeError as error:
-    raise ValueError(f'{path}: must be UTF-8 text ({error}); save it as UTF-8') from error
+    raise UserError(f'{path}: must be UTF-8 text ({error}); save it as UTF-8') from error
 
 
 def read_content(path: str | os.PathLike) -> bytes:
@@ -314,9 +315,9 @@ def read_content(path: str | os.PathLike) -> bytes:
     with files.explain_errors(path):
       return files.as_path(path, 'list').read_bytes()
   except FileNotFoundError as error:
-    raise ValueError(f'{path}: cannot be read (No such file or directory)') from error
+    raise UserError(f'{path}: cannot be read (No such file or directory)') from error
   except OSError as error:
-    raise ValueError(f'{path}: cannot be read ({error.strerror})') from error
+    raise UserError(f'{path}: cannot be read ({error.strerror})') from error
 
 
 def _few(values: Sequence[Any]) -> str:

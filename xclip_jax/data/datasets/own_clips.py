@@ -14,6 +14,7 @@ from typing import Any
 
 from xclip_jax.data.datasets import annotations, public_formats
 from xclip_jax.data.tools import check
+from xclip_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,7 +71,7 @@ def read(place: str | os.PathLike, root: str | os.PathLike | None = None) -> Cli
     given = [name for name in ('train', 'val') if (place / name).is_dir()]
     if len(given) == 1 and not _holds_videos(place / given[0]):
       other = {'train': 'val', 'val': 'train'}[given[0]]
-      raise ValueError(f'{place} has a folder {given[0]} and no folder {other}; add it, or put the '
+      raise UserError(f'{place} has a folder {given[0]} and no folder {other}; add it, or put the '
                        'folders of the classes into one')
     found, classes = [], None
     for split in given if len(given) == 2 else ['']:
@@ -81,12 +82,12 @@ def read(place: str | os.PathLike, root: str | os.PathLike | None = None) -> Cli
     found, names, several = _read_csv(place, Path(root) if root else place.parent)
     place = Path(os.path.abspath(root)) if root else place.parent
   else:
-    raise ValueError(f'{place} is not there; give a folder with a subfolder for each class, or a '
+    raise UserError(f'{place} is not there; give a folder with a subfolder for each class, or a '
                      'CSV with path,label')
   pretty = {name: ' '.join(name.replace('_', ' ').split()) for name in names}
   if len(set(pretty.values())) < len(names):
     twice = collections.Counter(pretty.values()).most_common(1)[0][0]
-    raise ValueError(f'{place}: two classes are called {twice!r}; rename one')
+    raise UserError(f'{place}: two classes are called {twice!r}; rename one')
   clips = tuple(Clip(path, tuple(pretty[x] for x in labels), split)
                 for path, labels, split in found)
   return Clips(place, clips, tuple(pretty.values()), several)
@@ -106,13 +107,13 @@ def _read_csv(path: Path, root: Path) -> tuple[list[tuple], tuple[str, ...], boo
     labels = [x.strip() for x in row['label'].split(';')] if several else [row['label']]
     labels = tuple(x for x in labels if x)
     if not labels:
-      raise ValueError(f'{where}: the label is empty; write its name')
+      raise UserError(f'{where}: the label is empty; write its name')
     if len(set(labels)) < len(labels):
-      raise ValueError(f'{where}: {row["label"]!r} names a class twice')
+      raise UserError(f'{where}: {row["label"]!r} names a class twice')
     found.append((annotations.absolute(row['path'], os.path.abspath(root), where), labels, ''))
   names = tuple(sorted({label for _, labels, _ in found for label in labels}))
   if all(name.isdecimal() for name in names):
-    raise ValueError(f'{path}: labels are numbers; write the names of the classes, which the model '
+    raise UserError(f'{path}: labels are numbers; write the names of the classes, which the model '
                      'reads')
   return found, names, several
 
@@ -146,10 +147,10 @@ def split(clips: Clips, share: float, seed: int) -> Clips:
     ValueError: fewer than two classes, or a class with too few clips.
   """
   if len(clips.classes) < 2:
-    raise ValueError(f'{clips.root} has one class, {clips.classes[0]!r}; a model needs two or more '
+    raise UserError(f'{clips.root} has one class, {clips.classes[0]!r}; a model needs two or more '
                      'to tell apart')
   if not 0 < share < 1:
-    raise ValueError(f'the share held out must lie between 0 and 1, got {share}')
+    raise UserError(f'the share held out must lie between 0 and 1, got {share}')
   given = any(clip.split for clip in clips.clips)
   members = collections.defaultdict(list)
   for n, clip in enumerate(clips.clips):
@@ -159,7 +160,7 @@ def split(clips: Clips, share: float, seed: int) -> Clips:
     poor = [name for name in clips.classes if len(members[name]) < 2]
     if poor:
       more = f' (and {len(poor) - 1} more classes)' if poor[1:] else ''
-      raise ValueError(
+      raise UserError(
         f'class {poor[0]!r} has {len(members[poor[0]])} usable clip(s){more}; each needs two, one '
         'to train on and one to test on: add clips, or take the class out')
     sides: dict[int, str] = {}
@@ -176,7 +177,7 @@ def split(clips: Clips, share: float, seed: int) -> Clips:
   for side in ('train', 'val'):
     lacking = [name for name, n in clips.count(side).items() if not n]
     if lacking and (side == 'train' or not clips.of(side)):
-      raise ValueError(f'no usable clip of {lacking[0]!r} is left to '
+      raise UserError(f'no usable clip of {lacking[0]!r} is left to '
                        f'{"train" if side == "train" else "test"} on')
   return clips
 
@@ -200,7 +201,7 @@ def write_lists(
     csv.writer(text, lineterminator='\n').writerows(rows)
     content = text.getvalue()
     if file.exists() and file.read_text(encoding='utf-8') != content:
-      raise ValueError(
+      raise UserError(
         f'{file} is of other clips than there are now; choose another folder with -o, or delete '
         f'{folder} to start anew')
     file.write_text(content, encoding='utf-8')

@@ -15,6 +15,7 @@ from typing import Any
 from xclip_jax import files
 from xclip_jax.data.datasets import annotations
 from xclip_jax.data.datasets.annotations import ClassList, Example
+from xclip_jax.errors import UserError
 
 SUFFIXES = (  # of videos
   '.3gp', '.asf', '.avi', '.flv', '.m2ts', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.mts',
@@ -46,10 +47,10 @@ def read_folder(folder: str | os.PathLike, classes: ClassList | None = None) -> 
   folder = Path(os.path.abspath(folder))
   names = sorted(x.name for x in _entries(folder) if x.is_dir() and x.name[0] != '.')
   if not names:
-    raise ValueError(f'{folder}: has no subfolders; put the videos of each class into one')
+    raise UserError(f'{folder}: has no subfolders; put the videos of each class into one')
   unknown = sorted(set(names) - set(classes.names)) if classes else []
   if unknown:
-    raise ValueError(
+    raise UserError(
       f'{folder}: subfolder {unknown[0]!r} is none of the {len(classes)} classes of the training '
       'folder; rename it, or add that class there'
     )
@@ -58,7 +59,7 @@ def read_folder(folder: str | os.PathLike, classes: ClassList | None = None) -> 
   for label, name in enumerate(classes.names):
     paths = _videos_in(folder / name) if name in names else []
     if name in names and not paths:
-      raise ValueError(f'{folder / name}: holds no video ({" ".join(SUFFIXES)})')
+      raise UserError(f'{folder / name}: holds no video ({" ".join(SUFFIXES)})')
     examples += [Example(path, label) for path in paths]
   return classes, Listing(examples, len(examples))
 
@@ -92,18 +93,18 @@ def read_kinetics(
   for line, row in rows:
     where, label = f'{path}, line {line}', row['label']
     if label not in ids:
-      raise ValueError(f'{where}: label {label!r} is none of the {len(ids)} classes of training')
+      raise UserError(f'{where}: label {label!r} is none of the {len(ids)} classes of training')
     try:
       times = [int(float(row[name])) for name in ('time_start', 'time_end')]
     except ValueError as error:
-      raise ValueError(f'{where}: time_start and time_end must be seconds ({error})') from error
+      raise UserError(f'{where}: time_start and time_end must be seconds ({error})') from error
     name = row['youtube_id']
     found = there.get(f'{name}_{times[0]:06d}_{times[1]:06d}') or there.get(name)
     if found:
       own = [file for file in found if Path(file).parent.name in (label, label.replace(' ', '_'))]
       examples.append(Example((own or found)[0], ids[label]))
   if not examples:
-    raise ValueError(
+    raise UserError(
       f'{path}: 0 of {len(rows)} videos are present; {videos} holds no file such as '
       f'{name}_{times[0]:06d}_{times[1]:06d}.mp4 or {name}.mp4'
     )
@@ -130,14 +131,14 @@ def read_hmdb51(
   end = f'_test_split{split}.txt'
   files = {x.name.removesuffix(end): x for x in _entries(folder) if x.name.endswith(end)}
   if not files:
-    raise ValueError(f'{folder}: holds no files <class>{end}, the official splits of HMDB51')
+    raise UserError(f'{folder}: holds no files <class>{end}, the official splits of HMDB51')
   names = sorted(files)
   examples = {'train': [], 'val': []}
   for label, name in enumerate(names):
     for line, text in _lines(files[name]):
       video, _, use = text.rpartition(' ')
       if use not in ('0', '1', '2') or not video.strip():
-        raise ValueError(f'{files[name]}, line {line}: `name 0|1|2` wanted, found {text!r}')
+        raise UserError(f'{files[name]}, line {line}: `name 0|1|2` wanted, found {text!r}')
       if use != '0':
         path = os.path.join(os.path.abspath(videos), name, video.strip())
         examples[('train', 'val')[int(use) - 1]].append(Example(path, label))
@@ -167,7 +168,7 @@ def read_ucf101(
     number, _, name = text.partition(' ')
     if number != str(len(names) + 1) or not name.strip():
       where = f'{folder / "classInd.txt"}, line {line}'
-      raise ValueError(f'{where}: `{len(names) + 1} ClassName` wanted, found {text!r}')
+      raise UserError(f'{where}: `{len(names) + 1} ClassName` wanted, found {text!r}')
     names.append(name.strip())
   examples = {}
   for key, kind in (('train', 'train'), ('val', 'test')):
@@ -177,10 +178,10 @@ def read_ucf101(
       video, number = text.rsplit(maxsplit=1) if re.search(r'\s\d+$', text) else (text, None)
       name = video.split('/')[0]
       if name not in names or '/' not in video:
-        raise ValueError(f'{file}, line {line}: `Class/name.avi` wanted, found {text!r}')
+        raise UserError(f'{file}, line {line}: `Class/name.avi` wanted, found {text!r}')
       label = names.index(name)
       if number not in (None, str(label + 1)):
-        raise ValueError(f'{file}, line {line}: {name} is class {label + 1}, found {number}')
+        raise UserError(f'{file}, line {line}: {name} is class {label + 1}, found {number}')
       examples[key].append(Example(os.path.join(os.path.abspath(videos), video), label))
   spaced = [re.sub(r'(?<=[a-z])(?=[A-Z])', ' ', name) for name in names]
   return _class_list(spaced), _listings(examples)
@@ -192,9 +193,9 @@ def read_ssv2_classes(path: str | os.PathLike) -> ClassList:
   try:
     ids = {int(label): name for name, label in labels.items()}
   except (TypeError, ValueError) as error:
-    raise ValueError(f'{path}: {{"template": "id"}} wanted ({error})') from error
+    raise UserError(f'{path}: {{"template": "id"}} wanted ({error})') from error
   if sorted(ids) != list(range(len(labels))) or not labels:
-    raise ValueError(f'{path}: ids must be 0..{len(labels) - 1}, each once')
+    raise UserError(f'{path}: ids must be 0..{len(labels) - 1}, each once')
   return _class_list([ids[i] for i in range(len(ids))])
 
 
@@ -220,17 +221,17 @@ def read_ssv2(
   for number, entry in enumerate(_json(path, list), start=1):
     where = f'{path}, entry {number}'
     if not isinstance(entry, dict) or not {'id', 'template'} <= entry.keys():
-      raise ValueError(
+      raise UserError(
         f'{where}: id and template wanted, found {str(entry)[:80]}; the test list has no '
         'templates, use the validation list'
       )
     name = entry['template'].replace('[', '').replace(']', '')
     if name not in ids:
-      raise ValueError(f'{where}: template {name!r} is none of the {len(ids)} classes')
+      raise UserError(f'{where}: template {name!r} is none of the {len(ids)} classes')
     path_of = os.path.join(videos, f'{entry["id"]}.webm')
     examples.append(Example(path_of, ids[name], entry.get('label', '')))
   if not examples:
-    raise ValueError(f'{path}: lists no videos')
+    raise UserError(f'{path}: lists no videos')
   return Listing(examples, len(examples))
 
 
@@ -244,14 +245,14 @@ def _listings(examples: dict[str, list[Example]]) -> dict[str, Listing]:
 
 def _check_split(split: int) -> None:
   if split not in (1, 2, 3):
-    raise ValueError(f'there are official splits 1, 2 and 3, found {split}; set config.data.split')
+    raise UserError(f'there are official splits 1, 2 and 3, found {split}; set config.data.split')
 
 
 def _lines(path: Path) -> list[tuple[int, str]]:
   lines = enumerate((line.strip() for line in annotations.read_lines(path)), start=1)
   found = [(number, line) for number, line in lines if line]
   if not found:
-    raise ValueError(f'{path}: is empty')
+    raise UserError(f'{path}: is empty')
   return found
 
 
@@ -261,7 +262,7 @@ def _entries(folder: str | os.PathLike) -> list[Path]:
       return list(files.as_path(folder, 'folder').iterdir())
   except OSError as error:
     reason = error.strerror or 'No such file or directory'       # gcsfs gives the name alone
-    raise ValueError(f'{folder}: cannot be read as a folder ({reason})') from error
+    raise UserError(f'{folder}: cannot be read as a folder ({reason})') from error
 
 
 def _videos_in(folder: str | os.PathLike) -> list[str]:
@@ -278,8 +279,8 @@ def _json(path: str | os.PathLike, kind: type) -> Any:
   try:
     content = json.loads(text)
   except json.JSONDecodeError as error:
-    raise ValueError(f'{path}, line {error.lineno}: not valid JSON ({error.msg})') from error
+    raise UserError(f'{path}, line {error.lineno}: not valid JSON ({error.msg})') from error
   if not isinstance(content, kind):
     wanted = 'an object' if kind is dict else 'a list'
-    raise ValueError(f'{path}: must hold {wanted}, found {str(content)[:80]}')
+    raise UserError(f'{path}: must hold {wanted}, found {str(content)[:80]}')
   return content

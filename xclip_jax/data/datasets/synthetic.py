@@ -18,13 +18,15 @@ import json
 import multiprocessing
 import os
 import pathlib
-import uuid
 from collections.abc import Callable, Iterable
 
 import av
 import numpy as np
 import tqdm
 from av.video.reformatter import VideoReformatter
+
+from xclip_jax import files
+from xclip_jax.errors import UserError
 
 FORMAT = 2  # part of the folder's name and of every file: raise it when the same numbers draw anew
 
@@ -200,9 +202,9 @@ class Recipe:
     for name, value in dataclasses.asdict(self).items():
       least = {'seed': 0, 'size': 32, 'frames': 2}.get(name, 1)
       if not isinstance(value, int) or value < least:
-        raise ValueError(f'synthetic data: {name} must be an integer >= {least}, got {value!r}')
+        raise UserError(f'synthetic data: {name} must be an integer >= {least}, got {value!r}')
     if self.size % 2:
-      raise ValueError(f'synthetic data: size must be even for video codecs, got {self.size}')
+      raise UserError(f'synthetic data: size must be even for video codecs, got {self.size}')
 
   @property
   def folder(self) -> str:
@@ -253,11 +255,11 @@ def write(folder: str | os.PathLike, recipe: Recipe, processes: int | None = Non
   _draw(folder, recipe, clips, processes or os.cpu_count() or 1)
   texts = _texts(recipe)
   for name, text in texts.items():
-    _replace(folder / name, text.encode())
+    _write(folder / name, text.encode())
   names = [*texts, *(_clip_name(*clip) for clip in recipe.clips())]
   manifest = {'format': FORMAT, 'recipe': dataclasses.asdict(recipe),
               'sizes': {name: (folder / name).stat().st_size for name in names}}
-  _replace(folder / 'manifest.json', json.dumps(manifest, indent=1).encode())
+  _write(folder / 'manifest.json', json.dumps(manifest, indent=1).encode())
   return folder
 
 
@@ -272,15 +274,15 @@ def _read_sizes(folder: pathlib.Path, recipe: Recipe) -> dict[str, int]:
   if found != wanted:
     differ = ', '.join(f'{name}={found.get(name)} instead of {value}'
                        for name, value in wanted.items() if found.get(name) != value)
-    raise ValueError(f'{folder} holds another synthetic set ({differ}); '
+    raise UserError(f'{folder} holds another synthetic set ({differ}); '
                      'choose another folder, delete this one, or ask for what it holds')
   return sizes
 
 
-def _replace(path: pathlib.Path, data: bytes) -> None:
-  temporary = path.with_name(f'{path.name}.{uuid.uuid4().hex}.tmp')
-  temporary.write_bytes(data)
-  os.replace(temporary, path)
+def _write(path: pathlib.Path, content: bytes) -> None:
+  # Every file is checked against its recipe when the set is used again, so it need not be durable.
+  with files.atomic_file(path, durable=False) as file:
+    file.write(content)
 
 
 def _clip_name(split: str, number: int) -> str:
@@ -313,7 +315,7 @@ def _ensure_clip(folder: pathlib.Path, recipe: Recipe, clip: tuple[str, int]) ->
   # Told apart from other sets' clips, in a folder whose manifest is lost, by its comment tag.
   tag = f'synthetic v{FORMAT} seed {recipe.seed} {recipe.size}px {clip[0]} {clip[1]}'
   if not _is_intact(path, tag, recipe.frames):
-    _replace(path, encode(render(recipe.scene(*clip), recipe.size), tag))
+    _write(path, encode(render(recipe.scene(*clip), recipe.size), tag))
 
 
 def _is_intact(path: pathlib.Path, tag: str, frames: int) -> bool:

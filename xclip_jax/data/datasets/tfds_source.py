@@ -15,6 +15,7 @@ import numpy as np
 
 from xclip_jax.data.datasets.annotations import ClassList
 from xclip_jax.data.video import decode
+from xclip_jax.errors import UserError
 
 # What config.data.train and val are where nobody set them, and the splits that are read then.
 _UNSET = {'train.csv': ('train',), 'val.csv': ('val', 'validation', 'test')}
@@ -53,13 +54,13 @@ class TfdsVideos:
       found = builder.info.splits[split]
       self._len = int(found.num_examples)
     except (KeyError, ValueError, AssertionError) as error:
-      raise ValueError(
+      raise UserError(
         f'{root}: has no split {split!r}; set config.data.train and val to some of '
         f'{", ".join(builder.info.splits)} or to parts of them such as train[:50%]'
       ) from error
     self._split = split
     if not self._len:
-      raise ValueError(f'{root}: split {split!r} is empty')
+      raise UserError(f'{root}: split {split!r} is empty')
     features = builder.info.features
     self._label = _label_feature(root, features)
     self._has_path = 'path' in features and _is_text(features['path'])
@@ -85,7 +86,7 @@ class TfdsVideos:
     try:
       found = features.deserialize_example_np(records[row])
       if any(found[name] is None for name in features):
-        raise ValueError('it is empty')    # what ArrayRecord makes of a file that was cut off
+        raise UserError('it is empty')    # what ArrayRecord makes of a file that was cut off
     except Exception as error:     # of any kind: TFDS and ArrayRecord do not say which
       reason = ' '.join(str(error).split())[:100]
       return dict(path=path, label=0, index=row, error=f'the record is damaged ({reason})')
@@ -136,7 +137,7 @@ class TfdsVideos:
       first = wanted.deserialize_example_np(records[0])
       texts = [name for name in texts if _is_video(first[name])]
     if len(texts) != 1:
-      raise ValueError(
+      raise UserError(
         f'{root}: one feature wanted that holds the bytes of video files (tfds.features.Text), '
         f'found {", ".join(texts) or "none"} among {", ".join(sorted(features))}'
       )
@@ -150,7 +151,7 @@ def _open(root: str) -> Any:
   if not Path(root, 'dataset_info.json').is_file():
     below = sorted(Path(root).glob('**/dataset_info.json'))
     hint = f'; it may be {below[0].parent}' if below else ''
-    raise ValueError(
+    raise UserError(
       f'config.data.root={root!r} is no built data set of TFDS (it has no dataset_info.json); name '
       f'the folder of its version, .../1.0.0{hint}'
     )
@@ -158,14 +159,14 @@ def _open(root: str) -> Any:
     builder = tfds.builder_from_directory(root)
     stored = builder.info.file_format.value
   except ImportError as error:
-    raise ValueError(
+    raise UserError(
       f'{root}: has features that cannot be read without TensorFlow ({error}), such as '
       'tfds.features.Video; store the bytes of video files as tfds.features.Text'
     ) from error
   except Exception as error:       # damaged or foreign files; TFDS has no error of its own for them
-    raise ValueError(f'{root}: cannot be read as a data set of TFDS ({error})') from error
+    raise UserError(f'{root}: cannot be read as a data set of TFDS ({error})') from error
   if stored != 'array_record':
-    raise ValueError(
+    raise UserError(
       f'{root}: is stored as {stored}, which cannot be read at random; build it with '
       "file_format='array_record'"
     )
@@ -182,7 +183,7 @@ def _label_feature(root: str | os.PathLike, features: Any) -> str:
   if 'label' in found:
     found = ['label']
   if len(found) != 1:
-    raise ValueError(
+    raise UserError(
       f'{root}: one feature wanted that is a class label (tfds.features.ClassLabel), found '
       f'{", ".join(found) or "none"} among {", ".join(sorted(features))}'
     )

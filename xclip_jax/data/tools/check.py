@@ -13,6 +13,7 @@ import numpy as np
 from xclip_jax.data import workers
 from xclip_jax.data.datasets import annotations
 from xclip_jax.data.video import archives, decode
+from xclip_jax.errors import UserError
 
 KINDS = {                     # kind of problem -> what it means
   'classes': 'class lists that cannot be told apart',
@@ -84,7 +85,7 @@ def check_list(
       for line, row in rows if not row['caption']
     ]
   else:
-    raise ValueError(f'{path}, line 1: a column label or caption is wanted, found {columns}')
+    raise UserError(f'{path}, line 1: a column label or caption is wanted, found {columns}')
   root = os.path.abspath(root)
   lines, files = [], {}       # files: absolute path -> lines, for one may be listed again
   for line, row in rows:

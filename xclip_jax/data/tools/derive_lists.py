@@ -12,6 +12,7 @@ import numpy as np
 
 from xclip_jax.data.datasets import annotations
 from xclip_jax.data.datasets.annotations import ClassList
+from xclip_jax.errors import UserError
 
 Rows = Sequence[tuple[int, dict[str, str]]]       # (line, fields), as source.read_rows gives them
 
@@ -55,7 +56,7 @@ def few_shot(path: str | os.PathLike, classes: ClassList, shots: int, seed: int)
     ValueError: a class has fewer videos, or a row has several labels.
   """
   if shots < 1:
-    raise ValueError(f'shots must be at least 1, found {shots}')
+    raise UserError(f'shots must be at least 1, found {shots}')
   columns, rows = annotations.read_rows(path, ('path', 'label'))
   members = collections.defaultdict(list)
   for n, label in enumerate(_labels(path, rows, classes)):
@@ -63,7 +64,7 @@ def few_shot(path: str | os.PathLike, classes: ClassList, shots: int, seed: int)
   poor = [label for label in range(len(classes)) if len(members[label]) < shots]
   if poor:
     name, count = classes.names[poor[0]], len(members[poor[0]])
-    raise ValueError(
+    raise UserError(
       f'{path}: {len(poor)} classes have fewer than {shots} videos, {name!r} has {count}; ask for '
       'fewer shots'
     )
@@ -93,9 +94,9 @@ def base_novel(paths: Sequence[str | os.PathLike], classes: ClassList) -> dict[s
       that is empty, or a row with several labels.
   """
   if len(classes) < 2:
-    raise ValueError(f'there must be at least two classes to split, found {len(classes)}')
+    raise UserError(f'there must be at least two classes to split, found {len(classes)}')
   if len({Path(path).stem for path in paths}) < len(paths):
-    raise ValueError('lists must have different names, as what is written is named after them')
+    raise UserError('lists must have different names, as what is written is named after them')
   read = {}
   for path in paths:
     columns, rows = annotations.read_rows(path, ('path', 'label'))
@@ -117,7 +118,7 @@ def base_novel(paths: Sequence[str | os.PathLike], classes: ClassList) -> dict[s
         for (_, row), label in zip(rows, labels, strict=True) if label in ids
       ]
       if not kept:
-        raise ValueError(f'{path}: has no video of the {half} classes')
+        raise UserError(f'{path}: has no video of the {half} classes')
       name = f'{Path(path).stem}_{half}{Path(path).suffix}'
       texts[name] = _format(path, columns, kept, note + _origin(path))
   return texts
@@ -135,7 +136,7 @@ def _labels(path: str | os.PathLike, rows: Rows, classes: ClassList) -> list[int
   for line, row in rows:
     label = labels.parse(row['label'], f'{path}, line {line}')
     if isinstance(label, tuple):
-      raise ValueError(f'{path}, line {line}: one label wanted, found {row["label"]!r}')
+      raise UserError(f'{path}, line {line}: one label wanted, found {row["label"]!r}')
     found.append(label)
   return found
 

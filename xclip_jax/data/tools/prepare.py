@@ -30,11 +30,13 @@ from typing import Any
 
 import numpy as np
 
+from xclip_jax import files
 from xclip_jax.data import workers
 from xclip_jax.data.datasets import annotations
 from xclip_jax.data.tools import derive_lists, prepare_shards
 from xclip_jax.data.tools.prepare_shards import Shard
 from xclip_jax.data.video.encode import Encoding
+from xclip_jax.errors import UserError
 
 _PER_SHARD = 256              # a shard is what a kill costs, and what a process is given
 _SMALLEST, _WANTED_SHARDS = 16, 64       # so that a short list keeps many processes busy, too
@@ -89,7 +91,7 @@ def prepare(
   """
   plan = _plan(path, root, classes_path, folder, encoding, per_shard)
   if processes < 1:
-    raise ValueError(f'processes must be at least 1, found {processes}')
+    raise UserError(f'processes must be at least 1, found {processes}')
   progress = progress or (lambda items, **_: items)
   os.makedirs(plan.folder, exist_ok=True)
   with _begun(plan, overwrite):
@@ -133,7 +135,7 @@ def verify(
   try:
     encoding, per_shard = Encoding(**request['encoding']), request['per_shard']
   except (KeyError, TypeError) as error:
-    raise ValueError(f'{folder} was prepared by another version of this command') from error
+    raise UserError(f'{folder} was prepared by another version of this command') from error
   plan = _plan(path, root, classes_path, folder, encoding, per_shard)
   _refuse_another(plan, request)
   progress = progress or (lambda items, **_: items)
@@ -200,14 +202,14 @@ def _plan(
     annotations.read_captions(path, root)
     classes_path = None
   else:
-    raise ValueError(f'{path}, line 1: a column label or caption is wanted, found {columns}')
+    raise UserError(f'{path}, line 1: a column label or caption is wanted, found {columns}')
   folder, path = os.path.abspath(folder), os.fspath(path)
   if os.path.realpath(folder) == os.path.realpath(os.path.dirname(os.path.abspath(path))):
-    raise ValueError(f'{folder} is the folder of {path}, whose name the new list will have; choose '
+    raise UserError(f'{folder} is the folder of {path}, whose name the new list will have; choose '
                      'another folder')
   videos = tuple(dict.fromkeys(row['path'] for _, row in rows))  # a video may have several rows
   if per_shard < 0:
-    raise ValueError(f'per_shard must be at least 1, found {per_shard}')
+    raise UserError(f'per_shard must be at least 1, found {per_shard}')
   each = per_shard or max(_SMALLEST, min(_PER_SHARD, -(-len(videos) // _WANTED_SHARDS)))
   count = -(-len(videos) // each)
   shards = tuple(
@@ -231,10 +233,10 @@ def _begun(plan: _Plan, overwrite: bool) -> Iterator[None]:
     if os.path.exists(plan.request_file):
       _refuse_another(plan, _read_request(plan.request_file))
     elif os.path.exists(plan.list_file):
-      raise ValueError(f'{plan.list_file} is there and was not prepared; choose another folder')
+      raise UserError(f'{plan.list_file} is there and was not prepared; choose another folder')
     if classes and os.path.exists(classes):
       if Path(classes).read_bytes() != Path(plan.classes_path).read_bytes():
-        raise ValueError(
+        raise UserError(
           f'{classes} is there and is not {plan.classes_path}; choose another folder')
   with contextlib.ExitStack() as stack:
     if os.path.exists(plan.request_file):
@@ -243,7 +245,7 @@ def _begun(plan: _Plan, overwrite: bool) -> Iterator[None]:
       for name in (plan.list_file, plan.report_file, plan.failed_file, *_parts(plan)):
         Path(name).unlink(missing_ok=True)
     if overwrite or not os.path.exists(plan.request_file):
-      prepare_shards.write_whole(plan.request_file, _json(plan.request))
+      files.write_bytes(Path(plan.request_file), _json(plan.request))
       stack.enter_context(_locked(plan.request_file))
     for name in _parts(plan, '.*.tmp.'):
       Path(name).unlink(missing_ok=True)
@@ -257,7 +259,7 @@ def _locked(path: str) -> Iterator[None]:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # let go of when this process ends
     except BlockingIOError as error:
       folder = os.path.dirname(path)
-      raise ValueError(f'{folder}: another process prepares this list there') from error
+      raise UserError(f'{folder}: another process prepares this list there') from error
     except OSError:
       pass                    # a file system without locks: then it is for the user to see to
     yield
@@ -268,9 +270,9 @@ def _read_request(path: str) -> dict[str, Any]:
     with open(path, 'rb') as file:
       return dict(json.load(file))
   except OSError as error:
-    raise ValueError(f'nothing was prepared: {path} cannot be read ({error.strerror})') from error
+    raise UserError(f'nothing was prepared: {path} cannot be read ({error.strerror})') from error
   except (ValueError, TypeError) as error:
-    raise ValueError(f'{path} is damaged ({error}); --overwrite begins again') from error
+    raise UserError(f'{path} is damaged ({error}); --overwrite begins again') from error
 
 
 def _parts(plan: _Plan, begin: str = '') -> list[str]:
@@ -298,7 +300,7 @@ def _refuse_another(plan: _Plan, found: dict[str, Any]) -> None:
   ]
   if not differences:
     differences = ['as many videos, but others or in another order']
-  raise ValueError(
+  raise UserError(
     f'{plan.folder} holds {os.path.basename(plan.path)} prepared in another way: '
     f'{"; ".join(differences)}. Choose another folder, or --overwrite to begin again'
   )
@@ -326,9 +328,9 @@ def _only_videos(
 def _stop_if_bad(plan: _Plan, found: dict[str, dict], max_bad_share: float) -> None:
   failed = _failed(found.values())
   if len(failed) > max_bad_share * plan.count or len(failed) == plan.count:
-    prepare_shards.write_whole(plan.failed_file, _failed_csv(failed))
+    files.write_bytes(Path(plan.failed_file), _failed_csv(failed))
     shown = '; '.join(f'{path}: {reason}' for path, reason in failed[:3])
-    raise ValueError(
+    raise UserError(
       f'{len(failed)} of {plan.count} videos cannot be read, more than --max-bad-share '
       f'{max_bad_share:g} allows: {shown}. {plan.failed_file} names them; repair them and add '
       '--retry, or delist them'
@@ -343,11 +345,11 @@ def _conclude(plan: _Plan, found: dict[str, dict]) -> Report:
   report = _report(plan, [found[shard.file] for shard in plan.shards])
   content = dataclasses.asdict(report)
   content['failed'] = len(report.failed)
-  prepare_shards.write_whole(plan.report_file, _json(content))
+  files.write_bytes(Path(plan.report_file), _json(content))
   if not report.failed:
     Path(plan.failed_file).unlink(missing_ok=True)
   for name, text in _lists(plan, found).items():
-    prepare_shards.write_whole(name, text)
+    files.write_bytes(Path(name), text)
   return report
 
 

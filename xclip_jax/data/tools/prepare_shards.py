@@ -19,14 +19,17 @@ import signal
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 from array_record.python import array_record_module
 
+from xclip_jax import files
 from xclip_jax.data import workers
 from xclip_jax.data.video import archives, decode, encode
+from xclip_jax.errors import UserError
 
 VERSION = 1                   # of what is stored; another one is prepared again
 _TRIES = 2                    # times that a video may end the process that reads it
@@ -66,9 +69,9 @@ def read_about(shard: Shard) -> dict[str, Any]:
     with open(shard.about_file, 'rb') as file:
       about = json.load(file)
   except (OSError, ValueError) as error:
-    raise ValueError(f'{os.path.basename(shard.about_file)} cannot be read ({error})') from error
+    raise UserError(f'{os.path.basename(shard.about_file)} cannot be read ({error})') from error
   if not isinstance(about, dict) or about.get('digest') != shard.digest:
-    raise ValueError(f'{os.path.basename(shard.about_file)} is about something else')
+    raise UserError(f'{os.path.basename(shard.about_file)} is about something else')
   return about
 
 
@@ -83,7 +86,7 @@ def find_fault(shard: Shard, decoding: bool = False) -> str:
     about = read_about(shard)
     if os.path.getsize(shard.file) != about['bytes']:
       return f'{os.path.getsize(shard.file)} bytes, written were {about["bytes"]}'
-    if _sha256(shard.file) != about['sha256']:
+    if files.sha256(shard.file) != about['sha256']:
       return 'its SHA-256 is not the one it was written with'
     for number, video in enumerate(about['videos'] if decoding else ()):
       counts = []
@@ -128,17 +131,16 @@ def write(shard: Shard, blamed: dict[int, str], begin: Callable[[int], None]) ->
     writer.close()
   except RuntimeError as error:  # the writer's, for whatever the disk says
     raise OSError(f'cannot write {shard.file}: {error}') from error
-  _sync(temporary)
   for number, digest in enumerate(digests):
     if hashlib.sha256(archives.read(f'{temporary}/{number}')).digest() != digest:
       raise OSError(f'{shard.file}: record {number} does not read as it was written')
   content = {
-    'version': VERSION, 'digest': shard.digest, 'sha256': _sha256(temporary),
+    'version': VERSION, 'digest': shard.digest, 'sha256': files.sha256(temporary),
     'bytes': os.path.getsize(temporary), 'cpu_seconds': round(time.process_time() - began, 3),
     'encoding': shard.encoding.settings, 'videos': videos, 'failed': failed,
   }
-  os.replace(temporary, shard.file)
-  write_whole(shard.about_file, json.dumps(content, indent=1).encode())
+  files.replace_file(temporary, shard.file)
+  files.write_bytes(Path(shard.about_file), json.dumps(content, indent=1).encode())
 
 
 def _encode(path: str, encoding: encode.Encoding) -> tuple[bytes, dict[str, Any]] | str:
@@ -159,16 +161,6 @@ def _encode(path: str, encoding: encode.Encoding) -> tuple[bytes, dict[str, Any]
   }
 
 
-def write_whole(path: str, content: bytes) -> None:
-  """Make a file appear with this content, on disk, or not at all."""
-  temporary = _temporary(path)
-  with open(temporary, 'wb') as file:
-    file.write(content)
-  _sync(temporary)
-  os.replace(temporary, path)
-  _sync(os.path.dirname(path))
-
-
 def remove_temporaries(path: str) -> None:
   """Remove what processes that are gone had begun to write for a file."""
   folder, name = os.path.split(path)
@@ -181,19 +173,6 @@ def _temporary(path: str) -> str:
   # The suffix stays, because it tells what a file is that is read back before it has its name.
   folder, name = os.path.split(path)
   return os.path.join(folder, f'.{os.getpid()}.tmp.{name}')
-
-
-def _sync(path: str) -> None:
-  handle = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(handle)
-  finally:
-    os.close(handle)
-
-
-def _sha256(path: str) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 class _Writing:

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from absl import logging
 
 from xclip_jax.data.tools import tfds_videos
+from xclip_jax.errors import UserError
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -68,7 +69,7 @@ def _download_config(given: argparse.Namespace) -> Any:
     try:
       from apache_beam.options.pipeline_options import PipelineOptions
     except ImportError as error:
-      raise ValueError(f"--beam needs Apache Beam: pip install -e '.[beam]' ({error})"
+      raise UserError(f"--beam needs Apache Beam: pip install -e '.[beam]' ({error})"
                        ) from error
     config.beam_options = PipelineOptions([f'--{option}' for option in given.beam.split(',')])
   return config

@@ -22,6 +22,7 @@ from etils import epath
 
 from xclip_jax import data
 from xclip_jax.data.video import encode
+from xclip_jax.errors import UserError
 
 # What a file, its storage or an absurd picture size can cause; everything else is a fault of ours.
 _UNREADABLE = (ValueError, OSError, MemoryError, av.FFmpegError, cv2.error)
@@ -62,7 +63,7 @@ class VideosConfig(tfds.core.BuilderConfig):
   def open_splits(self) -> dict[str, data.Split]:
     """Open the annotations of the data set; ValueError as `data.open_splits`."""
     if self.dataset == 'tfds':
-      raise ValueError('a data set of TFDS is stored as records already; name what it is made of')
+      raise UserError('a data set of TFDS is stored as records already; name what it is made of')
     return data.open_splits(types.SimpleNamespace(
       name=self.dataset, root=self.root, train=self.train, val=self.val, classes=self.classes,
       videos=self.videos, split=self.split, split_files=self.split_files, synthetic={},
@@ -101,7 +102,7 @@ class XclipVideos(tfds.core.GeneratorBasedBuilder):
     there = self.data_path / 'metadata.json'
     if there.exists() and not download_config.download_mode.overwrite_dataset:
       if json.loads(there.read_text()) != json.loads(json.dumps(self._metadata())):
-        raise ValueError(
+        raise UserError(
           f'{self.data_path} holds other videos, or stored otherwise, than those of this config; '
           'give it another name, or overwrite what is there'
         )
@@ -261,7 +262,7 @@ def _report(split: str) -> str:
 
 def _write_report(reasons: Sequence[str], listed: int, folder: epath.Path, split: str) -> None:
   if len(reasons) == listed:
-    raise ValueError(f'not one of the {listed} videos of {split} can be read; the first: '
+    raise UserError(f'not one of the {listed} videos of {split} can be read; the first: '
                      f'{min(reasons)}')
   if reasons:
     (folder / _report(split)).write_text('\n'.join(sorted(reasons)) + '\n')

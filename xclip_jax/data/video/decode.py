@@ -19,6 +19,7 @@ import cv2
 import numpy as np
 
 from xclip_jax.data.video import archives, bitstream
+from xclip_jax.errors import UserError
 
 # Where timestamps identify frames. Everywhere else (AVI, MPEG) frames are counted one by one.
 _TIMED_CONTAINERS = {'mp4', 'webm'}
@@ -37,7 +38,7 @@ _stuck: list[threading.Thread] = []
 _stuck_lock = threading.Lock()
 
 
-class VideoError(ValueError):
+class VideoError(UserError):
   """Name a file that cannot be used as a video, and say why."""
 
 

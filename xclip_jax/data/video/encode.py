@@ -15,6 +15,7 @@ import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from xclip_jax.data.video import decode
+from xclip_jax.errors import UserError
 
 _FORMATS = ('h264', 'jpeg')
 _COMPARED = 8  # frames that the quality is measured on
@@ -42,14 +43,14 @@ class Encoding:
 
   def __post_init__(self):
     if self.format not in _FORMATS:
-      raise ValueError(f'format must be one of {", ".join(_FORMATS)}, found {self.format!r}')
+      raise UserError(f'format must be one of {", ".join(_FORMATS)}, found {self.format!r}')
     for name, low, high in (
       ('short_side', 16, 4096), ('crf', 0, 51), ('gop', 1, 1000), ('quality', 1, 100)):
       value = getattr(self, name)
       if type(value) is not int or not low <= value <= high:
-        raise ValueError(f'{name} must be a whole number in {low}..{high}, found {value!r}')
+        raise UserError(f'{name} must be a whole number in {low}..{high}, found {value!r}')
     if type(self.fps) not in (int, float) or not 0.001 <= self.fps <= 1000:
-      raise ValueError(f'fps must be a number from 0.001 to 1000, found {self.fps!r}')
+      raise UserError(f'fps must be a number from 0.001 to 1000, found {self.fps!r}')
 
 
   @property

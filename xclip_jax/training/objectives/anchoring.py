@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from xclip_jax.errors import UserError
 from xclip_jax.models.config import FRAME_MEAN
 from xclip_jax.models.training_options.projectors import PROJECTORS, Projectors
 from xclip_jax.models.xclip import XCLIP, l2_normalize
@@ -25,13 +26,13 @@ def is_on(train: Any) -> bool:
   """
   up_to, weight, distill = train.interpolate_up_to, train.interpolate_weight, train.distill
   if not 0 <= up_to < 1:
-    raise ValueError(f'config.train.interpolate_up_to must lie in [0, 1), got {up_to}')
+    raise UserError(f'config.train.interpolate_up_to must lie in [0, 1), got {up_to}')
   for name, value in (('interpolate_weight', weight), ('distill', distill)):
     if value < 0:
-      raise ValueError(f'config.train.{name} must be 0 or more, got {value}')
+      raise UserError(f'config.train.{name} must be 0 or more, got {value}')
   used = [name for name in ('interpolate_up_to', 'distill') if train[name]]
   if used and not train.init_from:
-    raise ValueError(
+    raise UserError(
       f'config.train.{used[0]}={train[used[0]]} keeps a run near the weights that it starts from; '
       'set config.train.init_from to some')
   return bool(used)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from xclip_jax.data.datasets.annotations import ClassList
+from xclip_jax.errors import UserError
 from xclip_jax.models import vision
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.parallel import mesh as mesh_lib
@@ -75,7 +76,7 @@ def _classes(
   loss_of = losses.sigmoid_cross_entropy if targets.resolve_loss(train) == 'sigmoid' else (
     losses.cross_entropy)
   if config.augment.reverse and None in classes.reverse:
-    raise ValueError(
+    raise UserError(
       'config.augment.reverse needs a class list that names for every class what it is when played '
       f'backwards (column reverse); {classes.names[classes.reverse.index(None)]!r} has none'
     )

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from xclip_jax.data import Split
+from xclip_jax.errors import UserError
 from xclip_jax.text.captions import caption_ids
 
 TASKS = ('single-label', 'multi-label', 'captions')
@@ -19,12 +20,12 @@ def resolve_loss(train: Any) -> str:
     ValueError: an unknown task or loss, or a loss that the task cannot have.
   """
   if train.task not in TASKS:
-    raise ValueError(f'config.train.task={train.task!r} is none of {", ".join(TASKS)}')
+    raise UserError(f'config.train.task={train.task!r} is none of {", ".join(TASKS)}')
   if train.loss not in ('auto', *LOSSES):
-    raise ValueError(f'config.train.loss={train.loss!r} is none of auto, {", ".join(LOSSES)}')
+    raise UserError(f'config.train.loss={train.loss!r} is none of auto, {", ".join(LOSSES)}')
   several = train.task == 'multi-label'
   if several and train.loss == 'softmax':
-    raise ValueError(
+    raise UserError(
       "config.train.loss='softmax' makes classes compete, and in task multi-label several are "
       "right at once; set it to 'sigmoid' or 'auto'")
   return ('sigmoid' if several else 'softmax') if train.loss == 'auto' else train.loss
@@ -37,11 +38,11 @@ def check_augmentation(config: Any) -> None:
   if task == 'captions':
     wrong = [name for name in ('mixup', 'cutmix', 'label_smoothing') if augment[name]]
   if wrong:
-    raise ValueError(
+    raise UserError(
       f'config.augment.{wrong[0]}={augment[wrong[0]]} mixes or smooths classes, and captions are '
       f'none; set {", ".join(f"config.augment.{name}" for name in wrong)} to 0')
   if task != 'single-label' and augment.reverse:
-    raise ValueError(
+    raise UserError(
       'config.augment.reverse says what one class becomes when played backwards; '
       f'with config.train.task={task!r} set it to False')
 

@@ -1,6 +1,5 @@
 """Weight files of PyTorch and safetensors, written with numpy alone."""
 
-import contextlib
 import json
 import math
 import os
@@ -13,6 +12,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from xclip_jax import files
 from xclip_jax.weights.files import tensors as tensors_lib
 
 ArchiveError = tensors_lib.ArchiveError
@@ -44,7 +44,7 @@ def write_torch(
   body += b'u'
   if wrap is not None:
     body = b'}' + _text(wrap) + body + b's'
-  with _replacing(path) as file, zipfile.ZipFile(file, 'w') as archive:
+  with files.atomic_file(path) as file, zipfile.ZipFile(file, 'w') as archive:
     _add(archive, file, 'data.pkl', [b'\x80\x02', body, b'.'])
     _add(archive, file, 'byteorder', [b'little'])
     for key, array in enumerate(tensors.values()):
@@ -74,25 +74,11 @@ def write_safetensors(
     at += array.nbytes
   raw = json.dumps(header, ensure_ascii=False, separators=(',', ':')).encode()
   raw += b' ' * (-(8 + len(raw)) % 64)
-  with _replacing(path) as file:
+  with files.atomic_file(path) as file:
     file.write(struct.pack('<Q', len(raw)) + raw)
     for name in order:
       for chunk in _chunks(tensors[name]):
         file.write(chunk)
-
-
-@contextlib.contextmanager
-def _replacing(path: pathlib.Path) -> Iterator[BinaryIO]:
-  """Open a file that takes the place of `path` only if all goes well."""
-  partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-  try:
-    with partial.open('wb') as file:
-      yield file
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)
 
 
 def _chunks(array: np.ndarray) -> Iterator[memoryview]:

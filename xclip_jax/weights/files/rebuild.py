@@ -8,10 +8,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from xclip_jax.errors import UserError
+
 MAX_NAME = 1024
 
 
-class PickleError(ValueError):
+class PickleError(UserError):
   """Say what is wrong with a pickle, without naming its file."""
 
 

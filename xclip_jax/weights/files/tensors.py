@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from xclip_jax.errors import UserError
+
 # Names: torch storage, torch dtype, safetensors, and numpy's. `bfloat16` is widened when read.
 TYPES = (
   ('Float', 'float32', 'F32'), ('Half', 'float16', 'F16'), ('Double', 'float64', 'F64'),
@@ -16,7 +18,7 @@ TYPES = (
 RAW = {dtype: np.dtype('uint16' if dtype == 'bfloat16' else dtype) for _, dtype, _ in TYPES}
 
 
-class ArchiveError(ValueError):
+class ArchiveError(UserError):
   """Name a weight file that cannot be used, and say why and what to do."""
 
 
