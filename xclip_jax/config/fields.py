@@ -3,6 +3,8 @@
   python train.py --config configs/demo.py --workdir runs/demo [--config.FIELD=VALUE ...]
 """
 
+from typing import Any
+
 from ml_collections import config_dict
 
 
