@@ -10,6 +10,7 @@ import functools
 import hashlib
 import importlib.util
 import io
+import json
 import logging
 import os
 import re
@@ -277,6 +278,11 @@ def write_bytes(path: AnyPath, content: bytes) -> None:
 def write_text(path: AnyPath, text: str) -> None:
   """Writes UTF-8 text whole or not at all."""
   write_bytes(path, text.encode())
+
+
+def write_json(path: AnyPath, content: Any) -> None:
+  """Writes indented JSON whole or not at all."""
+  write_text(path, json.dumps(content, indent=1) + '\n')
 
 
 def write_npz(path: AnyPath, **arrays: Any) -> None:

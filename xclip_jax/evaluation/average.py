@@ -1,4 +1,4 @@
-"""The mean over evaluations of one protocol: draws of few videos, seeds, splits."""
+"""Mean and standard deviation over results of one protocol: draws of few videos, seeds, splits."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -7,99 +7,93 @@ from typing import Any
 
 from xclip_jax.errors import UserError
 from xclip_jax.evaluation import metrics
-from xclip_jax.reports import markdown
+from xclip_jax.evaluation.results import COUNTS
 from xclip_jax.text_format import percent
 
-_ALIKE = ('templates', 'average', 'clips', 'crops', 'views', 'resize', 'sampling', 'stride')
-_SKIPPED = ('expected', 'evaluated', 'missing', 'captions', 'captions_evaluated',
-            'classes_with_videos')
+# Options that must agree before results are averaged.
+_EQUAL_OPTIONS = (
+  'templates', 'average', 'clips', 'crops', 'views', 'resize', 'sampling', 'stride')
 
 
-def average(places: Sequence[str]) -> dict[str, Any]:
+def average(paths: Sequence[str]) -> dict[str, Any]:
   """Averages results of `xclip eval`.
 
   Args:
-    places: folders of results, or their results.json.
+    paths: folders of results, or their results.json.
 
   Returns:
-    what results.json of the mean holds: protocol, results, and by list (one of each result; base
-    and novel) mean and std (ddof 0) of every number that all have; for base to novel also
-    harmonic_mean, with of_means and mean and std.
+    The content of results.json of the mean: protocol, results, and for each list (one of every
+    result; base and novel) mean and std (ddof 0) of the numbers that all results have; for base to
+    novel also harmonic_mean, with of_means, mean and std.
 
   Raises:
-    ValueError: fewer than two, one that is no result, or results that do not belong together.
+    UserError: fewer than two results, a file that is no result, or results of different protocols
+      or options.
   """
-  if len(places) < 2:
-    raise UserError(f'a mean is over two results or more, got {len(places)}')
-  read = {place: _read(place) for place in places}
-  if len(read) < len(places):
+  if len(paths) < 2:
+    raise UserError(f'a mean is over two results or more, got {len(paths)}')
+  contents = {path: _read(path) for path in paths}
+  if len(contents) < len(paths):
     raise UserError('a result is named twice')
-  first_place, first = next(iter(read.items()))
-  for place, content in read.items():
-    for name, found, wanted in (
-      ('protocol', content['protocol'], first['protocol']),
-      ('protocol_version', content['protocol_version'], first['protocol_version']),
-      ('number of lists', len(content['lists']), len(first['lists'])),
-      *((f'options.{x}', content['options'].get(x), first['options'].get(x)) for x in _ALIKE)):
-      if found != wanted:
-        raise UserError(f'{place} and {first_place} do not belong together: {name} is {found!r} '
-                         f'there and {wanted!r} here')
+  _check_same_protocol(contents)
+  first = next(iter(contents.values()))
   result = {
     'protocol': first['protocol'], 'protocol_version': first['protocol_version'], 'std_ddof': 0,
-    'results': list(read), 'missing': sum(
-      len(x['missing']) for content in read.values() for x in content['lists']), 'lists': []}
-  for n, about in enumerate(first['lists']):
-    rows = [content['lists'][n]['metrics'] for content in read.values()]
-    shared = [k for k in rows[0] if k not in _SKIPPED and all(r.get(k) is not None for r in rows)]
-    each = {k: metrics.mean_and_deviation([r[k] for r in rows]) for k in shared}
+    'results': list(contents), 'missing': sum(
+      len(x['missing']) for content in contents.values() for x in content['lists']), 'lists': []}
+  for n, first_list in enumerate(first['lists']):
+    rows = [content['lists'][n]['metrics'] for content in contents.values()]
+    shared = [k for k in rows[0] if k not in COUNTS and all(r.get(k) is not None for r in rows)]
+    statistics = {k: metrics.mean_and_deviation([r[k] for r in rows]) for k in shared}
     result['lists'].append({
-      'name': about['name'], 'mean': {k: x[0] for k, x in each.items()},
-      'std': {k: x[1] for k, x in each.items()}})
+      'name': first_list['name'], 'mean': {k: mean for k, (mean, _) in statistics.items()},
+      'std': {k: std for k, (_, std) in statistics.items()}})
   if first['protocol'] == 'base-novel':
-    found = [content['harmonic_mean']['top1'] for content in read.values()]
-    mean, std = metrics.mean_and_deviation(found)
+    mean, std = metrics.mean_and_deviation(
+      [content['harmonic_mean']['top1'] for content in contents.values()])
     base, novel = (x['mean']['top1'] for x in result['lists'])
     result['harmonic_mean'] = {
       'of_means': metrics.harmonic_mean(base, novel), 'mean': mean, 'std': std}
   return result
 
 
-def lines(result: Mapping[str, Any]) -> list[str]:
-  """Says for a terminal what was found."""
-  found = []
+def summary_lines(result: Mapping[str, Any]) -> list[str]:
+  """Returns the means as lines for a terminal."""
+  lines = []
   for x in result['lists']:
     name = next((k for k in ('top1', 'map', 'text_to_video/r1') if k in x['mean']), None)
     if name:
-      found.append(f'{x["name"]}: {name} {percent(x["mean"][name])} ± '
+      lines.append(f'{x["name"]}: {name} {percent(x["mean"][name])} ± '
                    f'{100 * x["std"][name]:.1f} over {len(result["results"])} results')
   if 'harmonic_mean' in result:
     h = result['harmonic_mean']
-    found.append(f'harmonic mean: of the means {percent(h["of_means"])}; mean of each '
+    lines.append(f'harmonic mean: of the means {percent(h["of_means"])}; mean of each '
                  f'{percent(h["mean"])} ± {100 * h["std"]:.1f}')
   if result['missing']:
-    found.append(f'{result["missing"]} videos are missing in these results')
-  return found
+    lines.append(f'{result["missing"]} videos are missing in these results')
+  return lines
 
 
-def write(folder: Path, result: Mapping[str, Any]) -> None:
-  """Writes results.json and report.md into a folder that is there."""
-  (folder / 'results.json').write_text(json.dumps(result, indent=1) + '\n', encoding='utf-8')
-  page = [f'# {result["protocol"]}: mean of {len(result["results"])} results',
-          *map(markdown.escape, lines(result))]
-  for x in result['lists']:
-    page += [f'## {markdown.escape(x["name"])}', markdown.table(
-      ('', 'mean', 'standard deviation'),
-      [(k, f'{x["mean"][k]:.4f}', f'{x["std"][k]:.4f}') for k in x['mean']])]
-  page.append('\n'.join(f'- {markdown.escape(place)}' for place in result['results']))
-  (folder / 'report.md').write_text('\n\n'.join(page) + '\n', encoding='utf-8')
+def _check_same_protocol(contents: Mapping[str, dict[str, Any]]) -> None:
+  first_path, first = next(iter(contents.items()))
+  for path, content in contents.items():
+    for name, value, expected in (
+      ('protocol', content['protocol'], first['protocol']),
+      ('protocol_version', content['protocol_version'], first['protocol_version']),
+      ('number of lists', len(content['lists']), len(first['lists'])),
+      *((f'options.{x}', content['options'].get(x), first['options'].get(x))
+        for x in _EQUAL_OPTIONS)):
+      if value != expected:
+        raise UserError(f'{path} and {first_path} do not belong together: {name} is {value!r} '
+                        f'there and {expected!r} here')
 
 
-def _read(place: str) -> dict[str, Any]:
-  path = Path(place)
+def _read(name: str) -> dict[str, Any]:
+  path = Path(name)
   path = path / 'results.json' if path.is_dir() else path
   try:
     content = json.loads(path.read_bytes())
     content['protocol'], content['options'], content['lists'][0]['metrics']
   except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
-    raise UserError(f'{place} is no result of an `xclip eval` protocol: {error!r}') from error
+    raise UserError(f'{name} is no result of an `xclip eval` protocol: {error!r}') from error
   return content

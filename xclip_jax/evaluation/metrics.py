@@ -170,7 +170,7 @@ def harmonic_mean(a: float, b: float) -> float:
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class Difference:
   """The difference of two accuracies over the same videos, b - a, and how sure it is."""
 
   a: float
@@ -189,7 +189,7 @@ class Comparison:
 
 def paired_bootstrap(
   hits_a: np.ndarray, hits_b: np.ndarray, resamples: int = 10_000, seed: int = 0
-) -> Comparison:
+) -> Difference:
   """Compares two models over the same N videos (Efron and Tibshirani, 1993, chapters 13 and 15).
 
   Videos are drawn with replacement, both models' results for each together. The interval is from
@@ -216,7 +216,7 @@ def paired_bootstrap(
   differences = (drawn[:, 1] - drawn[:, 0]) / n
   tail = min(np.sum(differences <= 0), np.sum(differences >= 0))
   low, high = np.percentile(differences, [2.5, 97.5])
-  return Comparison(
+  return Difference(
     a=float(hits_a.mean()), b=float(hits_b.mean()), only_a=int(only_a), only_b=int(only_b),
     low=float(low), high=float(high),
     p_value=float(min(1, 2 * (tail + 1) / (resamples + 1))),

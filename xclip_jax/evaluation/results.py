@@ -1,7 +1,6 @@
-"""What an evaluation leaves: predictions, results.json and a report; and what two of them say."""
+"""Results of an `xclip eval` protocol: predictions files and results.json."""
 
 import dataclasses
-import json
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -12,91 +11,126 @@ import xclip_jax
 from xclip_jax import files
 from xclip_jax.evaluation import metrics
 from xclip_jax.evaluation.scores import Scores
-from xclip_jax.reports import evaluation_page
+from xclip_jax.evaluation.video_lists import EvaluationSet
 from xclip_jax.text_format import percent
 from xclip_jax.weights import native
 
-# Counted up whenever the same predictions would give another number.
+# Protocol versions. Raise one whenever the same predictions would give another number.
 PROTOCOLS = {
   'supervised': 1, 'zero-shot': 1, 'base-novel': 1, 'multi-label': 1, 'retrieval': 1, 'compare': 1,
 }
-_COUNTS = ('expected', 'evaluated', 'missing', 'captions', 'captions_evaluated',
-           'classes_with_videos')
+# Metrics that count videos, captions or classes: they are not averaged over lists or results.
+COUNTS = ('expected', 'evaluated', 'missing', 'captions', 'captions_evaluated',
+          'classes_with_videos')
 
 
-def write(
-  folder: Path, protocol: str, sets: Sequence[Any], found: Mapping[str, Scores], given: str,
-  weights: Any, options: Mapping[str, Any],
-) -> list[str]:
-  """Writes everything into a folder and returns lines for a terminal.
+@dataclasses.dataclass(frozen=True, eq=False)
+class ProtocolRun:
+  """Scores of one model by one protocol.
 
-  Args:
-    folder: is there, and empty.
-    protocol: of PROTOCOLS.
-    sets: the EvaluationSets.
-    found: their scores by name.
-    given: what the weights were opened by.
-    weights: that were evaluated, a `weights.native.Weights`.
-    options: how; names to what JSON can hold.
+  Fields:
+    protocol: key of PROTOCOLS.
+    sets: evaluated lists; scores: scores of each list by its name.
+    given: name that the weights were opened by; weights: what was opened.
+    options: protocol options; names to values that JSON can hold.
   """
-  about = about_run(protocol) | {
-    'weights': {'given': given} | _weights(weights), 'options': dict(options), 'lists': []}
+
+  protocol: str
+  sets: Sequence[EvaluationSet]
+  scores: Mapping[str, Scores]
+  given: str
+  weights: native.Weights
+  options: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """Text of a written result.
+
+  Fields:
+    title: heading of its page; lines: the numbers, for a terminal; facts: rows of the page's table.
+  """
+
+  title: str
+  lines: list[str]
+  facts: dict[str, str]
+
+
+def write(folder: Path, run: ProtocolRun) -> Result:
+  """Writes predictions files and results.json into an empty folder."""
+  content = describe_program(run.protocol) | {
+    'weights': {'given': run.given} | _describe_weights(run.weights),
+    'options': dict(run.options), 'lists': []}
   rows, lines = {}, []
-  for n, x in enumerate(sets, start=1):
-    score = found[x.name]
-    file = {'base-novel': f'predictions_{x.name}.npz'}.get(protocol, f'predictions_{n}.npz')
-    file = file if len(sets) > 1 else 'predictions.npz'
-    score.save(folder / file)
-    rows[x.name] = score.summary()
-    about['lists'].append({
-      'name': x.name, **x.about, 'predictions': file, 'metrics': _plain(rows[x.name]),
-      'missing': [{'row': row, 'path': score.paths[row], 'reason': reason}
-                  for row, reason in score.failed.items()],
+  for n, x in enumerate(run.sets, start=1):
+    scores = run.scores[x.name]
+    file = f'predictions_{x.name if run.protocol == "base-novel" else n}.npz'
+    file = file if len(run.sets) > 1 else 'predictions.npz'
+    scores.save(folder / file)
+    rows[x.name] = scores.summary()
+    content['lists'].append({
+      'name': x.name, **x.about, 'predictions': file, 'metrics': _to_json(rows[x.name]),
+      'missing': [{'row': row, 'path': scores.paths[row], 'reason': reason}
+                  for row, reason in scores.failed.items()],
     })
-    lines.append(f'{x.name}: {_line(rows[x.name])}')
-  if len(sets) > 1:
-    over, line = _over(protocol, rows)
-    about |= over
+    lines.append(f'{x.name}: {_summary_line(rows[x.name])}')
+  if len(run.sets) > 1:
+    overall, line = _summarise_lists(run.protocol, rows)
+    content |= overall
     lines.append(line)
-  (folder / 'results.json').write_text(json.dumps(about, indent=1) + '\n', encoding='utf-8')
-  facts = {
-    'protocol': f'{protocol}, version {PROTOCOLS[protocol]}',
-    'weights': f'{given} (parameters sha256 {about["weights"]["sha256"][:12]})',
+  files.write_json(folder / 'results.json', content)
+  return Result(f'{run.protocol}: {run.given}', lines, _facts(run, content))
+
+
+def describe_program(protocol: str) -> dict[str, Any]:
+  """Returns the protocol and the program version, as every results.json begins."""
+  return {'protocol': protocol, 'protocol_version': PROTOCOLS[protocol],
+          'version': xclip_jax.__version__, 'git_commit': _git_commit()}
+
+
+def _facts(run: ProtocolRun, content: Mapping[str, Any]) -> dict[str, str]:
+  options, model = run.options, run.weights.config
+  commit = content['git_commit'] or 'unknown'
+  templates = options['templates']
+  return {
+    'protocol': f'{run.protocol}, version {PROTOCOLS[run.protocol]}',
+    'weights': f'{run.given} (parameters sha256 {content["weights"]["sha256"][:12]})',
     'views': f'{options["clips"]} clips x {options["crops"]} crops of '
-             f'{weights.config.num_frames} frames, {options["views"]}, {options["sampling"]}, '
-             f'short side {options["resize"]:.4g} x {weights.config.image_size} pixels',
-    'average of views': options['average'] if protocol != 'retrieval' else 'logits',
-    'templates': ' / '.join(options['templates'][:3]) + (
-      f' and {len(options["templates"]) - 3} more' if len(options['templates']) > 3 else ''),
+             f'{model.num_frames} frames, {options["views"]}, {options["sampling"]}, '
+             f'short side {options["resize"]:.4g} x {model.image_size} pixels',
+    'average of views': options['average'] if run.protocol != 'retrieval' else 'logits',
+    'templates': ' / '.join(templates[:3]) + (
+      f' and {len(templates) - 3} more' if len(templates) > 3 else ''),
     **{f'list {x.name}': f'{os.path.basename(x.about["list"])}, sha256 '
-                         f'{x.about["list_sha256"][:12]}' for x in sets},
-    'program': f'xclip-jax {about["version"]}, commit {(about["git_commit"] or "unknown")[:12]}',
+                         f'{x.about["list_sha256"][:12]}' for x in run.sets},
+    'program': f'xclip-jax {content["version"]}, commit {commit[:12]}',
   }
-  evaluation_page.write(folder, f'{protocol}: {given}', lines[-1], found, facts)
-  return lines
 
 
-def _over(protocol: str, rows: Mapping[str, dict[str, float]]) -> tuple[dict[str, Any], str]:
-  """Returns what is computed over several lists, and a line about it."""
+def _summarise_lists(
+  protocol: str, rows: Mapping[str, dict[str, float]]
+) -> tuple[dict[str, Any], str]:
+  """Computes the numbers over all lists, for results.json and as a line."""
   if protocol == 'base-novel':
     base, novel = (rows[name]['top1'] for name in ('base', 'novel'))
     value = metrics.harmonic_mean(base, novel)
     line = (f'base {percent(base)}, novel {percent(novel)}, '
             f'harmonic mean {percent(value)} (top-1)')
     return {'harmonic_mean': {'top1': metrics.finite(value)}}, line
-  shared = [name for name in next(iter(rows.values())) if name not in _COUNTS
+  shared = [name for name in next(iter(rows.values())) if name not in COUNTS
             and all(name in row for row in rows.values())]
-  each = {name: metrics.mean_and_deviation([row[name] for row in rows.values()])
-          for name in shared}
-  line = (f'mean of {len(rows)} lists: top-1 {percent(each["top1"][0])}, standard deviation '
-          f'{100 * each["top1"][1]:.1f}')
+  statistics = {name: metrics.mean_and_deviation([row[name] for row in rows.values()])
+                for name in shared}
+  mean, deviation = statistics['top1']
+  line = (f'mean of {len(rows)} lists: top-1 {percent(mean)}, standard deviation '
+          f'{100 * deviation:.1f}')
   return {
-    'mean': _plain({name: x[0] for name, x in each.items()}),
-    'std': _plain({name: x[1] for name, x in each.items()}), 'std_ddof': 0,
+    'mean': _to_json({name: x[0] for name, x in statistics.items()}),
+    'std': _to_json({name: x[1] for name, x in statistics.items()}), 'std_ddof': 0,
   }, line
 
 
-def _line(row: Mapping[str, float]) -> str:
+def _summary_line(row: Mapping[str, float]) -> str:
   videos = f'{row["evaluated"]} of {row["expected"]} videos'
   if 'map' in row:
     return f'mAP {percent(row["map"])}, {videos}'
@@ -109,12 +143,7 @@ def _line(row: Mapping[str, float]) -> str:
   ) + f', {videos}'
 
 
-def about_run(protocol: str) -> dict[str, Any]:
-  return {'protocol': protocol, 'protocol_version': PROTOCOLS[protocol],
-          'version': xclip_jax.__version__, 'git_commit': _git_commit()}
-
-
-def _weights(weights: Any) -> dict[str, Any]:
+def _describe_weights(weights: native.Weights) -> dict[str, Any]:
   return {
     'source': weights.source, 'dialect': weights.dialect,
     'sha256': native.fingerprint(weights.params),
@@ -124,8 +153,8 @@ def _weights(weights: Any) -> dict[str, Any]:
   }
 
 
-def _run_config(weights: Any) -> dict[str, Any] | None:
-  """The config of the run that weights are of; None if they are not of a run."""
+def _run_config(weights: native.Weights) -> dict[str, Any] | None:
+  """Reads the config of the run that trained the weights; None if no run did."""
   if weights.dialect != 'run':
     return None
   file = files.as_path(weights.source, 'weights') / 'config.json'
@@ -133,7 +162,7 @@ def _run_config(weights: Any) -> dict[str, Any] | None:
 
 
 def _git_commit() -> str | None:
-  """The commit that this program was checked out from, '+' if it was changed since; else None."""
+  """Returns the commit of this checkout, with '+' if files were changed; None outside one."""
   folder = Path(xclip_jax.__file__).resolve().parents[1]
   if not (folder / '.git').exists():
     return None
@@ -145,5 +174,5 @@ def _git_commit() -> str | None:
     return None
 
 
-def _plain(row: Mapping[str, float]) -> dict[str, float | None]:
+def _to_json(row: Mapping[str, float]) -> dict[str, float | None]:
   return {name: metrics.finite(value) for name, value in row.items()}

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 import numpy as np
@@ -11,12 +12,13 @@ from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
 
 from xclip_jax import files
-from xclip_jax.evaluation import metrics
+from xclip_jax.evaluation import average, metrics
+from xclip_jax.evaluation.compare import ModelComparison
 from xclip_jax.evaluation.scores import Scores
 from xclip_jax.reports import markdown, run_page
 from xclip_jax.reports.run_page import fit
 from xclip_jax.reports.theme import AMBER, BLUE, CHANCE, INK, MUTED, RED, STYLE, TRACK
-from xclip_jax.text_format import percent
+from xclip_jax.text_format import percent, points
 
 BARS = 40             # with more classes than this a picture shows the best and worst half of it
 _NAMES = 2.3          # inches for the names of classes, beside bars
@@ -55,45 +57,35 @@ def write(
   files.write_text(folder / 'report.md', '\n\n'.join(page) + '\n')
 
 
-def write_comparison(
-  folder: Path, names: tuple[str, str], found: metrics.Comparison, videos: int,
-  classes: Sequence[str], accuracies: tuple[np.ndarray, np.ndarray], facts: Mapping[str, str],
-) -> None:
-  """Writes report.md and the picture of the differences.
-
-  Args:
-    folder: is there.
-    names: of a and b.
-    found: over all videos.
-    videos: how many those are.
-    classes: K names.
-    accuracies: of a and of b, [K] each; nan for classes without videos.
-    facts: rows of a table.
-  """
-  a, b = (markdown.escape(name) for name in names)
-  rows = [(classes[k], percent(accuracies[0][k]), percent(accuracies[1][k]),
-           points(accuracies[1][k] - accuracies[0][k])) for k in _ranked(*accuracies)]
+def write_comparison(folder: Path, comparison: ModelComparison) -> None:
+  """Writes report.md and the picture of the differences into an existing folder."""
+  x = comparison
+  a, b = (markdown.escape(name) for name in x.names)
+  rows = [(x.classes[k], percent(x.accuracies[0][k]), percent(x.accuracies[1][k]),
+           points(x.accuracies[1][k] - x.accuracies[0][k])) for k in _ranked(*x.accuracies)]
+  facts = {
+    'a': str(x.predictions[0]), 'b': str(x.predictions[1]),
+    'videos': f'{x.videos:,} of {x.expected:,}, those that were evaluated in both',
+    'test': f'paired bootstrap, {x.resamples:,} resamples, seed {x.seed}',
+  }
   page = [
-    f'# {a} and {b}', sentence(names, found, videos), markdown.table(('', ''), facts.items()),
-    *_draw(folder, {'differences': _differences(names, found, classes, *accuracies)}, ''),
+    f'# {a} and {b}', x.sentence(), markdown.table(('', ''), facts.items()),
+    *_draw(folder, {'differences': _differences(x)}, ''),
     markdown.table(('class', 'a', 'b', 'b - a'), rows),
   ]
   files.write_text(folder / 'report.md', '\n\n'.join(page) + '\n')
 
 
-def sentence(names: tuple[str, str], found: metrics.Comparison, videos: int) -> str:
-  """Says what a comparison found, no more than it bears."""
-  a, b = names
-  what = (f'top-1 {percent(found.a)} (a, {a}) and {percent(found.b)} (b, {b}) on the same '
-          f'{videos:,} videos; b - a is {points(found.difference)} points, 95% interval '
-          f'{points(found.low)} to {points(found.high)}, p = {found.p_value:.2g}; {found.only_a:,} '
-          f'videos only a gets right, {found.only_b:,} only b')
-  return what + ('' if found.p_value < 0.05 else '. No evidence that they differ')
-
-
-def points(difference: float) -> str:
-  """Returns a difference of shares in percentage points, with its sign."""
-  return f'{100 * difference:+.1f}' if np.isfinite(difference) else 'n/a'
+def write_average(folder: Path, result: Mapping[str, Any]) -> None:
+  """Writes report.md about a mean from `average.average` into an existing folder."""
+  page = [f'# {result["protocol"]}: mean of {len(result["results"])} results',
+          *map(markdown.escape, average.summary_lines(result))]
+  for x in result['lists']:
+    page += [f'## {markdown.escape(x["name"])}', markdown.table(
+      ('', 'mean', 'standard deviation'),
+      [(k, f'{x["mean"][k]:.4f}', f'{x["std"][k]:.4f}') for k in x['mean']])]
+  page.append('\n'.join(f'- {markdown.escape(path)}' for path in result['results']))
+  files.write_text(folder / 'report.md', '\n\n'.join(page) + '\n')
 
 
 def _numbers(parts: Mapping[str, Scores]) -> str:
@@ -228,26 +220,25 @@ def _ranked(a: np.ndarray, b: np.ndarray) -> list[int]:
   return [int(k) for k in np.argsort(a - b, kind='stable') if np.isfinite(a[k] - b[k])]
 
 
-def _differences(
-  names: tuple[str, str], found: metrics.Comparison, classes: Sequence[str], a: np.ndarray,
-  b: np.ndarray,
-) -> Figure:
+def _differences(comparison: ModelComparison) -> Figure:
+  classes, (a, b), whole = comparison.classes, comparison.accuracies, comparison.difference
   with matplotlib.rc_context(STYLE):
     chosen = _cut(_ranked(a, b))
     figure, ax = _bars(
       [(classes[k], b[k] - a[k], points(b[k] - a[k])) if k is not None else None for k in chosen],
       lambda value: BLUE if value > 0 else RED)
-    values = [b[k] - a[k] for k in chosen if k is not None] + [found.low, found.high]
+    values = [b[k] - a[k] for k in chosen if k is not None] + [whole.low, whole.high]
     low, high = min(*values, -0.01), max(*values, 0.01)
     space = 0.12 * (high - low)                   # for the numbers at the ends of bars
     ax.set(xlim=(low - space, high + space))
-    ax.axvspan(found.low, found.high, color=AMBER, alpha=0.3, linewidth=0, zorder=0.8)
-    ax.axvline(found.difference, color=AMBER, linewidth=1, zorder=0.9)
+    ax.axvspan(whole.low, whole.high, color=AMBER, alpha=0.3, linewidth=0, zorder=0.8)
+    ax.axvline(whole.difference, color=AMBER, linewidth=1, zorder=0.9)
     left = {'x': -_NAMES / ax.get_position().width / 8, 'ha': 'left'}
-    title = f'{fit(names[1], 10, 200)} minus {fit(names[0], 10, 200)}, points of top-1'
+    first, second = comparison.names
+    title = f'{fit(second, 10, 200)} minus {fit(first, 10, 200)}, points of top-1'
     ax.set_title(title, pad=24, **left)
-    ax.annotate(f'all videos: {points(found.difference)}, 95% interval {points(found.low)} to '
-                f'{points(found.high)} (the band)', (0, 1), (-72 * _NAMES, 10), 'axes fraction',
+    ax.annotate(f'all videos: {points(whole.difference)}, 95% interval {points(whole.low)} to '
+                f'{points(whole.high)} (the band)', (0, 1), (-72 * _NAMES, 10), 'axes fraction',
                 textcoords='offset points', color=MUTED)
   return figure
 

@@ -132,12 +132,16 @@ def compare(arguments: argparse.Namespace) -> int:
   with contextlib.ExitStack() as stack:
     folder = stack.enter_context(_folder(arguments)) if arguments.output else None
     with output.show_user_errors():
-      line = compare_lib.compare(
-        arguments.a, arguments.b, arguments.resamples, arguments.seed,
-        folder.temporary if folder else None)
+      comparison = compare_lib.compare(
+        arguments.a, arguments.b, arguments.resamples, arguments.seed)
     if folder:
+      from xclip_jax import files
+      from xclip_jax.reports import evaluation_page
+
+      files.write_json(folder.temporary / 'results.json', comparison.content())
+      evaluation_page.write_comparison(folder.temporary, comparison)
       folder.keep()
-  print(line)
+  print(comparison.sentence())
   return 0
 
 
@@ -149,11 +153,14 @@ def average(arguments: argparse.Namespace) -> int:
     folder = stack.enter_context(_folder(arguments)) if arguments.output else None
     with output.show_user_errors():
       result = average_lib.average(arguments.results)
-      if folder:
-        average_lib.write(folder.temporary, result)
     if folder:
+      from xclip_jax import files
+      from xclip_jax.reports import evaluation_page
+
+      files.write_json(folder.temporary / 'results.json', result)
+      evaluation_page.write_average(folder.temporary, result)
       folder.keep()
-  print('\n'.join(average_lib.lines(result)))
+  print('\n'.join(average_lib.summary_lines(result)))
   return 0
 
 
@@ -180,6 +187,7 @@ def _run(
     arguments.keep_compilations()
     from xclip_jax.evaluation import results, scorer
     from xclip_jax.parallel import mesh as mesh_lib
+    from xclip_jax.reports import evaluation_page
     from xclip_jax.weights import opening
 
     options = {'heads': arguments.heads, 'num_frames': arguments.frames,
@@ -206,8 +214,8 @@ def _run(
       }
       if not first:
         return 1 if any(x.failed for x in scores.values()) else 0
-      lines = results.write(
-        folder.temporary, protocol, sets, scores, arguments.weights, weights,
+      protocol_run = results.ProtocolRun(
+        protocol, sets, scores, arguments.weights, weights,
         {'templates': templates, 'average': arguments.average, 'clips': arguments.clips,
          'crops': arguments.crops, 'views': arguments.views,
          'resize': found.resize_ratio(views), 'sampling': arguments.sampling,
@@ -216,8 +224,11 @@ def _run(
          'processes': processes,
          'truncate': getattr(arguments, 'truncate', False)},
       )
+      result = results.write(folder.temporary, protocol_run)
+      evaluation_page.write(
+        folder.temporary, result.title, result.lines[-1], scores, result.facts)
     folder.keep()
-  print('\n'.join(lines))
+  print('\n'.join(result.lines))
   print(f'report: {Path(arguments.output) / "report.md"}')
   missing = [f'{x.paths[row]}: {reason}' for x in scores.values()
              for row, reason in x.failed.items()]
