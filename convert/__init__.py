@@ -1,1 +1,1 @@
-"""Commands that move weights between frameworks and prove it; see `python -m convert --help`."""
+"""Comparisons with PyTorch: the only folder that imports torch; see `python -m convert --help`."""

@@ -13,8 +13,8 @@ import time
 import torch
 import transformers
 
-from convert.hf_config import hf_config
 from xclip_jax.models.config import make_config
+from xclip_jax.weights.export import hf_config
 
 HOWS = ('eager', 'compiled', 'onednn')
 
@@ -35,7 +35,7 @@ def main() -> None:
   torch.manual_seed(0)
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
   config = make_config(a.variant, num_frames=a.frames, **a.fields)
-  model = transformers.XCLIPModel(transformers.XCLIPConfig(**hf_config(config))).to(device)
+  model = transformers.XCLIPModel(transformers.XCLIPConfig(**hf_config.make(config))).to(device)
   side = config.image_size
   video = torch.randn(a.batch, a.frames, 3, side, side, device=device)
   text = torch.randn(a.classes, config.embed_dim, device=device)

@@ -12,13 +12,13 @@ import jax
 import numpy as np
 import optax
 
-from convert import export
 from xclip_jax.errors import UserError
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.parallel import tree_names
 from xclip_jax.text import tokenizer
 from xclip_jax.weights import apply, hub, native
+from xclip_jax.weights.export import formats
 
 GRADIENT_TOLERANCE = 1e-3       # of the largest number in the same parameter's gradient
 _SMALL, _SMALL_FOR_GRADS = 10_000_000, 30_000_000       # parameters
@@ -89,7 +89,7 @@ def require_peer() -> str:
 def compare(weights: native.Weights, seed: int = 0, grads: bool | None = None) -> Comparison:
   """Runs both models on the same random video and texts, in float32.
 
-  The peer reads what `export.save` writes, from disk, as anybody would.
+  The peer reads what `formats.save` writes, from disk, as anybody would.
 
   Args:
     weights: of any origin.
@@ -108,7 +108,7 @@ def compare(weights: native.Weights, seed: int = 0, grads: bool | None = None) -
   grads = count < _SMALL_FOR_GRADS if grads is None else grads
   video, token_ids, target = make_inputs(weights, seed)
   with tempfile.TemporaryDirectory() as folder:
-    folder = export.save(weights, 'hf', Path(folder) / 'hf')
+    folder = formats.save(weights, 'hf', Path(folder) / 'hf')
     again = tree_names.flatten(hub.read(folder).params)
     theirs, their_grads = _run_peer(folder, video, token_ids, target if grads else None)
   name = max(flat, key=lambda k: _difference(again[k], flat[k]))

@@ -36,6 +36,7 @@ LIBRARIES = {
   'reports': {'jax', 'matplotlib', 'numpy'},
   'evaluation': {'jax', 'numpy', 'tqdm'},
   'weights': {'huggingface_hub', 'jax', 'numpy'},
+  'weights.export': {'numpy', 'tqdm'},
   'storage': {'etils', 'flax', 'jax', 'numpy', 'optax', 'orbax', 'tensorboardX'},
   'text': {'etils', 'ftfy', 'jax', 'numpy', 'regex'},
   'models': {'flax', 'jax', 'numpy'},

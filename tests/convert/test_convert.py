@@ -13,7 +13,7 @@ import pytest
 
 from configs import base
 from convert import __main__ as cli
-from convert import export, golden_preprocess
+from convert import golden_preprocess
 from goldens_io import GOLDENS, load_npz
 from xclip_jax.data.clips import augment
 from xclip_jax.models import vision
@@ -24,6 +24,7 @@ from xclip_jax.storage.checkpoints import Checkpoints
 from xclip_jax.text.tokenizer import Tokenizer
 from xclip_jax.training import run as run_lib
 from xclip_jax.weights import apply, hub, native, opening, rules
+from xclip_jax.weights.export import formats, huggingface
 from xclip_jax.weights.files import archive, archive_writers
 
 TINY = XCLIPConfig(
@@ -172,11 +173,11 @@ def test_what_a_format_cannot_say_is_refused(folder, run, tmp_path):
   assert code == 2 and 'text_heads=4' in err and 'mit_heads' not in err
   mixed = dataclasses.replace(TINY, mit_activation='gelu')
   with pytest.raises(ValueError, match='hidden_act, holds both'):
-    export.check_target(mixed, 'hf')
-  export.check_target(mixed, 'native')
+    formats.check_target(mixed, 'hf')
+  formats.check_target(mixed, 'native')
 
 
-@pytest.mark.parametrize('target', export.TARGETS)
+@pytest.mark.parametrize('target', formats.TARGETS)
 def test_nothing_is_overwritten_unasked(folder, run, tmp_path, target):
   code, _, err = run(folder / 'tiny', tmp_path / 'x', '--to', target)
   assert code == 0
@@ -208,14 +209,14 @@ def test_other_things_are_never_overwritten(folder, run, tmp_path):
   assert left_in(tmp_path) == ['letter.txt', 'photos'] and left_in(tmp_path / 'photos') == ['a.jpg']
 
 
-@pytest.mark.parametrize('target', export.TARGETS)
+@pytest.mark.parametrize('target', formats.TARGETS)
 @pytest.mark.parametrize('overwrite', [False, True])
 def test_a_death_in_the_middle_leaves_what_was_there(
   folder, tmp_path, monkeypatch, target, overwrite
 ):
   weights = hub.read(folder / 'tiny')
   if overwrite:
-    export.save(weights, target, tmp_path / 'x')
+    formats.save(weights, target, tmp_path / 'x')
   before = {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
   chunks, seen = archive_writers._chunks, []
 
@@ -227,7 +228,7 @@ def test_a_death_in_the_middle_leaves_what_was_there(
 
   monkeypatch.setattr(archive_writers, '_chunks', dying)
   with pytest.raises(KeyboardInterrupt):
-    export.save(weights, target, tmp_path / 'x', overwrite)
+    formats.save(weights, target, tmp_path / 'x', overwrite)
   assert len(seen) == 10
   assert before == {p: p.read_bytes() for p in tmp_path.rglob('*') if p.is_file()}
   assert left_in(tmp_path) == (['x'] if overwrite else [])
@@ -267,19 +268,19 @@ def test_frames_and_picture_size_can_be_changed(folder, run, tmp_path):
 
 def test_inspect_tells_every_dialect(folder, run, tmp_path):
   weights, parts = hub.read(folder / 'tiny'), {}
-  for target in export.TARGETS:
-    export.save(weights, target, tmp_path / target)
+  for target in formats.TARGETS:
+    formats.save(weights, target, tmp_path / target)
     code, out, _ = run('inspect', tmp_path / target, '--json')
     assert code == 0
     told = json.loads(out)
-    assert told['dialect'] == export.DIALECTS.get(target, 'native')
+    assert told['dialect'] == formats.DIALECTS.get(target, 'native')
     assert XCLIPConfig(**told['config']) == dataclasses.replace(
       TINY, num_frames=8 if target == 'openai' else 4)
     assert not told['problems'] and told['dtypes'] == {'float32': told['tensors']}
     assert all(tower['agrees'] for tower in told['heads'].values())
     parts[target] = told['parameters']
     code, out, _ = run('inspect', tmp_path / target)
-    assert f'{export.DIALECTS.get(target, "native")} names' in out
+    assert f'{formats.DIALECTS.get(target, "native")} names' in out
   assert parts['native'] == parts['hf'] == parts['official']
   towers = ('vision', 'text', 'logit_scale')
   assert {k: parts['native'][k] for k in towers} == {k: parts['openai'][k] for k in towers}
@@ -303,7 +304,7 @@ def test_inspect_tells_what_else_is_there_and_what_does_not_fit(folder, run, tmp
 
 
 def test_inspect_goes_on_where_conversion_stops(folder, run, tmp_path):
-  export.save(hub.read(folder / 'odd'), 'hf', tmp_path / 'hf')
+  formats.save(hub.read(folder / 'odd'), 'hf', tmp_path / 'hf')
   content = json.loads((tmp_path / 'hf/config.json').read_text())
   content['vision_config']['intermediate_size'] = 7
   (tmp_path / 'hf/config.json').write_text(json.dumps(content))
@@ -318,14 +319,14 @@ def test_inspect_goes_on_where_conversion_stops(folder, run, tmp_path):
 
 
 def test_inspect_knows_published_names(folder, run, tmp_path, monkeypatch):
-  export.save(hub.read(folder / 'tiny'), 'hf', tmp_path / 'hf')
+  formats.save(hub.read(folder / 'tiny'), 'hf', tmp_path / 'hf')
   monkeypatch.setattr(hub, 'locate', lambda source: tmp_path / 'hf')
   code, out, _ = run('inspect', 'microsoft/xclip-base-patch32')
   assert code == 0 and 'K400 80.4 top-1' in out and 'licence     MIT' in out
 
 
 def test_inspect_converts_no_array(folder, run, tmp_path, monkeypatch):
-  export.save(hub.read(folder / 'tiny'), 'official', tmp_path / 'x.pth')
+  formats.save(hub.read(folder / 'tiny'), 'official', tmp_path / 'x.pth')
   asked = []
   inward = rules.inward
   monkeypatch.setattr(
@@ -335,7 +336,7 @@ def test_inspect_converts_no_array(folder, run, tmp_path, monkeypatch):
 
 
 def test_clips_files_are_made_of_our_merges(tmp_path):
-  export._write_tokenizer(tmp_path, 77)
+  huggingface.write_tokenizer(tmp_path, 77)
   vocabulary = json.loads((tmp_path / 'vocab.json').read_text(encoding='utf-8'))
   assert sorted(vocabulary.values()) == list(range(Tokenizer.vocab_size))
   assert vocabulary['<|endoftext|>'] == Tokenizer.eot_token

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from convert import __main__ as cli
-from convert import export, golden_preprocess, verify
+from convert import golden_preprocess, verify
 from xclip_jax.data.clips import augment
 from xclip_jax.models import vision as vision_lib
 from xclip_jax.models.config import XCLIPConfig
@@ -15,6 +15,7 @@ from xclip_jax.models.xclip import XCLIP
 from xclip_jax.parallel import tree_names
 from xclip_jax.text import tokenizer
 from xclip_jax.weights import apply, hub, native
+from xclip_jax.weights.export import formats, hf_config
 
 pytestmark = pytest.mark.parity
 
@@ -84,10 +85,10 @@ def test_logits_and_gradients_match_transformers(transformers, config):
 
 
 def test_transformers_reads_every_field_of_the_config(transformers, tmp_path):
-  export.save(make_weights(CONFIGS[0]), 'hf', tmp_path / 'hf')
+  formats.save(make_weights(CONFIGS[0]), 'hf', tmp_path / 'hf')
   loaded = transformers.XCLIPConfig.from_pretrained(tmp_path / 'hf').to_dict()
   default = transformers.XCLIPConfig().to_dict()
-  written = export.hf_config(CONFIGS[0])
+  written = hf_config.make(CONFIGS[0])
   for section in ('text_config', 'vision_config'):
     assert loaded[section].items() >= written[section].items()
     assert not default[section].keys() - loaded[section].keys()
@@ -116,7 +117,7 @@ def test_transformers_model_arrives_with_its_logits(transformers, torch, tmp_pat
       pixel_values=torch.from_numpy(video.transpose(0, 1, 4, 2, 3).copy()),
     ).logits_per_video.numpy()
   np.testing.assert_allclose(our_logits(weights, video, token_ids), want, rtol=0, atol=1e-5)
-  export.save(weights, 'hf', tmp_path / 'ours')
+  formats.save(weights, 'hf', tmp_path / 'ours')
   again = transformers.XCLIPModel.from_pretrained(tmp_path / 'ours').state_dict()
   assert again.keys() == model.state_dict().keys()
   assert all(torch.equal(x, again[key]) for key, x in model.state_dict().items())
@@ -125,12 +126,12 @@ def test_transformers_model_arrives_with_its_logits(transformers, torch, tmp_pat
 def test_torch_loads_our_files(torch, tmp_path):
   weights = make_weights(OFFICIAL)
   for target in ('official', 'openai'):
-    export.save(weights, target, tmp_path / target)
+    formats.save(weights, target, tmp_path / target)
     found = torch.load(tmp_path / target, weights_only=True)
     if target == 'official':
       assert list(found) == ['model']
       found = found['model']
-    want = apply.to_state_dict(weights.params, export.DIALECTS[target])
+    want = apply.to_state_dict(weights.params, formats.DIALECTS[target])
     assert list(found) == list(want)
     for key, x in want.items():
       assert found[key].dtype == torch.float32 and found[key].is_contiguous(), key
@@ -195,7 +196,7 @@ def test_their_processor_works_from_our_folder(transformers, tmp_path):
   config = CONFIGS[2]
   weights = dataclasses.replace(
     make_weights(config), preprocess=native.Preprocess(resize_ratio=1.5, filter='pillow'))
-  export.save(weights, 'hf', tmp_path / 'hf')
+  formats.save(weights, 'hf', tmp_path / 'hf')
   processor = transformers.XCLIPProcessor.from_pretrained(tmp_path / 'hf')
   texts = ["a dog's tail", 'Héllo, wörld!', 'playing the guitar on a stage 12', 'x' * 20]
   frames = golden_preprocess.make_frames(40, 57, config.num_frames)
@@ -215,8 +216,8 @@ def test_verify_tells_equal_from_different(transformers, tmp_path, capsys, monke
   native.save(tmp_path / 'x', make_weights(OFFICIAL))
   assert cli.main(['verify', str(tmp_path / 'x'), '--no-grads']) == 0
   assert 'equal: logits within 1e-05' in capsys.readouterr().out
-  hf_config = export.hf_config
-  monkeypatch.setattr(export, 'hf_config', lambda c: hf_config(dataclasses.replace(c, mit_heads=4)))
+  make = hf_config.make
+  monkeypatch.setattr(hf_config, 'make', lambda c: make(dataclasses.replace(c, mit_heads=4)))
   assert cli.main(['verify', str(tmp_path / 'x')]) == 1
   out = capsys.readouterr().out
   assert 'DIFFERENT: logits' in out and 'DIFFERENT: gradient' in out

@@ -10,15 +10,15 @@ from collections.abc import Sequence
 import xclip_jax
 from xclip_jax import compilation_cache, errors
 from xclip_jax.cli import output as output_lib
-from xclip_jax.cli.commands import data, evaluate, finetune, plan, weights
+from xclip_jax.cli.commands import convert, data, evaluate, finetune, plan, weights
 from xclip_jax.cli.commands.classify import classify, embed, windows
 
 # Nothing else at the top: whoever asks for --help, or mistypes a name, should not wait for JAX.
 
 # Arguments that are no paths; and those that may be in a bucket, unless they are of `xclip data`.
 _TEXTS = ('labels', 'template', 'coordinator')
-_MAY_BE_REMOTE = ('weights', 'first', 'second', 'labels_file', 'templates_file', 'list', 'lists',
-                  'classes', 'base', 'base_classes')
+_MAY_BE_REMOTE = ('weights', 'source', 'first', 'second', 'labels_file', 'templates_file', 'list',
+                  'lists', 'classes', 'base', 'base_classes')
 _EXAMPLES = """examples:
   xclip classify clip.mp4 --weights runs/demo --labels "a dog running, a cat asleep"
   xclip classify videos/ 'more/*.avi' --weights microsoft/xclip-base-patch32 \\
@@ -127,6 +127,7 @@ def _parser() -> argparse.ArgumentParser:
   weights.add_commands(commands, compilation_cache.enable)
   data.add_commands(commands)
   evaluate.add_commands(commands, compilation_cache.enable)
+  convert.add_commands(commands)
   plan.add_commands(commands)
   return parser
 

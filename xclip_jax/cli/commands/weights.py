@@ -9,9 +9,11 @@ from typing import Any
 
 from xclip_jax import errors
 from xclip_jax.cli import output
+from xclip_jax.cli.commands import convert
 
 _EXAMPLES = """examples:
   xclip weights
+  xclip weights inspect runs/tuned
   xclip weights interpolate ViT-B/16 runs/tuned --alpha 0.5 -o between
   xclip weights curve ViT-B/16 runs/tuned --on new/val.csv --on old/val.csv -o curve
 """
@@ -25,11 +27,13 @@ def add_commands(commands: Any, keep_compilations: Callable[[], None]) -> None:
     keep_compilations: called before anything is compiled.
   """
   command = commands.add_parser(
-    'weights', help='list weights that have a name; mix two', description=list_weights.__doc__,
+    'weights', help='list weights that have a name; describe, mix and compare weights',
+    description=list_weights.__doc__,
     epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter,
   )
   command.set_defaults(run=list_weights)
   group = command.add_subparsers(metavar='COMMAND')
+  convert.add_inspect_command(group)
   command = group.add_parser(
     'interpolate', help='write weights between two models (WiSE-FT)',
     description=interpolate.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,

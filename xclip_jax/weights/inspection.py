@@ -1,4 +1,4 @@
-"""What a file or folder with weights holds, told from names and shapes alone."""
+"""Descriptions of files and folders with weights, from tensor names and shapes alone."""
 
 import collections
 import dataclasses
@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from convert import export
 from xclip_jax.errors import UserError
 from xclip_jax.models.config import VARIANTS, XCLIPConfig
 from xclip_jax.parallel import tree_names
@@ -28,49 +27,51 @@ _RULE = f'the rule width // {architecture.HEAD_WIDTH}'
 
 @dataclasses.dataclass
 class Description:
-  """What there is to say of weights; everything in it can be written as JSON."""
+  """Facts about weights, all of which JSON can hold."""
 
   source: str
   files: list[str]
-  kind: str                     # of archive, or 'native folder', or 'run'
+  kind: str                     # kind of the archive, or 'native folder', or 'run'
   dialect: str
-  bytes: int                    # of the files
+  bytes: int                    # size of the files together
   tensors: int
-  dtypes: dict[str, int]        # name -> how many tensors
-  parameters: dict[str, int]    # part -> how many numbers
+  dtypes: dict[str, int]        # dtype -> number of tensors
+  parameters: dict[str, int]    # part of the model -> number of parameters
   config: dict[str, Any] | None
-  variant: str | None           # the published size that it is, but for the number of frames
+  variant: str | None           # the published size that the config has, whatever its frames
   heads: dict[str, dict[str, Any]]
   preprocess: dict[str, Any] | None
   template: str
   licence: str
-  known: dict[str, Any] | None  # the row of hub.KNOWN
+  known: dict[str, Any] | None  # the row of hub.KNOWN, if the source is a published name
   also_holds: dict[str, str]
   problems: list[str]
   notes: list[str]
 
 
 def describe(source: str) -> Description:
-  """Looks into whatever `inference.open_weights` opens, without converting an array.
+  """Describes whatever `opening.open_weights` opens, without converting an array.
 
-  Weights that do not fit or lack a head count are described too: what is wrong is in `problems`.
+  Weights that do not fit or lack a head count are described too; `problems` says what is wrong.
 
   Raises:
-    ValueError: there is nothing of that name, or it holds no weights of CLIP or X-CLIP.
+    UserError: the source does not exist, or holds no weights of CLIP or X-CLIP.
   """
   folder = Path(source).expanduser()
   if (folder / 'checkpoints').is_dir() or (folder / 'metrics.jsonl').is_file():
-    return _describe_ours(source, folder, opening.open_weights(source), 'run')
+    return _describe_own_format(source, folder, opening.open_weights(source), 'run')
   path = hub.locate(source)
   if path.is_dir() and native.is_native(path):
-    return _describe_ours(source, path, native.read(path), 'native folder')
+    return _describe_own_format(source, path, native.read(path), 'native folder')
   return _describe_foreign(source, path)
 
 
-def _describe_ours(source: str, path: Path, weights: native.Weights, kind: str) -> Description:
+def _describe_own_format(
+  source: str, path: Path, weights: native.Weights, kind: str
+) -> Description:
   flat = tree_names.flatten(weights.params)
   files = sorted(p for p in path.rglob('*') if p.is_file()) if kind != 'run' else []
-  came = f' (from {weights.source}, {weights.dialect})' if weights.dialect != 'native' else ''
+  origin = f' (from {weights.source}, {weights.dialect})' if weights.dialect != 'native' else ''
   return Description(
     source=source, files=[str(p) for p in files], kind=kind, dialect='native',
     bytes=sum(p.stat().st_size for p in files), tensors=len(flat),
@@ -80,7 +81,7 @@ def _describe_ours(source: str, path: Path, weights: native.Weights, kind: str) 
     heads=_heads(weights.config, 'config.json', tuple(architecture.WIDTHS)),
     preprocess=dataclasses.asdict(weights.preprocess), template=weights.template,
     licence=weights.licence, known=None, also_holds={}, problems=[],
-    notes=[*weights.notes, *([f'converted{came}'] if came and kind != 'run' else [])],
+    notes=[*weights.notes, *([f'converted{origin}'] if origin and kind != 'run' else [])],
   )
 
 
@@ -88,24 +89,14 @@ def _describe_foreign(source: str, path: Path) -> Description:
   path, config_file = hub.find_files(path)
   contents = archive.read(path)
   state, rest = archive.state_dict(contents)
-  problems, notes = [], []
   try:
     dialect = apply.detect_dialect(state)
-  except ValueError as error:
+  except UserError as error:
     raise UserError(f'{path}: {error}') from error
   known, is_clip = hub.KNOWN.get(source), dialect in rules.CLIP_DIALECTS
   frames = known.num_frames if known else 8
-  # Where the config beside the weights contradicts them, the weights alone still tell most of it.
-  config = None
-  for file in dict.fromkeys((config_file, None)):
-    try:
-      content = native.read_json(file) if file else None
-      config = architecture.infer_config(state, dialect, content, frames)
-      config_file = file
-      break
-    except ValueError as error:
-      problems.append(str(error))
-  preprocess = known.preprocess if known else native.REFERENCE
+  config, config_file, problems = _infer_config(state, dialect, config_file, frames)
+  preprocess, notes = known.preprocess if known else native.REFERENCE, []
   if config:
     problems += _misfits(state, dialect, config)
     if dialect == 'huggingface':
@@ -132,6 +123,24 @@ def _describe_foreign(source: str, path: Path) -> Description:
   )
 
 
+def _infer_config(
+  state: Mapping[str, np.ndarray], dialect: str, config_file: Path | None, num_frames: int
+) -> tuple[XCLIPConfig | None, Path | None, list[str]]:
+  """Infers the architecture; where the config file contradicts the weights, from them alone.
+
+  Returns:
+    The architecture if it can be told, the config file if it was of use, and the problems.
+  """
+  problems = []
+  for file in dict.fromkeys((config_file, None)):
+    try:
+      content = native.read_json(file) if file else None
+      return architecture.infer_config(state, dialect, content, num_frames), file, problems
+    except UserError as error:
+      problems.append(str(error))
+  return None, config_file, problems
+
+
 def _part(key: str, dialect: str) -> str:
   if any(tree_names.matches(pattern, key) for pattern in rules.IGNORED):
     return _IGNORED
@@ -142,29 +151,29 @@ def _part(key: str, dialect: str) -> str:
 
 
 def _misfits(state: Mapping[str, np.ndarray], dialect: str, config: XCLIPConfig) -> list[str]:
-  """Lists what conversion would refuse."""
-  if dialect in rules.CLIP_DIALECTS:      # completing them to an X-CLIP takes random numbers
+  """Returns a line for each reason why conversion would refuse the weights."""
+  if dialect in rules.CLIP_DIALECTS:      # completing a CLIP to an X-CLIP takes random numbers
     unknown = [key for key in state if _part(key, dialect) == _UNKNOWN]
     return [f'unknown key {key!r}' for key in unknown]
-  # One number seen through every shape: nothing of the file is read.
+  # One zero, broadcast to the shape of every tensor: no tensor of the file is read.
   shapes = {key: np.broadcast_to(np.float32(0), x.shape) for key, x in state.items()}
   try:
     apply.to_params(shapes, dialect, config)
-  except ValueError as error:
+  except UserError as error:
     return [line.strip() for line in str(error).splitlines()[1:]]
   return []
 
 
 def _heads(config: XCLIPConfig, told_by: str, towers: tuple[str, ...]) -> dict[str, dict]:
-  found = {}
+  heads_of_towers = {}
   for tower, field in architecture.WIDTHS.items():
     heads, width = getattr(config, f'{tower}_heads'), getattr(config, field)
-    reference = width // architecture.HEAD_WIDTH or None       # none: narrower than one head
-    found[tower] = {
+    reference = width // architecture.HEAD_WIDTH or None       # None: narrower than a head
+    heads_of_towers[tower] = {
       'heads': heads, 'width': width, 'told_by': told_by if tower in towers else _RULE,
       'reference': reference, 'agrees': reference in (None, heads),
     }
-  return found
+  return heads_of_towers
 
 
 def _variant(config: XCLIPConfig) -> str | None:
@@ -179,16 +188,16 @@ def _variant(config: XCLIPConfig) -> str | None:
 def _dtypes(contents: archive.Contents, state: Mapping[str, np.ndarray]) -> dict[str, int]:
   if contents.kind != 'safetensors':
     return _count(str(x.dtype) for x in state.values())
-  # Reading widens bfloat16, so ask the files themselves.
-  found = []
+  # Reading widens bfloat16, so the dtypes come from the headers of the files.
+  dtypes = []
   for file in contents.files:
     if file.suffix == '.json':
       continue
     with open(file, 'rb') as opened:
       header = json.loads(opened.read(struct.unpack('<Q', opened.read(8))[0]))
-    found += [entry['dtype'] for name, entry in header.items() if name != '__metadata__']
+    dtypes += [entry['dtype'] for name, entry in header.items() if name != '__metadata__']
   names = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'F64': 'float64', 'I64': 'int64'}
-  return _count(names.get(x, x) for x in found)
+  return _count(names.get(x, x) for x in dtypes)
 
 
 def _count(names: Any) -> dict[str, int]:
@@ -206,7 +215,7 @@ def _count_parts(sizes: Any) -> dict[str, int]:
 
 
 def _summary(value: Any) -> str:
-  """Says in a few words what something that is not a parameter is."""
+  """Describes a value that is not a parameter in a few words."""
   if value is None or isinstance(value, bool | int | float | str):
     return repr(value)[:80]
   if isinstance(value, np.ndarray):
@@ -217,51 +226,3 @@ def _summary(value: Any) -> str:
     return f'dict of {len(value)}: {", ".join(map(str, list(value)[:5]))}'[:80]
   return f'{type(value).__name__} of {len(value)}' if hasattr(value, '__len__') else (
     type(value).__name__)
-
-
-def show(d: Description) -> str:
-  """Writes a description for people."""
-  lines = [f'{d.source}']
-  row = lambda name, value: lines.append(f'  {name:<12}{value}')
-  row('kind', f'{d.kind}, {d.dialect} names' + (f', {d.bytes / 2**20:,.1f} MiB' if d.bytes else ''))
-  row('tensors', f'{d.tensors}: ' + ', '.join(f'{n} {dtype}' for dtype, n in d.dtypes.items()))
-  row('parameters', f'{d.parameters["total"]:,}')
-  for part, n in d.parameters.items():
-    if part != 'total':
-      lines.append(f'    {part:<14}{n:>13,}')
-  if d.config:
-    c = d.config
-    size = d.variant or 'no published size'
-    row('size', f'{size}, T={c["num_frames"]} frames of {c["image_size"]} pixels, '
-                f'patches of {c["patch_size"]}')
-    for tower in architecture.WIDTHS:
-      h = d.heads[tower]
-      mlp = c.get(f'{tower}_mlp', 4 * h['width'])
-      lines.append(
-        f'    {tower:<8}{c[f"{tower}_layers"]:>3} layers, width {h["width"]:>4}, {h["heads"]:>2} '
-        f'heads ({h["told_by"]}), MLP {mlp}, {c[f"{tower}_activation"]}'
-      )
-    row('shared', f'embed_dim {c["embed_dim"]}, vocabulary {c["vocab_size"]}, context '
-                  f'{c["context_length"]}')
-    rest = ('prompt_alpha', 'drop_path', 'dtype', 'residual_dtype', 'attention', 'remat')
-    row('as trained' if d.kind == 'run' else 'when run', ', '.join(f'{k} {c[k]}' for k in rest))
-  if d.preprocess and d.config:
-    preprocess = native.Preprocess(**d.preprocess)
-    row('preprocess', export.say_preprocess(preprocess, d.config['image_size']))
-  if d.template != '{}':
-    row('template', repr(d.template))
-  row('licence', d.licence)
-  if d.known:
-    row('published', d.known['published'])
-  for name, what in d.also_holds.items():
-    row('also holds', f'{name}: {what}')
-  for tower, h in d.heads.items():
-    if not h['agrees']:
-      row('! heads', f'{tower} has {h["heads"]} heads by {h["told_by"]}; the reference would have '
-                     f'{h["reference"]} (--heads reference)')
-  for note in d.notes:
-    row('note', note)
-  for problem in d.problems:
-    row('! problem', problem)
-  return '\n'.join(lines)
-
