@@ -23,7 +23,7 @@ FLOORS = (
   ('models',),
   ('parallel',),
   ('data',),
-  ('compilation_cache', 'config', 'files', 'errors', 'text_format', 'assets'),
+  ('assets', 'compilation_cache', 'config', 'files', 'errors', 'text_format'),
 )
 # Libraries that the modules of a folder (or of one module, named in full) may import.
 LIBRARIES = {
@@ -50,6 +50,7 @@ LIBRARIES = {
   'compilation_cache': {'jax'},
   'config': {'ml_collections'},
   'files': {'etils', 'fsspec', 'google', 'numpy'},
+  'assets': set(),
   'errors': set(),
   'text_format': {'numpy'},
 }

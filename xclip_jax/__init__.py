@@ -9,9 +9,9 @@ _PUBLIC = {
   'VideoFeatures': 'models.xclip',
   'VARIANTS': 'models.xclip',
   'make_config': 'models.xclip',
-  'Tokenizer': 'tokenizer',
-  'load': 'inference',
-  'Classifier': 'inference',
+  'Tokenizer': 'text.tokenizer',
+  'load': 'inference.classifier',
+  'Classifier': 'inference.classifier',
 }
 __all__ = list(_PUBLIC)
 __version__ = '0.1.0'

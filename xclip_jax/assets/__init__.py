@@ -1,1 +1,1 @@
-"""Which files does the package bring along? Vocabulary, samples, a small trained model."""
+"""Which files does the package bring along? Vocabulary, sample clips, a small trained model."""

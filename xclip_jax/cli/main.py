@@ -20,6 +20,7 @@ _TEXTS = ('labels', 'template', 'coordinator')
 _MAY_BE_REMOTE = ('weights', 'source', 'first', 'second', 'labels_file', 'templates_file', 'list',
                   'lists', 'classes', 'base', 'base_classes')
 _EXAMPLES = """examples:
+  xclip classify --weights toy sample:ring          (a model and a clip in the package)
   xclip classify clip.mp4 --weights runs/demo --labels "a dog running, a cat asleep"
   xclip classify videos/ 'more/*.avi' --weights microsoft/xclip-base-patch32 \\
       --labels-file labels.txt --template 'a video of {}' --csv answers.csv
@@ -77,7 +78,8 @@ def _parser() -> argparse.ArgumentParser:
 
   model = _Parser(add_help=False)
   model.add_argument('--weights', required=True, metavar='W',
-                     help='workdir of a run, a folder or file with weights, or a name')
+                     help='workdir of a run, a folder or file with weights, or a name '
+                     '(see xclip weights), as toy')
   model.add_argument('--frames', type=int, metavar='T',
                      help='frames of a clip, if not as the weights were trained')
   model.add_argument('--heads', choices=('file', 'reference'), help='head counts to follow where '
@@ -87,14 +89,16 @@ def _parser() -> argparse.ArgumentParser:
                      'weights say, mostly float32)')
   model.add_argument('--merge-tokens', type=int, metavar='N', help='merge N pairs of similar '
                      'patches in each block of the vision tower: faster, less exact (default: 0)')
-  model.add_argument('--labels', metavar='"A, B"', help='labels, separated by commas')
+  model.add_argument('--labels', metavar='"A, B"', help='labels, separated by commas '
+                     '(default: those stored with the weights, as toy has)')
   model.add_argument('--labels-file', metavar='F',
                      help='labels, one a line (# starts a comment); or a CSV with id,name')
   model.add_argument('--template', help='text around every label, {} stands for it '
                      '(default: as the weights were trained)')
   model.add_argument('--overwrite', action='store_true', help='replace files that are there')
   model.add_argument('--quiet', action='store_true', help='no progress bar')
-  videos_help = 'files, folders (searched for videos at any depth) and globs'
+  videos_help = ('files, folders (searched for videos at any depth) and globs; sample:ring and '
+                 'its like are clips in the package')
 
   command = commands.add_parser('classify', parents=[model], help='say which labels fit videos',
                                 description=classify.__doc__)

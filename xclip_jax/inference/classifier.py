@@ -70,6 +70,7 @@ class Classifier:
   params: Any = dataclasses.field(repr=False)
   preprocess: native.Preprocess
   template: str | tuple[str, ...] = '{}'  # written around every label; features of several averaged
+  labels: tuple[str, ...] = ()            # used if a call gives none; empty if weights hold none
 
   @property
   def config(self) -> XCLIPConfig:
@@ -77,14 +78,15 @@ class Classifier:
     return self.model.config
 
   def classify(
-    self, video: Video | Sequence[Video], labels: Sequence[str]
+    self, video: Video | Sequence[Video], labels: Sequence[str] | None = None
   ) -> Answer | list[Answer]:
     """Says which of K labels fits a video.
 
     Args:
       video: a path, or uint8 frames [N, H, W, 3] in RGB; or a list of those, of any lengths and
-        sizes mixed.
-      labels: what it may show. Their features are kept for the next call with the same labels.
+        sizes mixed. 'sample:NAME' is a clip in the package.
+      labels: what it may show; by default the labels stored with the weights. Their features are
+        kept for the next call with the same labels.
 
     Returns:
       One Answer, or a list of them for a list. Probabilities are a softmax over these labels: they
@@ -99,7 +101,7 @@ class Classifier:
     return answers if _is_list(video) else answers[0]
 
   def classify_each(
-    self, videos: Iterable[Video], labels: Sequence[str]
+    self, videos: Iterable[Video], labels: Sequence[str] | None = None
   ) -> Iterator[Answer | VideoError]:
     """Does as `classify`, but gives for each video in turn its Answer or what is wrong with it.
 
@@ -109,6 +111,10 @@ class Classifier:
       ValueError: labels are not what they must be; before any video is looked at.
     """
     _check_several(videos)
+    if labels is None:
+      if not self.labels:
+        raise UserError('these weights hold no labels; give the texts to choose from as labels')
+      labels = self.labels
     labels = _check_labels(labels)
     repeated = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
     if repeated is not None:
@@ -298,8 +304,8 @@ def load(source: str | os.PathLike, **options: Any) -> Classifier:
   Args:
     source: the workdir of a run (its checkpoint with the best validation accuracy, or the latest
       where none was evaluated; averaged weights where it kept them); a folder or file with weights
-      of CLIP or X-CLIP in any dialect; or a name, as `microsoft/xclip-base-patch32` or `ViT-B/16`.
-      See `weights.hub.KNOWN`.
+      of CLIP or X-CLIP in any dialect; or a name: `toy`, the small model in the package, or one of
+      `weights.hub.KNOWN`, as `microsoft/xclip-base-patch32` or `ViT-B/16`.
     **options: dtype, of the operands of matrix products, 'float32' or 'bfloat16', or 'int8', which
       is bfloat16 with kernels of 8 bits (default: as the weights say, mostly float32);
       merge_tokens, patches merged in each vision block (docs/speed.md); heads, num_frames,
@@ -313,7 +319,8 @@ def load(source: str | os.PathLike, **options: Any) -> Classifier:
   for note in weights.notes:
     print(f'{weights.source}: {note}', file=sys.stderr)
   params = jax.device_put(cast_for_inference(weights.params, weights.config))
-  return Classifier(XCLIP(weights.config), params, weights.preprocess, weights.template)
+  return Classifier(
+    XCLIP(weights.config), params, weights.preprocess, weights.template, weights.labels)
 
 
 def _is_list(video: Any) -> bool:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from xclip_jax import files
+from xclip_jax.assets import bundled
 from xclip_jax.errors import UserError
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.weights import apply, architecture, native, remote, rules
@@ -109,9 +110,9 @@ def read(
   """Reads weights of any kind.
 
   Args:
-    source: a name in KNOWN, another name on the Hugging Face hub (`owner/name`), a file
-      (TorchScript archive, torch.save, safetensors, index of shards), or a folder (ours, or as
-      Hugging Face or open_clip write them).
+    source: 'toy', the small model in the package; a name in KNOWN; another name on the Hugging
+      Face hub (`owner/name`); a file (TorchScript archive, torch.save, safetensors, index of
+      shards); or a folder (ours, or as Hugging Face or open_clip write them).
     heads: where a config beside the weights disagrees with the reference's rule of width // 64:
       'file' follows the config, 'reference' the rule.
     num_frames: T; another one than the weights were trained with interpolates MIT positions. For
@@ -279,13 +280,15 @@ def locate(source: str | os.PathLike) -> Path:
   path = Path(name).expanduser()
   if path.exists():
     return path
+  if name == bundled.TOY:
+    return bundled.TOY_FOLDER
   if name in KNOWN and KNOWN[name].sha256:
     return _openai_file(name)
   if isinstance(source, str) and re.fullmatch(r'[\w-][\w.-]*/[\w.-]+', name) and (
       path.suffix not in ('.pt', '.pth', '.bin', '.safetensors', '.json')):
     return _hub_folder(name)
   raise UserError(
-    f'{name!r} is not there: neither a file or folder, nor a name like '
+    f'{name!r} is not there: neither a file or folder, nor a name like {bundled.TOY}, '
     f'microsoft/xclip-base-patch32 or {", ".join(k for k in KNOWN if KNOWN[k].sha256)}'
   )
 

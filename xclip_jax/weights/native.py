@@ -1,9 +1,10 @@
 """Our own format: a folder that numpy alone can read, with all it takes to use the weights.
 
   config.json         architecture, tokenizer, prompt template, where the weights come from
-  params.safetensors  float32, under readable names: vision/blocks_0/attn/query/kernel
+  params.safetensors  float32 or float16, under readable names: vision/blocks_0/attn/query/kernel
   preprocess.json     how frames become input
   LICENSE             whose weights these are, and under which licence
+  labels.txt          optional: the labels that the model was trained for, one a line
 """
 
 import dataclasses
@@ -55,15 +56,29 @@ class Weights:
   dialect: str = 'native'              # native, or a key of rules.DIALECTS
   licence: str = 'unknown'
   notes: tuple[str, ...] = ()          # what whoever loads them should know, a line each
+  labels: tuple[str, ...] = ()         # used where no others are given; mostly none
 
 
-def save(folder: str | os.PathLike, weights: Weights, overwrite: bool = False) -> Path:
-  """Writes a folder, whole or not at all.
+def save(
+  folder: str | os.PathLike, weights: Weights, overwrite: bool = False, half: bool = False
+) -> Path:
+  """Writes a folder with weights, whole or not at all.
+
+  Args:
+    folder: its name.
+    weights: what to write.
+    overwrite: replace a folder with weights of that name.
+    half: round parameters to float16, for a file of half the size.
 
   Raises:
+    UserError: a label cannot be one line of labels.txt, or a parameter is too large for float16.
     FileExistsError: there is something of that name, and `overwrite` is False.
   """
   files.check_scheme(folder, 'folder', bucket=False)
+  _check_labels(weights.labels, 'labels')
+  params = tree_names.flatten(weights.params)
+  if half:
+    params = _to_half(params)
   folder, source = Path(folder).resolve(), weights.source
   if Path(source).exists():            # a place on this machine means nothing on another
     source = Path(source).name
@@ -81,8 +96,10 @@ def save(folder: str | os.PathLike, weights: Weights, overwrite: bool = False) -
       f'Licence of these weights: {weights.licence}\n'
     )
     archive.write_safetensors(
-      temporary / 'params.safetensors', tree_names.flatten(weights.params), {'format': FORMAT}
+      temporary / 'params.safetensors', params, {'format': FORMAT}
     )
+    if weights.labels:
+      (temporary / 'labels.txt').write_text('\n'.join(weights.labels) + '\n', encoding='utf-8')
   return folder
 
 
@@ -121,7 +138,10 @@ def is_native(folder: Path) -> bool:
 
 
 def read(folder: str | os.PathLike) -> Weights:
-  """Reads a folder; arrays are views of the file, not yet in memory.
+  """Reads a folder with weights.
+
+  Parameters are float32: views of the file, not yet in memory, if it holds float32; float16 is
+  widened.
 
   Raises:
     ValueError: a file is missing, or something in it is not as it must be.
@@ -147,8 +167,9 @@ def read(folder: str | os.PathLike) -> Weights:
   flat, _ = archive.state_dict(archive.read(folder / 'params.safetensors'))
   _check_params(flat, config, folder / 'params.safetensors')
   return Weights(
-    config, tree_names.unflatten(flat), preprocess, template,
-    content.get('source', ''), content.get('dialect', 'native'), content.get('licence', 'unknown'),
+    config, tree_names.unflatten({k: np.asarray(x, np.float32) for k, x in flat.items()}),
+    preprocess, template, content.get('source', ''), content.get('dialect', 'native'),
+    content.get('licence', 'unknown'), labels=_read_labels(folder / 'labels.txt'),
   )
 
 
@@ -182,9 +203,47 @@ def _check_params(flat: Mapping[str, np.ndarray], config: XCLIPConfig, path: Pat
     f'{list(want[k]) if k in want else "nothing of that name"}'
     for k in sorted(want.keys() | found.keys()) if want.get(k) != found.get(k)
   ]
-  differ += [f'{k}: {x.dtype}, wanted float32' for k, x in flat.items() if x.dtype != np.float32]
+  differ += [
+    f'{k}: {x.dtype}, wanted float32 or float16' for k, x in flat.items()
+    if x.dtype not in (np.float32, np.float16)
+  ]
   if differ:
     raise UserError(f'{path} does not fit its config.json:\n  ' + '\n  '.join(differ[:20]))
+
+
+def _read_labels(path: Path) -> tuple[str, ...]:
+  """Reads the labels of labels.txt; none if there is no such file."""
+  try:
+    text = path.read_bytes().decode('utf-8-sig')
+  except FileNotFoundError:
+    return ()
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f'{path} cannot be read as UTF-8 text: {error}') from error
+  labels = tuple(line.strip() for line in text.split('\n') if line.strip())
+  _check_labels(labels, str(path))
+  return labels
+
+
+def _check_labels(labels: tuple[str, ...], source: str) -> None:
+  """Raises UserError unless each label is one line of text that no other label equals."""
+  for i, label in enumerate(labels):
+    if not label.strip() or label != label.strip() or '\n' in label:
+      raise UserError(f'{source}: label {i} must be one line of text without spaces around it, '
+                      f'got {label!r}')
+    if label in labels[:i]:
+      raise UserError(f'{source} holds {label!r} more than once')
+
+
+def _to_half(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Rounds parameters to float16; UserError names one that float16 cannot hold."""
+  half = {}
+  for name, value in params.items():
+    with np.errstate(over='ignore'):
+      half[name] = np.asarray(value).astype(np.float16)
+    if not np.isfinite(half[name]).all():
+      raise UserError(f'{name} holds values beyond ±65504 and cannot be written in float16; write '
+                      'float32')
+  return half
 
 
 def _write_json(path: Path, content: Any) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from xclip_jax import files
 from xclip_jax.errors import UserError
 
-_OWN = ('config.json', 'preprocess.json', 'params.safetensors')      # see weights/native.py
+_OWN = ('config.json', 'preprocess.json', 'params.safetensors', 'labels.txt')   # of weights.native
 _BESIDE = 'preprocessor_config.json'                                 # Hugging Face's
 
 

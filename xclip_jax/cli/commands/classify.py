@@ -38,6 +38,7 @@ def classify(arguments: argparse.Namespace) -> int:
       raise errors.UserError(f'--csv and --json both write to {arguments.csv}')
     table = output_lib.Table(files) if '-' not in (arguments.csv, arguments.json) else None
     classifier, times = _load(arguments)
+    labels = labels or _stored_labels(classifier)
     with output_lib.show_user_errors():
       results = zip(files, classifier.classify_each(files, labels), strict=True)
     found, failed, begun = [], [], time.perf_counter()
@@ -69,8 +70,7 @@ def classify(arguments: argparse.Namespace) -> int:
 
 def embed(arguments: argparse.Namespace) -> int:
   """Writes features of videos, of texts, or of both."""
-  has_labels = arguments.labels is not None or arguments.labels_file is not None
-  labels = _labels(arguments) if has_labels else []
+  labels = _labels(arguments)
   if not arguments.videos and not labels:
     raise errors.UserError('no videos and no labels; give a file, a folder, a glob, or --labels')
   files = _files(arguments.videos) if arguments.videos else []
@@ -123,6 +123,7 @@ def windows(arguments: argparse.Namespace) -> int:
   labels = _labels(arguments)
   with output_lib.Output(arguments.csv, arguments.overwrite) as output:
     classifier, _ = _load(arguments)
+    labels = labels or _stored_labels(classifier)
     from xclip_jax.inference import long_video as windows_lib
 
     rows = []
@@ -162,9 +163,18 @@ def _load(arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
   return classifier, {'import': imported - start, 'load': time.perf_counter() - imported}
 
 
+def _stored_labels(classifier: Any) -> list[str]:
+  """Returns the labels stored with the weights."""
+  if not classifier.labels:
+    raise errors.UserError('give either --labels or --labels-file; these weights hold no labels')
+  return list(classifier.labels)
+
+
 def _labels(arguments: argparse.Namespace) -> list[str]:
-  """Reads --labels or --labels-file."""
-  if (arguments.labels is None) == (arguments.labels_file is None):
+  """Reads --labels or --labels-file; returns an empty list if neither is given."""
+  if arguments.labels is None and arguments.labels_file is None:
+    return []
+  if arguments.labels is not None and arguments.labels_file is not None:
     raise errors.UserError('give either --labels or --labels-file')
   if arguments.labels is not None:
     where, labels = '--labels', [label.strip() for label in arguments.labels.split(',')]

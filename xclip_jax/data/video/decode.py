@@ -18,6 +18,7 @@ import av
 import cv2
 import numpy as np
 
+from xclip_jax.assets import bundled
 from xclip_jax.data.video import archives, bitstream
 from xclip_jax.errors import UserError
 
@@ -51,8 +52,8 @@ def read_video(
   """Decode chosen frames of a video, exactly.
 
   Args:
-    file: path, also into an archive (`shard.tar/name.mp4`, `shard.array_record/17`), or the file's
-      contents.
+    file: path, also into an archive (`shard.tar/name.mp4`, `shard.array_record/17`); 'sample:NAME',
+      a clip in the package (`assets.bundled`); or the file's contents.
     choose: maps the number of frames in the video to the indices wanted, in any order and with
       repeats. If fewer frames decode than the file has packets for (a stream that starts in the
       middle of a group of pictures), it is asked once more with the number that do.
@@ -179,6 +180,14 @@ def read_frames(
   return rate, frames()
 
 
+def _resolve(name: str) -> str:
+  """Returns the path of a video; that of a sample clip in the package for 'sample:NAME'."""
+  try:
+    return bundled.resolve_sample(name)
+  except UserError as error:
+    raise VideoError(str(error)) from error
+
+
 @contextlib.contextmanager
 def _opened(
   file, called: str = ''
@@ -190,7 +199,7 @@ def _opened(
   name = called or ('video in memory' if in_memory else os.fspath(file))
   try:
     if not in_memory:
-      file = os.fspath(file)
+      file = _resolve(os.fspath(file))
       if archives.is_member(file):
         file = io.BytesIO(archives.read(file))
     with av.open(file, **_LENIENT) as container:
