@@ -198,8 +198,8 @@ def scaling(paths: dict[str, str], batch_size: int = 8, seconds: float = 4.0) ->
   for (file, path), (workers, threads) in itertools.product(paths.items(), POOLS):
     videos = annotations.VideoList([annotations.Example(path, 0)] * 64, classes)
     with pipeline.train_batches(
-      videos, transform, num_frames=T, batch_size=batch_size, seed=0, workers=workers,
-      threads=threads,
+      videos, transform, sampling.ClipSampler(T), pipeline.HostShare(batch_size),
+      pipeline.TrainStream(seed=0), pipeline.Reading(workers, threads),
     ) as batches:
       # What was read ahead while workers started would count as if it had taken no time.
       for _ in range(2 + 2 * max(1, workers) * threads):

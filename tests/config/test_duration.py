@@ -4,12 +4,12 @@ import collections
 import re
 
 import pytest
+import reading
 
 import tiny
 from configs import base
 from xclip_jax.config import batch_sizes, duration
 from xclip_jax.data import open_splits
-from xclip_jax.data.clips import pipeline
 from xclip_jax.storage import metrics_log
 from xclip_jax.training import run as run_lib
 
@@ -64,8 +64,9 @@ def test_a_run_of_one_epoch_draws_every_video_once(root, repeats):
   total, _ = duration.run_length(c, len(splits['train'].videos))
   transform = run_lib.train_transform(c, run_lib.make_model(c))
   drawn = collections.Counter()
-  with pipeline.train_batches(splits['train'].rows, transform, num_frames=2, batch_size=8, seed=0,
-                              repeats=repeats) as batches:
+  with reading.open_training(
+    splits['train'].rows, transform, num_frames=2, batch_size=8, seed=0, repeats=repeats,
+  ) as batches:
     for _ in range(total):
       drawn.update(next(batches)['index'].tolist())
   assert total == 9 * repeats and drawn == {row: repeats for row in range(72)}

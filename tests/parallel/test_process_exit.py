@@ -12,10 +12,11 @@ import threading
 import time
 
 import pytest
+import reading
 
 import tiny
 from xclip_jax.data import shared_memory
-from xclip_jax.data.clips import augment, pipeline
+from xclip_jax.data.clips import augment
 from xclip_jax.storage import run_lock
 
 SLOW = pytest.mark.slow
@@ -359,6 +360,6 @@ def test_too_little_shared_memory_is_told_before_training():
 def test_a_pipeline_of_workers_asks_for_shared_memory(monkeypatch):
   monkeypatch.setattr(shared_memory, '_free_bytes', lambda: 2**20)
   with pytest.raises(ValueError, match='--shm-size'):
-    pipeline.train_batches(
+    reading.open_training(
       [None] * 64, augment.TrainTransform(224, 'center', 0.0, 0.0, 0.0), num_frames=8,
       batch_size=16, seed=0, workers=2)

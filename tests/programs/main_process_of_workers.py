@@ -3,7 +3,7 @@ import pathlib
 import sys
 import time
 
-from xclip_jax.data.clips import augment, pipeline
+from xclip_jax.data.clips import augment, pipeline, sampling
 from xclip_jax.data.datasets import annotations
 
 if __name__ == '__main__':
@@ -12,7 +12,8 @@ if __name__ == '__main__':
   listed = annotations.VideoList([annotations.Example(str(path), 0) for path in paths], classes)
   transform = augment.TrainTransform(112, 'multiscale', 0.5, 0.8, 0.2)
   batches = pipeline.train_batches(
-    listed, transform, num_frames=8, batch_size=8, seed=0, workers=1, threads=1)
+    listed, transform, sampling.ClipSampler(8), pipeline.HostShare(8), pipeline.TrainStream(seed=0),
+    pipeline.Reading(workers=1, threads=1))
   batch = next(batches)
   print(*(child.pid for child in multiprocessing.active_children()), flush=True)
   if sys.argv[2] == 'stay':

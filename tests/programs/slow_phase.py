@@ -7,7 +7,7 @@ import ctypes
 import runpy
 import sys
 
-from xclip_jax.data.clips import pipeline
+from xclip_jax.data.clips import batch_iterator
 from xclip_jax.training import evaluate_run, step
 from xclip_jax.training import run as run_lib
 
@@ -24,7 +24,7 @@ def hold(*_, **__):
 if phase == 'start':
   run_lib.open_splits = hold
 elif phase == 'full':
-  read, reads = pipeline.Batches.__next__, []
+  read, reads = batch_iterator.Batches.__next__, []
 
   def fail(batches):
     reads.append(1)
@@ -33,7 +33,7 @@ elif phase == 'full':
       raise OSError(28, 'No space left on device', '/dev/shm')
     return read(batches)
 
-  pipeline.Batches.__next__ = fail
+  batch_iterator.Batches.__next__ = fail
 elif phase == 'compilation':
   step.jit_train_step = lambda *_, **__: hold
 else:

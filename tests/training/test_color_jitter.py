@@ -4,10 +4,11 @@ import cv2
 import jax
 import numpy as np
 import pytest
+import reading
 
 import tiny
 from xclip_jax.data import open_splits
-from xclip_jax.data.clips import augment, pipeline
+from xclip_jax.data.clips import augment
 from xclip_jax.storage import state
 from xclip_jax.training import optimizer
 from xclip_jax.training import run as run_lib
@@ -63,7 +64,7 @@ def data(tmp_path_factory):
 def batch_of(data, **fields):
   split = open_splits(tiny.config(data).data)['train']
   transform = augment.TrainTransform(32, 'multiscale', 0.5, 0.8, 0.2, **fields)
-  with pipeline.train_batches(
+  with reading.open_training(
     split.videos, transform, num_frames=3, batch_size=16, seed=3, threads=1) as batches:
     return next(batches)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from xclip_jax.data import bad_files
-from xclip_jax.data.clips import augment, pipeline
+from xclip_jax.data.clips import augment, pipeline, sampling
 from xclip_jax.errors import UserError
 from xclip_jax.evaluation import view_batches
 from xclip_jax.models import vision
@@ -32,7 +32,7 @@ class Views:
 
   Fields:
     clips: of each video; crops: 1 or 3 of each clip; there are V = crops x clips views.
-    choice: how several clips are chosen, 'centred' or 'reference'; see `data.sampling.Sampler`.
+    choice: how several clips are chosen, 'centred' or 'reference'; see `data.sampling.ClipSampler`.
     resize: short side before the crops, over the image size; None: as the weights say, and 1 for
       three crops with 'reference', as there.
     sampling: 'sparse' or 'dense', with `stride`.
@@ -175,10 +175,10 @@ class Scorer:
 
     index, mask, logits, waiting = [], [], [], []
     with jax.set_mesh(self.mesh), pipeline.eval_batches(
-      _Paths(tuple(paths)), transform, num_frames=config.num_frames, batch_size=videos,
-      threads=self.threads, workers=self.workers, rows=mesh_lib.host_rows(self.mesh, videos),
-      sampling=views.sampling, stride=views.stride, clips=views.clips, views=views.choice,
-      clip_seconds=clip_seconds,
+      _Paths(tuple(paths)), transform,
+      sampling.ClipSampler(config.num_frames, views.sampling, views.stride, views.choice),
+      pipeline.HostShare(videos, mesh_lib.host_rows(self.mesh, videos)),
+      pipeline.Reading(self.workers, self.threads, clip_seconds), views.clips,
     ) as batches:
       texts = [jax.device_put(part, mesh_lib.replicated(self.mesh))
                for part, _ in _blocks(np.asarray(text, np.float32))]

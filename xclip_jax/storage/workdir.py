@@ -10,8 +10,7 @@ from etils import epath
 
 from xclip_jax import config as fields
 from xclip_jax import files
-from xclip_jax.data import Split, check_places
-from xclip_jax.data.clips import pipeline
+from xclip_jax.data import Split, bad_files, check_places
 from xclip_jax.errors import UserError
 from xclip_jax.parallel import processes
 from xclip_jax.storage import continuation
@@ -92,7 +91,7 @@ def claim(
                    continuation.first_value(resolved, 'train.accumulation'))
 
 
-def write_bad_files(workdir: Path, bad: pipeline.BadFiles) -> None:
+def write_bad_files(workdir: Path, bad: bad_files.BadFiles) -> None:
   """Leaves the list of files that could not be read, and says so."""
   if bad.count and jax.process_index() == 0:
     files.write_text(workdir / 'unreadable_files.txt', '\n'.join(bad.items.values()) + '\n')

@@ -183,7 +183,7 @@ class Evaluation:
     try:               # what is first used at the end of a run must not fail there
       augment.EvalTransform(
         model.config.image_size, config.data.eval_resize, crops=config.eval.crops)
-      sampling.Sampler(
+      sampling.ClipSampler(
         model.config.num_frames, config.data.sampling, config.data.stride, config.eval.views)
       if config.eval.clips < 1:
         raise UserError(f'clips must be at least 1, found {config.eval.clips}')
@@ -215,8 +215,8 @@ class Evaluation:
     sizes = view_batches.sizes(
       c.eval.batch_size, clips * crops, mesh_lib.batch_shards(self.mesh))
     with self._read(
-      videos, clips, crops, batch_size=sizes.videos, workers=c.data.workers,
-      rows=mesh_lib.host_rows(self.mesh, sizes.videos),
+      videos, pipeline.HostShare(sizes.videos, mesh_lib.host_rows(self.mesh, sizes.videos)),
+      clips, crops, c.data.workers,
     ) as batches:
       return self._evaluator.run(
         params, batches, self.encode_text(params, names), self.names[names], len(videos), orders,
@@ -224,15 +224,16 @@ class Evaluation:
       )
 
   def _read(
-    self, videos: pipeline.Source, clips: int, crops: int, **options: Any
+    self, videos: pipeline.Source, share: pipeline.HostShare, clips: int = 1, crops: int = 1,
+    workers: int = 0,
   ) -> pipeline.Batches:
     c = self.config
     return pipeline.eval_batches(
       videos,
       augment.EvalTransform(self.model.config.image_size, c.data.eval_resize, crops=crops),
-      sampling=c.data.sampling, stride=c.data.stride, clips=clips, views=c.eval.views,
-      clip_seconds=c.data.clip_seconds, num_frames=self.model.config.num_frames,
-      threads=c.data.threads, **options,
+      sampling.ClipSampler(
+        self.model.config.num_frames, c.data.sampling, c.data.stride, c.eval.views),
+      share, pipeline.Reading(workers, c.data.threads, c.data.clip_seconds), clips,
     )
 
   def during_training(self, params: Any, stop: Callable[[], bool]) -> dict[str, float]:
@@ -296,10 +297,10 @@ class Evaluation:
     if not count:
       return []
     chosen = np.unique(np.linspace(0, len(predictions.index) - 1, count).round().astype(int))
-    videos = pipeline.Chosen(
+    videos = pipeline.RowSubset(
       self.splits['val'].videos, tuple(predictions.index[chosen].tolist()))
     # Read by one process for itself, so on one host.
-    with self._read(videos, 1, 1, batch_size=len(chosen)) as batches:
+    with self._read(videos, pipeline.HostShare(len(chosen))) as batches:
       frames = next(batches)['video']
     clips = []
     for row, video in zip(chosen, frames, strict=True):

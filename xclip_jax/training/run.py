@@ -13,8 +13,8 @@ from jax.sharding import Mesh
 from xclip_jax import compilation_cache, files
 from xclip_jax.config import batch_sizes
 from xclip_jax.config.duration import ends_pass, passes, run_length
-from xclip_jax.data import Split, open_splits
-from xclip_jax.data.clips import augment, pipeline
+from xclip_jax.data import Split, bad_files, open_splits
+from xclip_jax.data.clips import augment, pipeline, sampling
 from xclip_jax.errors import UserError
 from xclip_jax.evaluation import view_batches
 from xclip_jax.models.config import config_of_run
@@ -132,7 +132,7 @@ def _run(config: Any, workdir: files.AnyPath, mode: str) -> dict[str, float]:
     eval_due = lambda step: due(step, config.eval.every_steps) if config.eval.every_steps else (
       step == total or ends_pass(config, num_videos, step))
 
-    bad = pipeline.BadFiles(len(splits['train'].videos), config.data.max_bad_share)
+    bad = bad_files.BadFiles(len(splits['train'].videos), config.data.max_bad_share)
     bad.add({int(k): v for k, v in host['bad_files'].items()})
     window = MetricsBuffer(host['window'], splits['train'].videos, ckpt)
     rate = jax.jit(schedule)
@@ -156,12 +156,12 @@ def _run(config: Any, workdir: files.AnyPath, mode: str) -> dict[str, float]:
       contextlib.closing(
         metrics_lib.MetricsWriter(workdir, start, jax.process_index() == 0)) as writer,
       pipeline.train_batches(
-        splits['train'].rows, train_transform(config, model), num_frames=model.config.num_frames,
-        batch_size=config.train.batch_size, seed=config.seed, start_step=start,
-        workers=config.data.workers, threads=config.data.threads,
-        rows=mesh_lib.host_rows(mesh, config.train.batch_size),
-        sampling=config.data.sampling, stride=config.data.stride, repeats=config.augment.repeats,
-        clip_seconds=config.data.clip_seconds,
+        splits['train'].rows, train_transform(config, model),
+        sampling.ClipSampler(model.config.num_frames, config.data.sampling, config.data.stride),
+        pipeline.HostShare(
+          config.train.batch_size, mesh_lib.host_rows(mesh, config.train.batch_size)),
+        pipeline.TrainStream(config.seed, start, config.augment.repeats),
+        pipeline.Reading(config.data.workers, config.data.threads, config.data.clip_seconds),
       ) as batches,
       tqdm.tqdm(total=total, initial=start, unit='step', desc='training', dynamic_ncols=True,
                 disable=jax.process_index() > 0) as bar,

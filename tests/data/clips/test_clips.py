@@ -5,8 +5,10 @@ import threading
 
 import numpy as np
 import pytest
+import reading
 
 import videos
+from xclip_jax.data import bad_files
 from xclip_jax.data.clips import augment, pipeline, sampling
 from xclip_jax.data.datasets import annotations
 
@@ -40,13 +42,13 @@ def listed(tmp_path_factory):
 
 def train(listed, count, transform=TRAIN, batch_size=8, **options):
   options = dict(num_frames=T, seed=3, threads=2) | options
-  with pipeline.train_batches(listed, transform, batch_size=batch_size, **options) as batches:
+  with reading.open_training(listed, transform, batch_size=batch_size, **options) as batches:
     return list(itertools.islice(batches, count))
 
 
 def evaluate(listed, transform, batch_size=4, **options):
   options = dict(num_frames=T, threads=2) | options
-  with pipeline.eval_batches(listed, transform, batch_size=batch_size, **options) as batches:
+  with reading.open_evaluation(listed, transform, batch_size=batch_size, **options) as batches:
     return list(batches)
 
 
@@ -127,7 +129,7 @@ def test_an_unreadable_video_is_replaced_in_all_its_repeats_and_counted_once(lis
   hit = batches[0]['failed'] >= 0
   assert hit.reshape(6, 4).sum(1).tolist().count(4) == 1 and hit.sum() == 4
   assert batches[0]['mask'].all() and 3 not in batches[0]['index']
-  bad = pipeline.BadFiles(N, max_share=0.5)
+  bad = bad_files.BadFiles(N, max_share=0.5)
   bad.update(batches[0])
   assert bad.count == 1
 

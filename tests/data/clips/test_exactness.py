@@ -13,6 +13,7 @@ import threading
 
 import numpy as np
 import pytest
+import reading
 
 import videos
 from xclip_jax.data.clips import augment, pipeline
@@ -61,7 +62,7 @@ def stream(folder, start=0, stop=STEPS, *, hosts=1, workers=0, repeats=1, transf
   options = dict(num_frames=T, seed=2026, threads=2) | options
   parts = []
   for host in range(hosts):
-    with pipeline.train_batches(
+    with reading.open_training(
       listed(folder), transform, batch_size=BATCH, start_step=start, workers=workers,
       rows=np.array_split(np.arange(BATCH), hosts)[host], repeats=repeats, **options
     ) as batches:
@@ -166,7 +167,7 @@ def test_a_restart_reads_no_video_of_the_steps_before(folder, setting, monkeypat
 
   monkeypatch.setattr(pipeline.decode, 'read_video', note)
   counted = Counted(listed(folder))
-  with pipeline.train_batches(
+  with reading.open_training(
     counted, AUGMENTED, num_frames=T, batch_size=BATCH, seed=2026, start_step=step, threads=0,
     **setting
   ) as batches:

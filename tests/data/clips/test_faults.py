@@ -13,10 +13,12 @@ import time
 
 import numpy as np
 import pytest
+import reading
 from test_decode import BROKEN
 
 import videos
-from xclip_jax.data.clips import augment, pipeline
+from xclip_jax.data import bad_files
+from xclip_jax.data.clips import augment
 from xclip_jax.data.datasets import annotations
 from xclip_jax.data.video import decode
 
@@ -59,7 +61,7 @@ def list_of(folder, count=N):
 
 def train(listed, count, **options):
   options = dict(num_frames=T, batch_size=4, seed=0, threads=1) | options
-  with pipeline.train_batches(listed, TRAIN, **options) as batches:
+  with reading.open_training(listed, TRAIN, **options) as batches:
     return list(itertools.islice(batches, count))
 
 
@@ -74,12 +76,12 @@ def test_a_broken_file_is_replaced_named_and_counted(tmp_path, kind):
 def assert_replaced(folder):
   """Train and evaluate on four videos, the third of them broken; return what is said of it."""
   listed = list_of(folder)
-  bad = pipeline.BadFiles(N, max_share=0.3)
+  bad = bad_files.BadFiles(N, max_share=0.3)
   (batch,) = train(listed, 1)
   bad.update(batch)
   assert batch['mask'].all() and sorted(batch['failed'].tolist()) == [-1, -1, -1, 2]
   assert list(bad.items) == [2] and 'video 2.mp4: ' in bad.items[2]
-  with pipeline.eval_batches(
+  with reading.open_evaluation(
     listed, augment.EvalTransform(S), num_frames=T, batch_size=4, threads=1
   ) as batches:
     (batch,) = batches
@@ -158,7 +160,7 @@ def test_a_file_that_vanishes_in_mid_run_is_replaced_from_then_on(tmp_path):
   listed = list_of(tmp_path)
   for row in range(N):
     write(tmp_path / f'video {row}.mp4')
-  with pipeline.train_batches(
+  with reading.open_training(
     listed, TRAIN, num_frames=T, batch_size=N, seed=0, threads=0
   ) as batches:
     assert (next(batches)['failed'] == -1).all()

@@ -11,9 +11,11 @@ import time
 
 import numpy as np
 import pytest
+import reading
 
 import videos
-from xclip_jax.data.clips import augment, pipeline, sampling
+from xclip_jax.data import bad_files
+from xclip_jax.data.clips import augment, batch_iterator, sampling
 from xclip_jax.data.datasets import annotations
 
 PROGRAMS = pathlib.Path(__file__).parents[2] / 'programs'
@@ -52,13 +54,13 @@ def one_bad(tmp_path_factory):
 
 def train(listed, count, transform=TRAIN, batch_size=4, **options):
   options = dict(num_frames=T, seed=11, threads=2) | options
-  with pipeline.train_batches(listed, transform, batch_size=batch_size, **options) as batches:
+  with reading.open_training(listed, transform, batch_size=batch_size, **options) as batches:
     return list(itertools.islice(batches, count))
 
 
 def evaluate(listed, batch_size=4, **options):
   options = dict(num_frames=T, threads=2) | options
-  with pipeline.eval_batches(listed, EVAL, batch_size=batch_size, **options) as batches:
+  with reading.open_evaluation(listed, EVAL, batch_size=batch_size, **options) as batches:
     got = list(batches)
     assert len(got) == len(batches)
   return got
@@ -183,7 +185,7 @@ def test_a_long_path_keeps_its_file_name_and_reason(tmp_path):
 
 
 def test_too_many_unreadable_files_stop_the_run(one_bad):
-  bad = pipeline.BadFiles(len(one_bad), max_share=0.2)
+  bad = bad_files.BadFiles(len(one_bad), max_share=0.2)
   for batch in train(one_bad, 7):
     bad.update(batch)
   assert bad.count == 1 and list(bad.items) == [BAD_ROW]  # four failures of one file count once
@@ -195,7 +197,7 @@ def test_too_many_unreadable_files_stop_the_run(one_bad):
 
 
 def test_the_report_of_unreadable_files_stays_short():
-  bad = pipeline.BadFiles(20, max_share=0.5)
+  bad = bad_files.BadFiles(20, max_share=0.5)
   rows = np.arange(20)
   with pytest.raises(ValueError, match='20 of 20') as raised:
     bad.update(dict(failed=rows, error=np.array([b'/v%d.mp4: gone' % row for row in rows])))
@@ -243,13 +245,13 @@ def test_evaluation_is_the_same_in_workers(one_bad, workers):
 
 def test_wrong_sizes_are_refused(good):
   with pytest.raises(ValueError, match='batch_size=3 must be a positive multiple of repeats=2'):
-    pipeline.train_batches(good, TRAIN, num_frames=T, batch_size=3, seed=0, repeats=2)
+    reading.open_training(good, TRAIN, num_frames=T, batch_size=3, seed=0, repeats=2)
   for rows in ([2], [-1, 0], [1, 0], [0, 0], []):
     with pytest.raises(ValueError, match=r'rows must be some of 0\.\.1, ascending, found'):
-      pipeline.eval_batches(good, EVAL, num_frames=T, batch_size=2, rows=rows)
+      reading.open_evaluation(good, EVAL, num_frames=T, batch_size=2, rows=rows)
   nothing = annotations.VideoList([], CLASSES)
   with pytest.raises(ValueError, match='no videos'):
-    pipeline.eval_batches(nothing, EVAL, num_frames=T, batch_size=2)
+    reading.open_evaluation(nothing, EVAL, num_frames=T, batch_size=2)
 
 
 class Broken:
@@ -262,7 +264,7 @@ class Broken:
 @pytest.mark.parametrize('workers', [0, 1])
 def test_a_mistake_in_the_code_is_not_taken_for_a_bad_file(good, workers):
   options = dict(num_frames=T, batch_size=2, seed=0, workers=workers)
-  with pipeline.train_batches(good, Broken(), **options) as batches:
+  with reading.open_training(good, Broken(), **options) as batches:
     with pytest.raises(KeyError, match='a mistake in the code'):
       next(batches)
     with pytest.raises(ValueError, match='closed'):
@@ -270,7 +272,7 @@ def test_a_mistake_in_the_code_is_not_taken_for_a_bad_file(good, workers):
 
 
 def test_closing_is_final_and_may_be_repeated(good):
-  batches = pipeline.train_batches(good, TRAIN, num_frames=T, batch_size=2, seed=0)
+  batches = reading.open_training(good, TRAIN, num_frames=T, batch_size=2, seed=0)
   next(batches)
   with pytest.raises(TypeError, match='no end'):
     len(batches)
@@ -283,7 +285,7 @@ def test_closing_is_final_and_may_be_repeated(good):
 def test_a_killed_worker_leaves_no_trace_in_the_stream(good):
   want = train(good, 8)
   options = dict(num_frames=T, batch_size=4, seed=11, threads=1, workers=1)
-  with pipeline.train_batches(good, TRAIN, **options) as batches:
+  with reading.open_training(good, TRAIN, **options) as batches:
     got = [next(batches)]
     (worker,) = multiprocessing.active_children()
     os.kill(worker.pid, signal.SIGKILL)
@@ -294,9 +296,9 @@ def test_a_killed_worker_leaves_no_trace_in_the_stream(good):
 
 
 def test_workers_that_keep_dying_end_the_run(good, monkeypatch):
-  monkeypatch.setattr(pipeline, '_RESTARTS', 0)
+  monkeypatch.setattr(batch_iterator, '_RESTARTS', 0)
   options = dict(num_frames=T, batch_size=4, seed=11, threads=1, workers=1)
-  with pipeline.train_batches(good, TRAIN, **options) as batches:
+  with reading.open_training(good, TRAIN, **options) as batches:
     next(batches)
     for worker in multiprocessing.active_children():
       os.kill(worker.pid, signal.SIGKILL)

@@ -39,7 +39,7 @@ def test_four_train_draws_are_the_references_four_clips():
 
 def test_reference_views_are_the_references():
   for num_frames, n, want in cases('multiview4_seed1234_'):
-    sampler = sampling.Sampler(num_frames, views='reference')
+    sampler = sampling.ClipSampler(num_frames, views='reference')
     clips = sampler.test(n, 4, np.random.RandomState(1234).randint)
     np.testing.assert_array_equal(clips.ravel(), want)
 
@@ -47,14 +47,14 @@ def test_reference_views_are_the_references():
 def test_one_view_is_the_middle_of_each_segment_in_either_mode():
   for views in ('centred', 'reference'):
     for num_frames, n, want in cases('test_'):
-      sampler = sampling.Sampler(num_frames, views=views)
+      sampler = sampling.ClipSampler(num_frames, views=views)
       np.testing.assert_array_equal(sampler.test(n, 1, None), [want])
 
 
 @pytest.mark.parametrize('clips', [2, 3, 4, 10])
 def test_centred_views_spread_evenly_and_share_no_frame(clips):
   for T, n in ((8, 300), (16, 1001), (8, 80)):
-    views = sampling.Sampler(T).test(n, clips, None)
+    views = sampling.ClipSampler(T).test(n, clips, None)
     assert views.shape == (clips, T)
     together = views.T.ravel()                                   # in order of time
     np.testing.assert_array_equal(together, sampling.test_indices(n, T * clips))
@@ -87,14 +87,14 @@ def test_dense_views_cover_the_video_evenly():
 
 
 def test_a_sampler_passes_its_choice_on():
-  dense = sampling.Sampler(8, 'dense', 4)
+  dense = sampling.ClipSampler(8, 'dense', 4)
   rng = [np.random.default_rng(1).integers for _ in range(4)]
   np.testing.assert_array_equal(
     dense.train(300, rng[0]), sampling.dense_train_indices(300, 8, 4, rng[1]))
   np.testing.assert_array_equal(
     dense.test(300, 3, None), sampling.dense_test_indices(300, 8, 4, 3))
   np.testing.assert_array_equal(
-    sampling.Sampler(8).train(300, rng[2]), sampling.train_indices(300, 8, rng[3]))
+    sampling.ClipSampler(8).train(300, rng[2]), sampling.train_indices(300, 8, rng[3]))
 
 
 @pytest.mark.parametrize('fields, message', [
@@ -104,7 +104,7 @@ def test_a_sampler_passes_its_choice_on():
 ])
 def test_unknown_ways_to_sample_are_refused(fields, message):
   with pytest.raises(ValueError, match=message):
-    sampling.Sampler(8, **fields)
+    sampling.ClipSampler(8, **fields)
 
 
 @pytest.mark.parametrize('n', [1, 3, 8, 15, 16, 300])

@@ -8,12 +8,13 @@ import types
 
 import numpy as np
 import pytest
+import reading
 
 import videos
 from configs import base
 from xclip_jax import data
 from xclip_jax.cli import main
-from xclip_jax.data.clips import augment, pipeline
+from xclip_jax.data.clips import augment
 from xclip_jax.data.datasets import annotations, public_formats
 from xclip_jax.data.video import archives, decode
 
@@ -282,7 +283,7 @@ def test_a_list_of_clips_in_shards_feeds_the_pipeline(tmp_path, shard):
   listed = annotations.VideoList(
     annotations.read_annotations(tmp_path / 'train.csv', tmp_path, CLASSES), CLASSES, tmp_path)
   assert len(pickle.dumps(listed)) < 1000                           # paths, not contents
-  with pipeline.eval_batches(
+  with reading.open_evaluation(
     listed, augment.EvalTransform(32), num_frames=2, batch_size=2, threads=1) as batches:
     (batch,) = batches
   assert batch['mask'].tolist() == [True, False] and batch['label'].tolist() == [1, 2]

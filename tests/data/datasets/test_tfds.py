@@ -10,12 +10,14 @@ import sys
 
 import numpy as np
 import pytest
+import reading
 import tensorflow_datasets as tfds
 
 import videos
 from configs import base
 from xclip_jax import data
-from xclip_jax.data.clips import augment, pipeline
+from xclip_jax.data import bad_files
+from xclip_jax.data.clips import augment
 from xclip_jax.data.datasets import annotations
 from xclip_jax.data.tools import tfds_build
 from xclip_jax.data.video import encode
@@ -137,7 +139,7 @@ def test_classes_keep_their_ids_and_what_they_are_backwards(built):
 
 def batches(videos_, workers=0, **more):
   transform = augment.TrainTransform(32, 'center', 0.0, 0.0, 0.0)
-  with pipeline.train_batches(
+  with reading.open_training(
     videos_, transform, num_frames=3, batch_size=4, seed=5, workers=workers, threads=2, **more
   ) as stream:
     return [next(stream) for _ in range(3)]
@@ -225,13 +227,13 @@ def damaged(built, folder):
 def test_records_that_cannot_be_read_are_counted_as_bad_files(built, tmp_path):
   for folder in damaged(built, tmp_path):
     found = open_data(folder)['train'].videos
-    with pipeline.eval_batches(
+    with reading.open_evaluation(
       found, augment.EvalTransform(32), num_frames=2, batch_size=6, threads=1) as stream:
       (batch,) = stream
     assert not batch['mask'].any() and batch['failed'].tolist() == list(range(6))
     assert f'{folder.name}/train/5: the record is damaged (' in batch['error'][5].decode()
     with pytest.raises(ValueError, match='6 of 6 videos cannot be read'):
-      pipeline.BadFiles(6, 0.5).update(batch)
+      bad_files.BadFiles(6, 0.5).update(batch)
 
 
 class Foreign(tfds.core.GeneratorBasedBuilder):

@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+import reading
 from preparing import (
   COMMAND,
   COUNT,
@@ -25,7 +26,7 @@ from preparing import (
 import videos
 from configs import base
 from xclip_jax import data
-from xclip_jax.data.clips import augment, pipeline
+from xclip_jax.data.clips import augment
 from xclip_jax.data.tools import check, prepare
 from xclip_jax.data.video import archives, decode, encode
 from xclip_jax.data.video.encode import Encoding
@@ -107,7 +108,7 @@ def test_training_reads_the_frames_it_would_have_read(store, prepared):
     c = base.get_config().data
     c.update(name='files', root=str(folder), val='train.csv')
     split = data.open_splits(c)['train']
-    with pipeline.train_batches(
+    with reading.open_training(
       split.videos, augment.TrainTransform(32, 'center', 0.0, 0.0, 0.0), num_frames=4, batch_size=7,
       seed=3, workers=workers, threads=2) as batches:
       for _, batch in zip(range(3), batches, strict=False):

@@ -11,10 +11,11 @@ import threading
 
 import numpy as np
 import pytest
+import reading
 from array_record.python import array_record_module
 
 import videos
-from xclip_jax.data.clips import augment, pipeline
+from xclip_jax.data.clips import augment
 from xclip_jax.data.datasets import annotations
 from xclip_jax.data.tools import check
 from xclip_jax.data.video import archives, decode
@@ -164,7 +165,7 @@ def test_a_list_of_records_feeds_the_pipeline_with_any_workers(shard):
   assert len(pickle.dumps(listed)) < 1000                           # paths, not contents
   seen = {}
   for workers in (0, 1):
-    with pipeline.eval_batches(listed, augment.EvalTransform(32), num_frames=2, batch_size=2,
+    with reading.open_evaluation(listed, augment.EvalTransform(32), num_frames=2, batch_size=2,
                                threads=2, workers=workers) as batches:
       seen[workers] = list(batches)
   rows = [row for batch in seen[0] for row in batch['mask']]

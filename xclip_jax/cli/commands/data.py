@@ -165,7 +165,7 @@ def show(arguments: argparse.Namespace) -> int:
   if min(arguments.count, arguments.frames, arguments.size) < 1:
     raise errors.UserError('--count, --frames and --size must be at least 1')
   with output_lib.Output(arguments.output, arguments.overwrite) as output, output_lib.show_user_errors():
-    from xclip_jax.data.clips import augment, pipeline
+    from xclip_jax.data.clips import augment, pipeline, sampling
     from xclip_jax.data.datasets import annotations
     from xclip_jax.reports import run_page
 
@@ -178,7 +178,8 @@ def show(arguments: argparse.Namespace) -> int:
       arguments.size, arguments.crop, arguments.flip, arguments.color_jitter, arguments.grayscale)
     clips, failed = [], 0
     with pipeline.train_batches(
-      videos, transform, num_frames=arguments.frames, batch_size=1, seed=arguments.seed, threads=1,
+      videos, transform, sampling.ClipSampler(arguments.frames), pipeline.HostShare(1),
+      pipeline.TrainStream(arguments.seed), pipeline.Reading(threads=1),
     ) as batches:
       for batch in itertools.islice(batches, arguments.count):
         failed += int(batch['failed'][0] >= 0)

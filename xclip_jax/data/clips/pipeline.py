@@ -18,19 +18,16 @@ there is: resuming is slicing, and workers, threads and hosts change nothing but
 
 import copy
 import dataclasses
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import cv2
 import grain
 import numpy as np
-from absl import flags
 
-from xclip_jax.data import shared_memory, workers
-from xclip_jax.data.bad_files import BadFiles as BadFiles
-from xclip_jax.data.clips import augment
-from xclip_jax.data.clips import sampling as sampling_lib
+from xclip_jax.data import shared_memory
+from xclip_jax.data.clips import augment, sampling
+from xclip_jax.data.clips.batch_iterator import Batches
 from xclip_jax.data.video import decode
 from xclip_jax.errors import UserError
 
@@ -39,206 +36,150 @@ from xclip_jax.errors import UserError
 Source = grain.sources.RandomAccessDataSource[dict]
 
 _SUBSTITUTES = 8  # other rows tried in place of an unreadable one
-_RESTARTS = 3     # times that killed workers are replaced
 
 
-class Batches:
-  """Iterate over batches once; a context manager that stops its workers.
+@dataclasses.dataclass(frozen=True)
+class HostShare:
+  """The rows of every global batch that this host reads.
 
-  `len` is the number of batches from the start, and a TypeError for an endless stream. A worker
-  process that is killed (out of memory, a crash in a codec) is replaced without a trace in the
-  stream, three times; the fourth is a RuntimeError.
+  Fields:
+    batch_size: rows over all hosts; the global batch is the same whoever reads it.
+    rows: numbers of the rows that this host reads, ascending; None: all of them.
   """
 
-  def __init__(
-    self, dataset: grain.MapDataset, *, step: int, workers: int, threads: int, endless: bool,
-    rows: int | None = None,
-  ):
-    """Args: rows, if given, are the elements of the dataset that make a batch; else one does."""
-    self._dataset = dataset
-    self._step = step               # the next element
-    self._rows = rows
-    self._workers = workers
-    # This buffers one element a thread: a batch, or a row.
-    self._read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
-    self._endless = endless
-    self._restarts = 0
-    self._open_iterator = []  # one, or none when closed
-    self._stop = weakref.finalize(self, _close_all, self._open_iterator)  # runs at exit, too
-    self._open()
+  batch_size: int
+  rows: Sequence[int] | None = None
 
-  def _open(self) -> None:
-    batches = self._dataset[self._step:].to_iter_dataset(self._read_options)
-    if self._workers:
-      if not flags.FLAGS.is_parsed():  # outside absl.app.run; grain's workers read its flags
-        flags.FLAGS.mark_as_parsed()
-      options = grain.MultiprocessingOptions(num_workers=self._workers)
-      batches = batches.mp_prefetch(options, worker_init_fn=_leave_with_parent)
-    self._open_iterator.append(iter(batches))
-
-  def __len__(self) -> int:
-    if self._endless:
-      raise TypeError('a training stream has no end, so no len()')
-    return len(self._dataset) // (self._rows or 1)
-
-  def __iter__(self) -> 'Batches':
-    return self
-
-  def __next__(self) -> dict[str, np.ndarray]:
-    element = self._next()
-    if not self._rows:
-      # Workers hand over views of shared memory that must not outlive them; a copy is an array.
-      return {k: np.array(x) for k, x in element.items()} if self._workers else element
-    # Filled row by row: no more is in memory than this batch and what threads are reading.
-    batch = {k: np.empty((self._rows, *np.shape(x)), np.asarray(x).dtype)
-             for k, x in element.items()}
-    for row in range(self._rows):
-      element = element if row == 0 else self._next()
-      for name, array in batch.items():
-        array[row] = element[name]
-    return batch
-
-  def _next(self) -> dict[str, np.ndarray]:
-    if not self._open_iterator:
-      raise UserError('these batches are closed; make new ones')
-    while True:
-      try:
-        element = next(self._open_iterator[0])
-        break
-      except StopIteration:
-        raise
-      except Exception as error:
-        _close_all(self._open_iterator)  # left open, it would go on without the failed worker
-        if not self._workers or not isinstance(error, RuntimeError):  # grain's for a dead worker
-          raise
-        if self._restarts == _RESTARTS:
-          raise RuntimeError(
-            f'reading batch {self._step // (self._rows or 1)} failed after {self._restarts} '
-            f'restarts of the workers: {error} If they run out of memory, lower data.workers or '
-            'data.threads.'
-          ) from error
-        self._restarts += 1
-        self._open()
-    self._step += 1
-    return element
-
-  def __enter__(self) -> 'Batches':
-    return self
-
-  def __exit__(self, *_: Any) -> None:
-    self.close()
-
-  def close(self) -> None:
-    """Stop threads and workers; calling it again does nothing."""
-    self._stop()
+  def check_rows(self, source: Source, repeats: int = 1) -> np.ndarray:
+    """Returns the row numbers of this host, int [B], or raises UserError if they cannot be read."""
+    if not len(source):
+      raise UserError('there are no videos to read; the annotation file lists none')
+    if repeats < 1:
+      raise UserError(f'repeats must be at least 1, found {repeats}')
+    if self.batch_size < 1 or self.batch_size % repeats:
+      raise UserError(
+        f'batch_size={self.batch_size} must be a positive multiple of repeats={repeats}')
+    rows = np.arange(self.batch_size) if self.rows is None else np.asarray(self.rows)
+    if not len(rows) or rows[0] < 0 or rows[-1] >= self.batch_size or (np.diff(rows) < 1).any():
+      raise UserError(
+        f'rows must be some of 0..{self.batch_size - 1}, ascending, found {rows.tolist()[:8]}')
+    return rows
 
 
-def _close_all(iterators: list[grain.DatasetIterator]) -> None:
-  # Let go as well as close: grain's destructors fail noisily in an interpreter half shut down.
-  while iterators:
-    iterators.pop().close()
+@dataclasses.dataclass(frozen=True)
+class TrainStream:
+  """The random order of a training stream, and the batch it starts from.
+
+  Fields:
+    seed: decides the order of videos, the frames of clips and their augmentation.
+    start_step: number of batches to skip, at no cost.
+    repeats: R, rows that each drawn video gets, next to each other, with frames and augmentation of
+      their own; the file is read once for them. An epoch of the stream is then R times as long.
+  """
+
+  seed: int
+  start_step: int = 0
+  repeats: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """The processes and threads that decode videos, and their time limit; none changes a batch.
+
+  Fields:
+    workers: number of decoding processes; 0: threads of this process only.
+    threads: number of decoding threads, in each worker if there are any. In training each holds a
+      batch in memory, in evaluation a row.
+    clip_seconds: time limit for reading one video, which counts as unreadable after it; 0: none.
+  """
+
+  workers: int = 0
+  threads: int = 4
+  clip_seconds: float = 0.0
 
 
 def train_batches(
   source: Source,
   transform: augment.TrainTransform,
-  *,
-  num_frames: int,
-  batch_size: int,
-  seed: int,
-  start_step: int = 0,
-  workers: int = 0,
-  threads: int = 4,
-  rows: Sequence[int] | None = None,
-  sampling: str = 'sparse',
-  stride: int = 1,
-  repeats: int = 1,
-  clip_seconds: float = 0.0,
+  sampler: sampling.ClipSampler,
+  share: HostShare,
+  stream: TrainStream,
+  reading: Reading = Reading(),
 ) -> Batches:
-  """Shuffle, decode and augment without end, from batch `start_step` on.
+  """Shuffles, decodes and augments videos without end.
 
   A video that cannot be read is replaced by another one drawn from the same random numbers, and
   reported in `failed` and `error`.
 
   Args:
-    source: what to learn from, a `VideoList` for one; every epoch is another permutation of it.
-    transform: applied to each clip with random numbers of its own.
-    num_frames: T.
-    batch_size: rows over all hosts, of the same global batch whoever reads it.
-    seed: of order, frames and augmentation.
-    start_step: batches to skip, at no cost.
-    workers: decoding processes; 0: threads of this process only.
-    threads: decoding threads, in each worker if there are any; each holds a batch in memory.
-    rows: rows of every global batch that this host reads, ascending; default: all of them.
-    sampling: 'sparse' or 'dense', with `stride`; see `sampling.Sampler`.
-    stride: frames between those of a dense clip.
-    repeats: R, rows that each drawn video gets, next to each other, with frames and augmentation of
-      their own; it is read once for them. An epoch of the stream is then R times as long.
-    clip_seconds: time limit for reading a video, which counts as unreadable after it; 0: none.
+    source: the videos, a `VideoList` for one; every epoch is another permutation of them.
+    transform: augmentation of each clip, with random numbers of its own.
+    sampler: draws the frames of each clip.
+    share: rows of every global batch that this host reads.
+    stream: seed, first batch and repeats of each video.
+    reading: workers, threads and time limit.
   """
-  rows = _check_rows(source, batch_size, rows, repeats)
-  shared_memory.check(workers, len(rows) * num_frames * transform.image_size**2 * 3)
-  sampler = sampling_lib.Sampler(num_frames, sampling, stride)
+  rows, repeats = share.check_rows(source, stream.repeats), stream.repeats
+  batch_bytes = len(rows) * sampler.num_frames * transform.image_size**2 * 3
+  shared_memory.check(reading.workers, batch_bytes)
   # Sharding after repeat and random_map keeps global batches and random numbers the same for any
   # number of hosts; batching before the workers keeps the order the same for any number of those.
   clips = (
     grain.MapDataset.source(source)
-    .seed(seed % 2**32)
+    .seed(stream.seed % 2**32)
     .shuffle()
     .repeat()
-    .random_map(_TrainClip(source, transform, sampler, repeats, clip_seconds))
+    .random_map(_TrainClip(source, transform, sampler, repeats, reading.clip_seconds))
   )
   videos = np.unique(rows // repeats)
-  dataset = _HostRows(clips, batch_size // repeats, videos).batch(len(videos), drop_remainder=True)
+  dataset = _HostRows(clips, share.batch_size // repeats, videos)
+  dataset = dataset.batch(len(videos), drop_remainder=True)
   if repeats > 1:
     read = (videos[:, None] * repeats + np.arange(repeats)).ravel()
     everything = slice(None)                            # a view, not a copy of the videos
     dataset = dataset.map(_FlattenRepeats(
       everything if len(read) == len(rows) else np.searchsorted(read, rows)))
-  return Batches(dataset, step=start_step, workers=workers, threads=threads, endless=True)
+  return Batches(
+    dataset, step=stream.start_step, workers=reading.workers, threads=reading.threads, endless=True)
 
 
 def eval_batches(
   source: Source,
   transform: augment.EvalTransform,
-  *,
-  num_frames: int,
-  batch_size: int,
-  workers: int = 0,
-  threads: int = 4,
-  rows: Sequence[int] | None = None,
-  sampling: str = 'sparse',
-  stride: int = 1,
+  sampler: sampling.ClipSampler,
+  share: HostShare,
+  reading: Reading = Reading(),
   clips: int = 1,
-  views: str = 'centred',
-  clip_seconds: float = 0.0,
 ) -> Batches:
-  """Read every video once, in order, over all hosts together.
+  """Reads every video once, in order, over all hosts together.
 
-  All batches are full and every host gets as many: what is missing at the end is padding. A video
-  that cannot be read is black with mask False. Threads read rows, not batches: in memory are a
-  batch and the rows that are being read, or wait in workers. Arguments as in `train_batches`, and
+  All batches are full and every host gets equally many; rows after the last video are padding. A
+  video that cannot be read is black with mask False. Threads read rows, not batches: in memory are
+  one batch and the rows that threads are reading, or that wait in workers.
 
   Args:
-    clips: of each video. With `transform.crops` there are V = crops x clips views of it, all clips
-      of the first crop coming first.
-    views: how several clips are chosen, see `sampling.Sampler`; 'reference' draws depend on the row
+    source: the videos, a `VideoList` for one.
+    transform: resizes and crops each clip.
+    sampler: chooses the frames of each clip. Random draws of 'reference' views depend on the row
       alone.
+    share: rows of every global batch that this host reads.
+    reading: workers, threads and time limit.
+    clips: number of clips per video. With `transform.crops` there are V = crops x clips views of
+      a video, all clips of the first crop coming first.
   """
   if clips < 1:
     raise UserError(f'clips must be at least 1, found {clips}')
-  rows = _check_rows(source, batch_size, rows)
-  sampler = sampling_lib.Sampler(num_frames, sampling, stride, views)
-  padded = -(-len(source) // batch_size) * batch_size
+  rows = share.check_rows(source)
+  padded = -(-len(source) // share.batch_size) * share.batch_size
   videos = grain.MapDataset.range(padded).map(
-    _EvalClip(source, transform, sampler, clips, clip_seconds)
-  )
-  share = _HostRows(videos, batch_size, rows)
-  return Batches(share, step=0, workers=workers, threads=threads, endless=False, rows=len(rows))
+    _EvalClip(source, transform, sampler, clips, reading.clip_seconds))
+  return Batches(
+    _HostRows(videos, share.batch_size, rows), step=0, workers=reading.workers,
+    threads=reading.threads, endless=False, rows=len(rows))
 
 
 @dataclasses.dataclass(frozen=True)
-class Chosen:
+class RowSubset:
   """Some rows of a source, as a source; their elements keep the `index` that they have there."""
 
   source: Source
@@ -274,7 +215,7 @@ class _TrainClip:
 
   source: Source
   transform: augment.TrainTransform
-  sampler: sampling_lib.Sampler
+  sampler: sampling.ClipSampler
   repeats: int
   clip_seconds: float
 
@@ -326,7 +267,7 @@ class _EvalClip:
 
   source: Source
   transform: augment.EvalTransform
-  sampler: sampling_lib.Sampler
+  sampler: sampling.ClipSampler
   clips: int
   clip_seconds: float
 
@@ -376,24 +317,3 @@ def _row(
     failed=np.int32(failed),
     error=np.array(error.encode()[-200:], 'S200'),  # the end: file name and reason
   )
-
-
-def _check_rows(
-  source: Source, batch_size: int, rows: Sequence[int] | None, repeats: int = 1
-) -> np.ndarray:
-  if not len(source):
-    raise UserError('there are no videos to read; the annotation file lists none')
-  if repeats < 1:
-    raise UserError(f'repeats must be at least 1, found {repeats}')
-  if batch_size < 1 or batch_size % repeats:
-    raise UserError(f'batch_size={batch_size} must be a positive multiple of repeats={repeats}')
-  rows = np.arange(batch_size) if rows is None else np.asarray(rows)
-  if not len(rows) or rows[0] < 0 or rows[-1] >= batch_size or (np.diff(rows) < 1).any():
-    raise UserError(
-      f'rows must be some of 0..{batch_size - 1}, ascending, found {rows.tolist()[:8]}')
-  return rows
-
-
-def _leave_with_parent(worker_index: int, worker_count: int) -> None:
-  del worker_index, worker_count
-  workers.leave_with_parent()

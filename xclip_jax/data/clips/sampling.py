@@ -11,7 +11,7 @@ Randint = Callable[..., np.ndarray]  # `Generator.integers` or `RandomState.rand
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampler:
+class ClipSampler:
   """Choose the frames of a clip, or of several clips of one video.
 
   Fields:
