@@ -19,7 +19,7 @@ there is: resuming is slicing, and workers, threads and hosts change nothing but
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import cv2
 import grain
@@ -31,11 +31,18 @@ from xclip_jax.data.clips.batch_iterator import Batches
 from xclip_jax.data.video import decode
 from xclip_jax.errors import UserError
 
-# [row] -> dict(path, label, index), and video, bytes, where a source has read the file itself, or
-# error, the reason why it could not.
-Source = grain.sources.RandomAccessDataSource[dict]
+_SUBSTITUTES = 8  # number of other rows tried in place of an unreadable one
 
-_SUBSTITUTES = 8  # other rows tried in place of an unreadable one
+
+class Source(Protocol):
+  """Videos by row: dicts of path (str), label (int) and index (the row, int).
+
+  A source that reads files itself adds video (bytes), or error (the reason why it could not, str).
+  """
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, row: int, /) -> dict[str, Any]: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,7 +55,7 @@ class HostShare:
   """
 
   batch_size: int
-  rows: Sequence[int] | None = None
+  rows: Sequence[int] | np.ndarray | None = None
 
   def check_rows(self, source: Source, repeats: int = 1) -> np.ndarray:
     """Returns the row numbers of this host, int [B], or raises UserError if they cannot be read."""
