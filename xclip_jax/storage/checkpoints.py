@@ -1,11 +1,9 @@
-"""Saving and restoring runs with Orbax: asynchronous, whole or not at all."""
+"""Checkpoints of a run, written by Orbax in the background and checked when they are read."""
 
 import itertools
-import logging
 import shutil
 import sys
-import threading
-import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,64 +15,11 @@ from etils import epath
 from xclip_jax import files
 from xclip_jax.errors import UserError
 from xclip_jax.models.training_options.projectors import PROJECTORS
-from xclip_jax.parallel import process_exit, processes, tree_names
+from xclip_jax.parallel import processes, tree_names
+from xclip_jax.storage.failed_writes import FailedWriteMonitor
 from xclip_jax.storage.state import TrainState
 
 _managers = ocp.checkpoint_managers
-
-
-def _is_said_elsewhere(record: logging.LogRecord) -> bool:
-  """Tells whether a log record is a failed write, which `Checkpoints` raises as CheckpointError.
-
-  Each thread and task of Orbax that takes part in a write logs a stack trace of its own.
-  """
-  by_orbax = 'orbax' in record.pathname
-  by_its_tasks = record.name == 'asyncio' and 'orbax' in record.getMessage()
-  failed = record.levelno >= logging.ERROR and (by_orbax or by_its_tasks)
-  if record.levelno >= logging.ERROR and record.exc_info:
-    _end_all_if_it_waits(record.exc_info[1])
-  return failed
-
-
-def _silence_failed_writes() -> None:
-  """Leaves it to CheckpointError to say that a write failed: once, and what is safe."""
-  for name in ('absl', 'asyncio'):
-    logging.getLogger(name).addFilter(lambda record: not _is_said_elsewhere(record))
-  before = sys.unraisablehook
-
-  def hook(unraisable):
-    # TensorStore's threads report to an event loop that Orbax has closed after the first failure.
-    if 'Event loop is closed' not in str(unraisable.exc_value):
-      before(unraisable)
-
-  sys.unraisablehook = hook
-
-
-_silence_failed_writes()
-_writing: list['Checkpoints'] = []     # the one that writes in the background, or wrote last
-_WAIT = 5.0                            # seconds that a failed write has to be raised by itself
-
-
-def _end_all_if_it_waits(error: BaseException) -> None:
-  """Ends all processes if a thread of Orbax failed and the main thread does not hear of it.
-
-  With several processes Orbax (0.12.8) waits for the other threads and processes of the write,
-  which wait for the one that failed: for ten minutes and more.
-  """
-  frames = traceback.walk_tb(error.__traceback__)
-  in_write = threading.current_thread() is not threading.main_thread() and any(
-    frame.f_globals.get('__name__', '').startswith('orbax.') for frame, _ in frames)
-  if process_exit.peers() is None or not in_write or not _writing:
-    return
-
-  def end():
-    found = _writing[-1]._write_error(_reason(error))
-    found.__cause__ = error
-    process_exit.fail(found, process_exit.say_message)
-
-  timer = threading.Timer(_WAIT, end)
-  timer.daemon = True
-  timer.start()
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -82,17 +27,17 @@ class CheckpointError(UserError, RuntimeError):
 
 
 class Checkpoints:
-  """The checkpoints of one run, `workdir/checkpoints/<step>/`.
+  """The checkpoints of one run, `workdir/checkpoints/<step>/`; a context manager.
 
-  The newest few are kept, and the best few of those saved with a metric; the metric is on disk, so
-  that the best one survives restarts. Arrays are copied before `save` returns; writing goes on in
-  the background. Sums of all bits are kept with them, since a storage layer reads most changed
-  bytes without complaint. Use as a context manager.
+  The newest few are kept, and the best few of those saved with a metric. The metric is on disk, so
+  the best checkpoint survives restarts. `save` copies the arrays and returns; writing goes on in
+  the background. The sum of each array's bits is saved too, because most changed bytes are read by
+  the storage layer without complaint.
   """
 
   def __init__(self, workdir: Path | epath.Path, keep_latest: int = 2, keep_best: int = 1):
     workdir = files.as_path(workdir)
-    # Relative paths fail much later. One in a bucket is absolute.
+    # Orbax accepts a relative path here and fails much later. Paths in a bucket are absolute.
     self.folder = (workdir if files.is_remote(workdir) else workdir.resolve()) / 'checkpoints'
     best = lambda metrics: metrics['top1']
     options = ocp.CheckpointManagerOptions(
@@ -106,6 +51,7 @@ class Checkpoints:
     )
     with files.explain_errors(self.folder):
       self._manager = ocp.CheckpointManager(self.folder, options=options)
+    self._monitor = FailedWriteMonitor(lambda error: self._write_error(_reason(error)))
 
   def latest_step(self) -> int | None:
     """Returns the step of the newest complete checkpoint, None when there is none."""
@@ -118,7 +64,13 @@ class Checkpoints:
   def save(
     self, step: int, state: TrainState, host: dict[str, Any], metric: float | None = None
   ) -> None:
-    """Starts writing the state, and `host` as JSON; a step that is there already is left alone.
+    """Starts writing a checkpoint; does nothing if this step is saved already.
+
+    Args:
+      step: number of updates done.
+      state: arrays of the run.
+      host: numbers of the run outside of `state`, saved as JSON.
+      metric: validation top-1 of this step, if it was evaluated.
 
     Raises:
       CheckpointError: this or the previous checkpoint could not be written.
@@ -129,19 +81,20 @@ class Checkpoints:
     args = ocp.args.Composite(
       state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host | {'sums': _sums(state)})
     )
-    _writing[:] = [self]
-    metrics = None if metric is None else {'top1': metric}      # its name in files, whatever it is
+    self._monitor.note_save()
+    metrics = None if metric is None else {'top1': metric}      # the key on disk for any metric
     self._guard(lambda: self._manager.save(step, args=args, metrics=metrics))
 
   def restore(self, step: int, abstract: TrainState, shardings: Any) -> tuple[TrainState, dict]:
     """Reads a state onto the mesh of `shardings`, however it was sharded when it was saved.
 
     Raises:
-      CheckpointError: it is damaged, or holds another model; the message lists up to ten
-        differences.
-      ValueError: another process found that.
+      CheckpointError: the checkpoint is damaged or holds another model; the message lists up to
+        ten differences.
+      UserError: the same, seen by another process.
     """
-    # All take each step before the next: who went on alone would wait for the others.
+    # Every process must finish each check before any goes on: a process that continued alone would
+    # hang in the next collective.
     processes.run_on_all_processes(lambda: self._check_shapes(step, abstract.params))
     target = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), abstract, shardings
@@ -158,44 +111,46 @@ class Checkpoints:
   def restore_latest(
     self, abstract: TrainState, shardings: Any
   ) -> tuple[int, TrainState, dict[str, Any]]:
-    """Reads the newest checkpoint that can be read; those that cannot are put aside, and named.
+    """Reads the newest readable checkpoint and moves newer, damaged ones aside.
 
-    They are moved to `workdir/damaged_checkpoints/`. Returns (step, state, host); `host` is what
-    `save` was given.
+    Damaged checkpoints are named on stderr and moved to `workdir/damaged_checkpoints/`.
+
+    Returns:
+      step, state and the `host` numbers that `save` was given.
 
     Raises:
-      CheckpointError: none can be read; says why not the newest.
+      CheckpointError: no checkpoint can be read; the message is about the newest.
     """
     damaged = {}
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         state, host = self.restore(step, abstract, shardings)
-      except (CheckpointError, ValueError) as error:      # ValueError: on another process
+      except UserError as error:                # a CheckpointError, or that of another process
         damaged[step] = error
         continue
-      self._put_aside(damaged, step)
+      self._move_aside(damaged, step)
       return step, state, host
     raise next(iter(damaged.values()))
 
-  def _put_aside(self, damaged: dict[int, Exception], found: int) -> None:
+  def _move_aside(self, damaged: dict[int, UserError], restored_step: int) -> None:
     if not damaged:
       return
-    aside = self.folder.parent / 'damaged_checkpoints'
+    parent = self.folder.parent / 'damaged_checkpoints'
     if jax.process_index() == 0:
       for step, error in damaged.items():
-        place = next(place for n in itertools.count()
-                     if not files.exists(place := aside / f'{step}{f"_{n}" if n else ""}'))
-        files.move_folder(self.folder / str(step), place)
-        print(f'{str(error).splitlines()[0]}\n  moved to {place}; going on from step {found}',
-              file=sys.stderr, flush=True)
+        names = (f'{step}{f"_{n}" if n else ""}' for n in itertools.count())
+        target = next(parent / name for name in names if not files.exists(parent / name))
+        files.move_folder(self.folder / str(step), target)
+        print(f'{str(error).splitlines()[0]}\n  moved to {target}; going on from step '
+              f'{restored_step}', file=sys.stderr, flush=True)
     processes.run_on_all_processes(self._manager.reload)
 
   def restore_params(self, step: int, abstract: Any, sharding: Any = None) -> Any:
-    """Reads the parameters alone; `abstract` and errors as in `restore`."""
+    """Reads the parameters of a checkpoint; arguments and errors as in `restore`."""
     return self._restore_part('params', step, abstract, sharding)
 
   def restore_weights(self, step: int, abstract: Any, sharding: Any = None) -> Any:
-    """Reads what is to be evaluated and used: the average where the run kept one, else params."""
+    """Reads the parameters to evaluate: their average if the run kept one, else the last ones."""
     saved = self._metadata(step)
     return self._restore_part(
       'average' if saved.get('average') else 'params', step, abstract, sharding)
@@ -211,12 +166,12 @@ class Checkpoints:
       partial_restore=True,
     ))
     restored = self._read(step, args)
-    found = restored['state'][part]
-    self._check_sums(step, _sums({part: found}), restored['host'].get('sums', {}))
-    return found
+    arrays = restored['state'][part]
+    self._check_sums(step, _sums({part: arrays}), restored['host'].get('sums', {}))
+    return arrays
 
   def parameter_names(self, step: int) -> set[str]:
-    """Names of the parameters that were saved."""
+    """Returns the names of the saved parameters."""
     return set(tree_names.flatten(self._metadata(step)['params']))
 
   def wait(self) -> None:
@@ -224,23 +179,31 @@ class Checkpoints:
     self._guard(self._manager.wait_until_finished)
 
   def __enter__(self) -> 'Checkpoints':
+    self._monitor.open()
     return self
 
-  def __exit__(self, kind, *_) -> None:
-    if kind is None:
-      self.wait()
-    elif jax.process_count() > 1 or issubclass(kind, CheckpointError):
-      return                  # closing waits for processes that may be gone, or for a failed write
-    self._manager.close()
+  def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+    if kind is not None and (jax.process_count() > 1 or issubclass(kind, CheckpointError)):
+      # Closing the manager waits for the failed write, or for processes that may be gone.
+      self._monitor.close_after_failure()
+      return
+    try:
+      if kind is None:
+        self.wait()
+      self._manager.close()
+    except BaseException:
+      self._monitor.close_after_failure()
+      raise
+    self._monitor.close()
 
-  def _guard(self, write) -> None:
+  def _guard(self, write: Callable[[], object]) -> None:
     try:
       write()
-    except Exception as error:     # Orbax hands on whatever its storage layer raised
+    except Exception as error:     # Orbax raises the exceptions of its storage layers
       raise self._write_error(_reason(error)) from error
 
   def _check_space(self, state: TrainState) -> None:
-    """Finds a disk that is too full before the write does; a bucket has room."""
+    """Raises CheckpointError if the disk is too full; a bucket always has room."""
     if files.is_remote(self.folder):
       return
     need = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(state))
@@ -258,10 +221,10 @@ class Checkpoints:
     )
 
   def _read(self, step: int, args: Any) -> Any:
-    # Not by the manager: where a process fails in that, the others wait for it in Orbax.
+    # Not with the manager: if one process fails there, the others wait for it in Orbax.
     try:
       return ocp.CompositeCheckpointHandler().restore(epath.Path(self.folder / str(step)), args)
-    except Exception as error:     # likewise
+    except Exception as error:     # Orbax raises the exceptions of its storage layers
       raise CheckpointError(
         f'could not read the checkpoint {self.folder / str(step)}: {_reason(error)}\n'
         'Training goes on from the one before, if there is one.'
@@ -271,13 +234,13 @@ class Checkpoints:
     folder = epath.Path(self.folder / str(step) / 'state')
     try:
       return ocp.PyTreeCheckpointHandler().metadata(folder).tree
-    except Exception as error:     # likewise
+    except Exception as error:     # Orbax raises the exceptions of its storage layers
       raise CheckpointError(
         f'could not read the checkpoint {folder.parent}: {_reason(error)}') from error
 
-  def _check_sums(self, step: int, found: dict[str, int], saved: dict[str, int]) -> None:
-    """Compares with what was saved; checkpoints of older versions have no sums."""
-    differ = [name for name, value in found.items() if saved.get(name, value) != value]
+  def _check_sums(self, step: int, read: dict[str, int], saved: dict[str, int]) -> None:
+    """Compares the bit sums of the arrays read and saved; older checkpoints have no sums."""
+    differ = [name for name, value in read.items() if saved.get(name, value) != value]
     if differ:
       more = f' and {len(differ) - 1} more arrays are' if len(differ) > 1 else ' is'
       raise CheckpointError(
@@ -285,10 +248,10 @@ class Checkpoints:
         'saved\nTraining goes on from the one before, if there is one.')
 
   def _check_shapes(self, step: int, abstract: Any) -> None:
-    """Compares shapes before Orbax does, to say what differs in our names."""
-    saved = {k: tuple(v.shape) for k, v in tree_names.flatten(self._metadata(step)['params']).items()}
-    want = {k: tuple(v.shape) for k, v in tree_names.flatten(abstract).items()}
-    if PROJECTORS not in abstract:                     # which are not used but in training
+    """Compares shapes before Orbax does, so that the message has our parameter names."""
+    shapes_of = lambda tree: {k: tuple(v.shape) for k, v in tree_names.flatten(tree).items()}
+    saved, want = shapes_of(self._metadata(step)['params']), shapes_of(abstract)
+    if PROJECTORS not in abstract:                     # projectors exist in training only
       saved = {k: x for k, x in saved.items() if not k.startswith(f'{PROJECTORS}/')}
     show = lambda shapes, k: list(shapes[k]) if k in shapes else 'nothing'
     differ = [
@@ -311,19 +274,19 @@ class Checkpoints:
 
 @jax.jit
 def _bits(x: jax.Array) -> jax.Array:
-  """The sum of an array's bits as unsigned integers, modulo 2 ** 32: any order gives the same."""
+  """Sums an array's bits as unsigned integers modulo 2 ** 32, which is the same in any order."""
   unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32, 8: jnp.uint64}[x.dtype.itemsize]
   x = x.astype(jnp.uint8) if x.dtype == bool else jax.lax.bitcast_convert_type(x, unsigned)
   return jnp.sum(x, dtype=jnp.uint32)
 
 
 def _sums(state: Any) -> dict[str, int]:
-  """The bits of each array by its name: on any mesh the same, and other if a bit changes."""
+  """Returns the bit sum of each array by its name: the same on any mesh, other if a bit changes."""
   bits = {name: _bits(x) for name, x in tree_names.flatten(state).items()}
   return {name: int(n) for name, n in jax.device_get(bits).items()}
 
 
 def _reason(error: BaseException) -> str:
-  """One line; of an error that Orbax puts around another one, the inner: it names the file."""
+  """Returns an error as one line; of an error raised from another, the inner one names the file."""
   error = error.__cause__ or error
   return f'{type(error).__name__}: {str(error).strip().splitlines()[0][:300] if str(error) else ""}'
