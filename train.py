@@ -37,8 +37,8 @@ def main(argv: list[str]) -> None:
   if not flags.FLAGS['verbosity'].present:
     logging.set_verbosity(logging.ERROR)      # the progress bar says what there is to say
   stop_signals.serve()
-  stop_signals.leave_at_once(stop_signals.STARTING)
-  with process_exit.failing_at_once(say):
+  stop_signals.exit_at_once(stop_signals.STARTING)
+  with process_exit.end_all_on_failure(say):
     processes.join(
       _DISTRIBUTED.value, _COORDINATOR.value, _NUM_PROCESSES.value, _PROCESS_ID.value,
       _JOIN_TIMEOUT.value)

@@ -299,7 +299,7 @@ def test_a_run_whose_lock_was_taken_over_stops(tmp_path, monkeypatch):
     stops.append(str(error))
     threading.Event().wait()                     # the real one does not return
 
-  monkeypatch.setattr(run_lock.ending, 'fail', fail)
+  monkeypatch.setattr(run_lock.process_exit, 'fail', fail)
   monkeypatch.setattr(run_lock, 'RENEWAL', 0.1)
   lock = tmp_path / run_lock.NAME
   with run_lock.hold(tmp_path):

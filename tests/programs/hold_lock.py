@@ -17,7 +17,7 @@ def say(error):
   return 1
 
 
-with process_exit.failing_at_once(say):
+with process_exit.end_all_on_failure(say):
   if count > 1:
     processes.join('off', f'localhost:{port}', count, process, 60)
   with run_lock.hold(sys.argv[1]):

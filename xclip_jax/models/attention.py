@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from xclip_jax.models.matmul import einsum, softmax
-from xclip_jax.parallel.mesh import single_device
+from xclip_jax.parallel.mesh import is_single_device
 
 
 def dot_product_attention(
@@ -38,7 +38,7 @@ def dot_product_attention(
   query, key, value = (checkpoint_name(x.astype(dtype), 'dense') for x in (query, key, value))
   if implementation == 'cudnn':
     return _attend_cudnn(query, key, value, causal)
-  attend = _attend_single_device if single_device() else _attend_generic
+  attend = _attend_single_device if is_single_device() else _attend_generic
   if implementation == 'chunked':
     attend = jax.checkpoint(attend, static_argnums=(4,))
   return attend(query, key, value, bias, causal)

@@ -1,9 +1,9 @@
-"""Several processes as one program: how they find each other, and what they tell each other."""
+"""Joining the processes of a run, and messages between them."""
 
 import json
 import threading
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 import numpy as np
@@ -16,32 +16,32 @@ from xclip_jax.parallel import cluster, process_exit, stop_signals
 T = TypeVar('T')
 PATIENCE = 300             # seconds that the first process waits for the last one
 HEARTBEAT_TIMEOUT = 60     # seconds of silence after which JAX counts a process as dead
-_PACKET = 4096                     # bytes of each process that `all_gather_json` sends at once
+_PACKET = 4096             # bytes of each process that `all_gather_json` sends at once
 
 
 def join(
   mode: str | None = None, coordinator: str | None = None, num_processes: int | None = None,
   process_id: int | None = None, timeout: int | None = None,
 ) -> tuple[int, int]:
-  """Joins the other processes of a run; to be called before anything else is asked of JAX.
+  """Joins the other processes of a run; must be called before JAX is used.
 
-  With several processes, any uncaught exception ends all of them from now on (see `ending`), and
-  SIGTERM is served in a thread (see `stopping`).
+  With several processes, any uncaught exception ends all of them from now on (see `process_exit`),
+  and SIGTERM is served in a thread (see `stop_signals`).
 
   Args:
     mode: 'auto' asks the launcher for the other processes (TPU pods, Slurm, Open MPI); 'off' runs
-      alone; None, too, but refuses to where a launcher started several tasks.
-    coordinator: HOST:PORT of process 0, where no launcher knows it; with the next two.
-    num_processes: processes of the run.
+      alone; None runs alone, but raises if a launcher started more than one task.
+    coordinator: HOST:PORT of process 0, if no launcher knows it; needs the next two.
+    num_processes: number of processes of the run.
     process_id: number of this process, from 0.
-    timeout: seconds to wait for the other processes, PATIENCE if not given; then this process ends
+    timeout: seconds to wait for the other processes (default: PATIENCE); then this process ends
       with a message.
 
   Returns:
-    The number of this process, and how many processes there are.
+    The number of this process, and the number of processes.
 
   Raises:
-    ValueError: the arguments contradict each other or the launcher, or there is none.
+    UserError: the arguments contradict each other or the launcher, or no launcher is found.
   """
   timeout = PATIENCE if timeout is None else timeout
   _check_arguments(mode, coordinator, num_processes, process_id, timeout)
@@ -49,12 +49,12 @@ def join(
     return 0, 1
   devices = cluster.local_device_ids()
   jax.config.update('jax_cpu_collectives_implementation', 'gloo')
-  where = coordinator or 'process 0'
+  address = coordinator or 'process 0'
   stop_signals.serve()
-  # JAX would abort with a stack of C++ when its own time ran out, so ours runs out first.
+  # JAX aborts with a stack of C++ when its own timeout runs out, so ours is shorter.
   timer = threading.Timer(timeout, lambda: process_exit.exit_now(
     f'the other processes did not come within {timeout} s. Start the same command on all of them; '
-    f'each must reach {where}.'))
+    f'each must reach {address}.'))
   timer.daemon = True
   timer.start()
   try:
@@ -63,7 +63,7 @@ def join(
       cluster_detection_method='deactivate' if coordinator else None,
       initialization_timeout=timeout + 60, heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT)
   except (RuntimeError, ValueError, TypeError) as error:
-    raise UserError(_join_error(error, where)) from error
+    raise UserError(_join_error(error, address)) from error
   finally:
     timer.cancel()
   state = jax_distributed.global_state
@@ -78,6 +78,7 @@ def _check_arguments(
   mode: str | None, coordinator: str | None, num_processes: int | None, process_id: int | None,
   timeout: int,
 ) -> None:
+  """Raises UserError if the arguments of `join` contradict each other or the launcher."""
   explicit = (coordinator, num_processes, process_id)
   if mode not in (None, 'off', 'auto'):
     raise UserError(f'distributed must be off or auto, got {mode!r}')
@@ -86,7 +87,7 @@ def _check_arguments(
   if any(x is not None for x in explicit):
     if mode == 'auto':
       raise UserError('give either distributed=auto or coordinator, num_processes and process_id')
-    if None in explicit:
+    if coordinator is None or num_processes is None or process_id is None:
       raise UserError('coordinator, num_processes and process_id belong together; give all three')
     if ':' not in coordinator or not coordinator.rpartition(':')[2].isdecimal():
       raise UserError(f'coordinator must be HOST:PORT of process 0, got {coordinator!r}')
@@ -103,29 +104,28 @@ def _check_arguments(
       'of their own.')
 
 
-def _join_error(error: Exception, where: str) -> str:
-  """Says why the other processes were not found or not joined."""
+def _join_error(error: Exception, address: str) -> str:
+  """Returns the message of a failed `join`: why the other processes were not found or reached."""
   if jax_distributed.global_state.coordinator_address is not None:
     reason = str(error).strip().splitlines()[0][:300]
-    return f'the other processes cannot be joined at {where}: {reason}'
+    return f'the other processes cannot be joined at {address}: {reason}'
   task = cluster.launched_task()
-  ours = '--num_processes=N --process_id=I (I from 0 to N - 1)' if task is None else (
+  numbers = '--num_processes=N --process_id=I (I from 0 to N - 1)' if task is None else (
     f'--num_processes={task.tasks} --process_id={task.rank}')
-  found = '' if task is None else (
+  launcher = '' if task is None else (
     f' {task.launcher} started this process as task {task.rank} of {task.tasks}, but does not say '
     'where task 0 runs.')
-  return (f'--distributed=auto found no cluster: looked for {cluster.LOOKED_FOR}.{found} Give '
-          f'--coordinator=HOST:PORT (of process 0) {ours} instead, on every host.')
+  return (f'--distributed=auto found no cluster: looked for {cluster.LOOKED_FOR}.{launcher} Give '
+          f'--coordinator=HOST:PORT (of process 0) {numbers} instead, on every host.')
 
 
 def all_gather_json(value: Any) -> list[Any]:
-  """Returns what each process has, in their order, on every process.
+  """Returns the values of all processes, in order of process number, on every process.
 
-  Messages travel in packets of one size, so that one compiled program carries all of them, short
-  or long.
+  Messages are sent in packets of one size, so that one compiled program serves short and long ones.
 
   Args:
-    value: of this process; what JSON can hold.
+    value: value of this process, representable in JSON.
   """
   if jax.process_count() == 1:
     return [value]
@@ -145,52 +145,56 @@ def all_gather_json(value: Any) -> list[Any]:
 
 
 def broadcast_from_first(value: T) -> T:
-  """What process 0 has."""
+  """Returns process 0's value on every process."""
   return all_gather_json(value)[0]
 
 
 def merge_failures(reasons: dict[int, str]) -> dict[int, str]:
-  """Rows and reasons of all processes; of a row that several have, the first one's."""
-  found: dict[int, str] = {}
+  """Merges the unreadable rows of all processes; the lowest process wins a tie.
+
+  Args:
+    reasons: maps rows that this process could not read to the reason.
+  """
+  merged: dict[int, str] = {}
   for part in all_gather_json({str(row): reason for row, reason in reasons.items()}):
-    found = {int(row): reason for row, reason in part.items()} | found
-  return dict(sorted(found.items()))
+    merged = {int(row): reason for row, reason in part.items()} | merged
+  return dict(sorted(merged.items()))
 
 
 def run_on_all_processes(work: Callable[[], T]) -> T:
-  """Does the same on every process; if it fails on one, all of them fail, with its message.
+  """Runs work on every process. If it fails on one, raises that error on all.
 
   Raises:
-    ValueError: what was raised here, or where it was raised.
+    UserError: `work` failed on another process; on that process its own exception is raised.
   """
   if jax.process_count() == 1:
     return work()
   result, error = None, None
   try:
     result = work()
-  except (ValueError, RuntimeError, OSError) as found:
-    error = found
+  except (ValueError, RuntimeError, OSError) as raised:
+    error = raised
   errors = all_gather_json(None if error is None else str(error))
   if error is not None:
     raise error
   for process, message in enumerate(errors):
     if message is not None:
       raise UserError(f'process {process}: {message}')
-  return result
+  return cast(T, result)
 
 
 def agreed_stop_signal() -> Callable[[], bool]:
-  """Whether SIGTERM has come to any process: True on all of them at the same call.
+  """Returns a predicate that turns True on all processes at the same call after a SIGTERM to any.
 
-  Each process must ask as often as the others. JAX's coordinator chooses the call.
+  Each process must call the predicate equally often. JAX's coordinator chooses the call.
   """
-  calls, came = [0], []
+  calls, has_stopped = 0, False
 
-  def stopped() -> bool:
-    if not came:
-      calls[0] += 1
-      if multihost_utils.reached_preemption_sync_point(calls[0]):
-        came.append(True)
-    return bool(came)
+  def is_stop_requested() -> bool:
+    nonlocal calls, has_stopped
+    if not has_stopped:
+      calls += 1
+      has_stopped = bool(multihost_utils.reached_preemption_sync_point(calls))
+    return has_stopped
 
-  return stopped
+  return is_stop_requested

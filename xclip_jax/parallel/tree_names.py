@@ -8,16 +8,16 @@ import jax
 
 from xclip_jax.errors import UserError
 
-Rules = Sequence[tuple[str, Any]]     # (regex, value) rows; a regex must match the whole name
+Rules = Sequence[tuple[str, Any]]     # rows of (regex over the whole name, value)
 
 
 def name(path: tuple) -> str:
-  """Joins a key path: ('vision', 'ln_pre', 'scale') -> 'vision/ln_pre/scale'."""
+  """Joins a key path to a name: ('vision', 'ln_pre', 'scale') -> 'vision/ln_pre/scale'."""
   return jax.tree_util.keystr(path, simple=True, separator='/')
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-  """Maps the name of every leaf to the leaf, in tree order."""
+  """Returns the leaves of a pytree by name, in tree order."""
   return {name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
@@ -34,7 +34,7 @@ def unflatten(flat: dict[str, Any]) -> dict[str, Any]:
 
 
 def map_with_names(f: Callable[[str, Any], Any], tree: Any) -> Any:
-  """Applies f(name, leaf) to every leaf."""
+  """Applies f(name, leaf) to every leaf of a pytree."""
   return jax.tree.map_with_path(lambda path, leaf: f(name(path), leaf), tree)
 
 
@@ -42,7 +42,7 @@ def match(key: str, rules: Rules) -> Any:
   """Returns the value of the first rule whose regex matches the whole name.
 
   Raises:
-    ValueError: no rule matches.
+    UserError: no rule matches.
   """
   for pattern, value in rules:
     if matches(pattern, key):
@@ -59,13 +59,17 @@ def matches(pattern: str, key: str) -> bool:
 
 
 def check_used(rules: Rules, keys: Iterable[str], field: str) -> None:
-  """Raises ValueError for a rule that is no key's first match: usually a misspelt name.
+  """Raises UserError for a rule that no key matches first: usually a misspelt name.
 
-  A last '.*' that is left with nothing is no mistake. `field` is the config's name of the rules.
+  Args:
+    rules: rules over `keys`; a final '.*' may match nothing.
+    keys: names of parameters.
+    field: the config's name of the rules, for the message.
   """
   keys = list(keys)
-  first = lambda key: next((i for i, (pattern, _) in enumerate(rules) if matches(pattern, key)), -1)
-  seen = {first(key) for key in keys}
+  first_rule = lambda key: next(
+    (i for i, (pattern, _) in enumerate(rules) if matches(pattern, key)), -1)
+  used = {first_rule(key) for key in keys}
   for i, (pattern, _) in enumerate(rules):
-    if i not in seen and pattern != '.*':
+    if i not in used and pattern != '.*':
       raise UserError(f'{field}: {pattern!r} matches no parameter; see {keys[:3]}')

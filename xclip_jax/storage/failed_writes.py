@@ -117,7 +117,7 @@ def _end_all_if_main_thread_waits(error: BaseException) -> None:
   def end() -> None:
     failure = monitors[-1].make_error(error)
     failure.__cause__ = error
-    process_exit.fail(failure, process_exit.say_message)
+    process_exit.fail(failure, process_exit.print_message)
 
   timer = threading.Timer(_GRACE, end)
   timer.daemon = True

@@ -161,7 +161,7 @@ class _Lock:
         if found and found['token'] != self.token:
           process_exit.fail(ValueError(
             f'{_name(found)} took over the workdir {self._path.parent}, which this run had not '
-            f'renewed its lock in for {STALE:.0f} s; this run stops'), process_exit.say_message)
+            f'renewed its lock in for {STALE:.0f} s; this run stops'), process_exit.print_message)
         if not self._released.is_set():
           self._write()
 

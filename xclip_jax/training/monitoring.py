@@ -127,11 +127,11 @@ class Profile:
 def stop_signal() -> Iterator[Callable[[], bool]]:
   """Yields a function that tells whether SIGTERM has come (pre-emption): save, then leave."""
   if jax.process_count() > 1:
-    with process_exit.telling_at_once():
+    with process_exit.publish_failure():
       yield processes.agreed_stop_signal()
     return
   if stop_signals.is_served():
-    yield stop_signals.is_asked
+    yield stop_signals.is_stop_requested
     return
   came = []
   try:

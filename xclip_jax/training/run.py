@@ -95,7 +95,7 @@ def _run(config: Any, workdir: files.AnyPath, mode: str) -> dict[str, float]:
       compilation_cache.enable(workdir)
       params = processes.run_on_all_processes(lambda: ckpt.restore_weights(
         step, drop_projectors(abstract.params), mesh_lib.replicated(mesh)))
-      stop_signals.leave_at_once(stop_signals.EVALUATING)
+      stop_signals.exit_at_once(stop_signals.EVALUATING)
       return evaluator.finish(params, workdir, step)
 
     anchor = read_params(config, model, mesh) if near else None
@@ -209,7 +209,7 @@ def _run(config: Any, workdir: files.AnyPath, mode: str) -> dict[str, float]:
           bar.write(f'stopped at step {step}, which is saved; the same command goes on from there')
           return {}
     ckpt.wait()
-    stop_signals.leave_at_once(stop_signals.TRAINED)
+    stop_signals.exit_at_once(stop_signals.TRAINED)
     workdir_lib.write_bad_files(workdir, bad)
     params = jax.device_put(state.weights, mesh_lib.replicated(mesh))
     return evaluator.finish(params, workdir, total, clock.seconds)

@@ -179,7 +179,7 @@ def _run(
     if processes > 1:
       from xclip_jax.parallel import process_exit
 
-      stack.enter_context(process_exit.failing_at_once(_say_on_all))
+      stack.enter_context(process_exit.end_all_on_failure(_say_on_all))
     sets = read_sets()
     folder = stack.enter_context(_folder(arguments)) if first else None
     if folder and processes > 1:
