@@ -20,7 +20,8 @@ import numpy as np
 
 from xclip_jax.models import vision
 from xclip_jax.models.config import XCLIPConfig, make_config
-from xclip_jax.models.xclip import XCLIP, cast_for_inference, init_params
+from xclip_jax.models.inference_options.quantisation import cast_for_inference
+from xclip_jax.models.xclip import XCLIP, init_params
 from xclip_jax.parallel import tree_names
 from xclip_jax.planning import flops
 from xclip_jax.training.objectives import losses

@@ -212,7 +212,8 @@ def infer_step(told: dict[str, Any], fields: dict[str, str]) -> tuple[Any, Any, 
   import numpy as np
 
   from xclip_jax.models.config import DTYPES, make_config
-  from xclip_jax.models.xclip import XCLIP, cast_for_inference, init_params
+  from xclip_jax.models.inference_options.quantisation import cast_for_inference
+  from xclip_jax.models.xclip import XCLIP, init_params
   from xclip_jax.parallel import tree_names
 
   config = make_config(told['variant'], num_frames=told['frames'], dtype=told['dtype'], **fields)

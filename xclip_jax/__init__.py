@@ -4,11 +4,11 @@ import importlib
 
 _PUBLIC = {
   'XCLIP': 'models.xclip',
-  'XCLIPConfig': 'models.xclip',
+  'XCLIPConfig': 'models.config',
   'XCLIPOutput': 'models.xclip',
   'VideoFeatures': 'models.xclip',
-  'VARIANTS': 'models.xclip',
-  'make_config': 'models.xclip',
+  'VARIANTS': 'models.config',
+  'make_config': 'models.config',
   'Tokenizer': 'text.tokenizer',
   'load': 'inference.classifier',
   'Classifier': 'inference.classifier',

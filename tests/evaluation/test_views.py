@@ -10,6 +10,7 @@ import tiny
 from xclip_jax.data import open_splits
 from xclip_jax.data.clips import augment, sampling
 from xclip_jax.data.video import decode
+from xclip_jax.models import vision
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.storage import state
 from xclip_jax.training import evaluate_run
@@ -40,7 +41,7 @@ def test_probabilities_are_the_mean_over_crops_and_clips(root):
   np.testing.assert_allclose(got.probabilities.sum(1), 1, atol=1e-5)
   config, model = several.config, several.model
   text = several.encode_text(params, 'val')
-  normalize = lambda x: evaluate_run.losses.normalize(x, config.data.mean, config.data.std)
+  normalize = lambda x: vision.normalize(x, config.data.mean, config.data.std)
   transform = augment.EvalTransform(32, config.data.eval_resize, crops=3)
   rows, choose = (0, 17, 40), lambda n: sampling.view_indices(n, 3, 2).ravel()
   paths = [several.splits['val'].videos[row]['path'] for row in rows]

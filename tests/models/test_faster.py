@@ -11,9 +11,10 @@ import pytest
 from xclip_jax.models import attention as attention_lib
 from xclip_jax.models import layers, matmul, vision
 from xclip_jax.models import layers as layers_lib
-from xclip_jax.models.config import XCLIPConfig
+from xclip_jax.models.config import XCLIPConfig, with_available_attention
 from xclip_jax.models.inference_options import token_merging
-from xclip_jax.models.xclip import XCLIP, cast_for_inference, init_params, with_available_attention
+from xclip_jax.models.inference_options.quantisation import cast_for_inference
+from xclip_jax.models.xclip import XCLIP, init_params
 from xclip_jax.parallel import mesh as mesh_lib
 
 CONFIG = XCLIPConfig(

@@ -46,7 +46,7 @@ def step(K, several):
   return flops(compiled.lower(place(abstract, places), batch, ids, key))
 
 
-evaluator = evaluate_run.Evaluator(model, mesh, (0.5,) * 3, (0.5,) * 3)
+evaluator = evaluate_run.Evaluator(model, mesh, Preprocess((0.5,) * 3, (0.5,) * 3))
 zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract.params)
 found = scorer.Scorer(Weights(model.config, zeros, Preprocess(), source='zeros'), mesh)
 with jax.set_mesh(mesh):

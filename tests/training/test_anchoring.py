@@ -12,6 +12,7 @@ import pytest
 import tiny
 import xclip_jax
 from xclip_jax.data.datasets.annotations import ClassList
+from xclip_jax.models import vision
 from xclip_jax.models.config import FRAME_MEAN
 from xclip_jax.models.training_options.projectors import PROJECTORS, Projectors, init_projectors
 from xclip_jax.parallel import tree_names
@@ -85,7 +86,7 @@ def test_distillation_adds_the_cosine_distance_of_every_frame_as_froster_compute
   key = jax.random.key(3)
   loss, row = jax.jit(whole)(params, key)
   # By hand: CLIP on every frame; the student's frames, normalised, through u + 0.1 W2 gelu(W1 u).
-  video = run_lib.objective.losses.normalize(batch['video'], c.data.mean, c.data.std)
+  video = vision.normalize(batch['video'], c.data.mean, c.data.std)
   frames = []
   for t in range(3):
     clip = run_lib.XCLIP(run_lib.dataclasses.replace(model.config, num_frames=1, **FRAME_MEAN))

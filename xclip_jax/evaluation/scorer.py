@@ -16,8 +16,8 @@ from xclip_jax.data import bad_files
 from xclip_jax.data.clips import augment, pipeline, sampling
 from xclip_jax.errors import UserError
 from xclip_jax.evaluation import view_batches
-from xclip_jax.models import vision
-from xclip_jax.models.xclip import XCLIP, cast_for_inference
+from xclip_jax.models.inference_options.quantisation import cast_for_inference
+from xclip_jax.models.xclip import XCLIP, compare, encode_pixels
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.parallel import processes
 from xclip_jax.text import prompts, text_features, tokenizer
@@ -84,17 +84,16 @@ class Scorer:
     everywhere = mesh_lib.replicated(mesh)
     self._params = jax.device_put(cast_for_inference(weights.params, weights.config), everywhere)
 
-    def encode_video(params, video):
-      video = vision.normalize(video, preprocess.mean, preprocess.std)
-      return model.apply({'params': params}, video, method='encode_video')
+    def encode_video(params, pixels):
+      return encode_pixels(model, params, pixels, preprocess)
 
-    def compare(params, features, text):
-      return model.apply({'params': params}, features, text, method='classify').logits
+    def score(params, features, text):
+      return compare(model, params, features, text).logits
 
     encode = lambda params, ids: text_features.encode(model, params, ids)
     self._encode_video = jax.jit(encode_video)
     # Replicated results: every host holds every row.
-    self._compare = jax.jit(compare, out_shardings=everywhere)
+    self._compare = jax.jit(score, out_shardings=everywhere)
     self._encode_text = jax.jit(encode, out_shardings=everywhere)
     self._gather = jax.jit(lambda x: x, out_shardings=everywhere)
 

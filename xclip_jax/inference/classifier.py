@@ -26,9 +26,15 @@ from xclip_jax.data.clips import augment, sampling
 from xclip_jax.data.video import decode
 from xclip_jax.data.video.decode import VideoError
 from xclip_jax.errors import UserError
-from xclip_jax.models import vision
 from xclip_jax.models.config import XCLIPConfig
-from xclip_jax.models.xclip import XCLIP, VideoFeatures, cast_for_inference
+from xclip_jax.models.inference_options.quantisation import cast_for_inference
+from xclip_jax.models.xclip import (
+  XCLIP,
+  VideoFeatures,
+  class_probabilities,
+  compare,
+  encode_pixels,
+)
 from xclip_jax.text import prompts, tokenizer
 from xclip_jax.weights import native
 from xclip_jax.weights.opening import open_weights
@@ -250,17 +256,13 @@ class Classifier:
 
   @functools.cached_property
   def _encode_video(self) -> Callable[[Any, np.ndarray], VideoFeatures]:
-    def encode_video(params, video):
-      video = vision.normalize(video, self.preprocess.mean, self.preprocess.std)
-      return self.model.apply({'params': params}, video, method='encode_video')
-
-    return jax.jit(encode_video)
+    return jax.jit(
+      lambda params, pixels: encode_pixels(self.model, params, pixels, self.preprocess))
 
   @functools.cached_property
   def _score(self) -> Callable[[Any, VideoFeatures, jax.Array, np.ndarray], jax.Array]:
     def score(params, video, text, count):
-      logits = self.model.apply({'params': params}, video, text, method='classify').logits
-      return jax.nn.softmax(logits, where=jnp.arange(len(text)) < count)
+      return class_probabilities(compare(self.model, params, video, text).logits, count)
 
     return jax.jit(score)
 

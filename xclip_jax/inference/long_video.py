@@ -23,6 +23,7 @@ from xclip_jax.data.video.decode import VideoError
 from xclip_jax.errors import UserError
 from xclip_jax.inference.classifier import Answer, Classifier
 from xclip_jax.models import vision
+from xclip_jax.models.xclip import class_probabilities, compare
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -134,7 +135,6 @@ def _programs(model: Any, preprocess: Any) -> tuple[Any, Any, Any]:
     return model.apply({'params': params}, frames, patches.mean(axis=1), method='integrate')
 
   def score(params, features, text):
-    logits = model.apply({'params': params}, features, text, method='classify').logits
-    return jax.nn.softmax(logits)
+    return class_probabilities(compare(model, params, features, text).logits)
 
   return jax.jit(encode), jax.jit(integrate), jax.jit(score)

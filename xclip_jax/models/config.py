@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from xclip_jax.errors import UserError
@@ -56,7 +57,7 @@ class XCLIPConfig:
   residual_dtype: str = 'float32' # what flows between blocks of the towers: float32 | bfloat16
   attention: str = 'xla'          # of the towers: xla | cudnn (CUDA, bfloat16) | chunked (TPU)
   merge_tokens: int = 0           # pairs merged in each vision block, of inference; merging.py
-  int8_kernels: bool = False      # kernels at rest as 8 bits, of inference; see cast_for_inference
+  int8_kernels: bool = False      # kernels at rest as 8 bits, of inference; see quantisation.py
   remat: str | None = None        # what the towers keep for backward: None all | dots | nothing
 
   def __post_init__(self):
@@ -147,3 +148,10 @@ def config_of_run(model: Mapping[str, Any]) -> XCLIPConfig:
   """
   direct = {k: v for k, v in model.items() if k != 'fields'}
   return make_config(**(direct | dict(model['fields'])))
+
+
+def with_available_attention(config: XCLIPConfig) -> XCLIPConfig:
+  """Falls back from cuDNN to XLA attention without a GPU or with float32."""
+  has_cudnn = jax.default_backend() == 'gpu' and config.dtype == 'bfloat16'
+  return config if has_cudnn or config.attention != 'cudnn' else dataclasses.replace(
+    config, attention='xla')

@@ -103,7 +103,7 @@ class Dense(nn.Module):
       ys = [activated_einsum(self.activation, spec, x, operand)]
     else:
       ys = split_einsum(spec, self.parts or 1, x.astype(self.dtype), operand)
-    if kernel.dtype == jnp.int8:            # see xclip.cast_for_inference
+    if kernel.dtype == jnp.int8:            # see quantisation.cast_for_inference
       scale = self.param('kernel_scale', nn.initializers.ones, (self.features,), jnp.float32)
       ys = [y * part for y, part in zip(ys, jnp.split(scale, len(ys)), strict=True)]
     if self.use_bias:

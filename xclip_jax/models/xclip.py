@@ -1,8 +1,6 @@
 """X-CLIP (Ni et al., ECCV 2022): what the model is, its sizes and its entry points."""
 
-import dataclasses
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import flax.linen as nn
 import flax.struct
@@ -16,7 +14,7 @@ from xclip_jax.models.integration import MultiframeTransformer
 from xclip_jax.models.matmul import einsum
 from xclip_jax.models.prompt import VideoPrompt
 from xclip_jax.models.text import TextEncoder
-from xclip_jax.models.vision import VisionEncoder
+from xclip_jax.models.vision import VisionEncoder, normalize
 from xclip_jax.parallel.mesh import shard_batch
 
 
@@ -163,37 +161,59 @@ def init_params(model: XCLIP, key: jax.Array) -> Any:
   return jax.jit(model.init)(key, video, ids)['params']     # compiled, the video itself drops out
 
 
-def with_available_attention(config: XCLIPConfig) -> XCLIPConfig:
-  """Takes XLA's attention where a run had cuDNN's and there is none, or not for these numbers."""
-  there = jax.default_backend() == 'gpu' and config.dtype == 'bfloat16'
-  return config if there or config.attention != 'cudnn' else dataclasses.replace(
-    config, attention='xla')
+class PixelStatistics(Protocol):
+  """Mean and standard deviation of each colour channel in 0..255; `Preprocess` and `config.data`."""
+
+  @property
+  def mean(self) -> tuple[float, ...]: ...
+
+  @property
+  def std(self) -> tuple[float, ...]: ...
 
 
-def cast_for_inference(params: Any, config: XCLIPConfig) -> Any:
-  """Keeps kernels in the dtype that products take them in. For inference.
+def encode_pixels(
+  model: XCLIP, params: Any, pixels: jax.Array, statistics: PixelStatistics
+) -> VideoFeatures:
+  """Normalises and encodes uint8 pixels [B, T, H, W, 3]."""
+  video = normalize(pixels, statistics.mean, statistics.std)
+  return model.apply({'params': params}, video, method='encode_video')
 
-  Where that is bfloat16, results are the same to the bit, kernels take half the memory, and no call
-  has to convert them. With `int8_kernels` those of affine maps become integers from -127 to 127
-  with a float32 scale for each output (`kernel_scale`), which is rounding: half the memory again.
+
+def classify_pixels(
+  model: XCLIP, params: Any, pixels: jax.Array, text_features: jax.Array,
+  statistics: PixelStatistics,
+) -> XCLIPOutput:
+  """Normalises uint8 pixels [B, T, H, W, 3] and compares the videos with text features [K, E]."""
+  video = normalize(pixels, statistics.mean, statistics.std)
+  return compare(model, params, video, text_features)
+
+
+def compare(
+  model: XCLIP, params: Any, video: jax.Array | VideoFeatures, text_features: jax.Array,
+  dropout_key: jax.Array | None = None,
+) -> XCLIPOutput:
+  """Compares B videos with K texts.
+
+  Args:
+    model: the module.
+    params: its parameters.
+    video: normalised float32 [B, T, H, W, 3], or features of `encode_pixels`.
+    text_features: float32 [K, E] of `encode_text`.
+    dropout_key: draws stochastic depth and the patches to leave out, in training; None: neither.
   """
-  def convert(tree):
-    out = {}
-    for name, x in tree.items():
-      if isinstance(x, Mapping):
-        out[name] = convert(x)
-      elif name != 'kernel':
-        out[name] = x
-      elif config.int8_kernels and x.ndim == 2 and x.dtype != jnp.int8:
-        scale = np.maximum(np.abs(np.asarray(x, np.float32)).max(axis=0), 1e-12) / 127
-        out[name] = np.round(np.asarray(x, np.float32) / scale).astype(np.int8)
-        out['kernel_scale'] = scale.astype(np.float32)
-      elif x.dtype != jnp.int8:
-        out[name] = x.astype(DTYPES[config.dtype], copy=False)      # of a mapped file: stays mapped
-      else:
-        out[name] = x
-    return out
-  return convert(params)
+  if dropout_key is None:
+    return model.apply({'params': params}, video, text_features, method='classify')
+  rngs = {'drop_path': dropout_key, 'patch_dropout': jax.random.fold_in(dropout_key, 1)}
+  return model.apply({'params': params}, video, text_features, False, method='classify', rngs=rngs)
+
+
+def class_probabilities(logits: jax.Array, count: jax.Array | int | None = None) -> jax.Array:
+  """Returns the softmax of logits [B, K] over the classes; with `count`, over the first ones only.
+
+  The columns from `count` on are padding and get probability 0.
+  """
+  where = None if count is None else jnp.arange(logits.shape[-1]) < count
+  return jax.nn.softmax(logits, axis=-1, where=where)
 
 
 def l2_normalize(x: jax.Array) -> jax.Array:

@@ -310,7 +310,7 @@ def _lower_eval(
   everywhere = jax.tree.map(lambda _: mesh_lib.replicated(mesh), params)
   batch = _batch(config.eval.batch_size, model.config, mesh)
   batch['index'] = batch['label']
-  evaluator = evaluate_run.Evaluator(model, mesh, config.data.mean, config.data.std)
+  evaluator = evaluate_run.Evaluator(model, mesh, config.data)
   return evaluator.lower(
     _placed(params, everywhere), batch, _texts(model.config, mesh, classes, None))
 

@@ -15,8 +15,7 @@ from xclip_jax.data.clips import augment, pipeline, sampling
 from xclip_jax.errors import UserError
 from xclip_jax.evaluation import view_batches
 from xclip_jax.evaluation.scores import Predictions
-from xclip_jax.models import vision
-from xclip_jax.models.xclip import XCLIP
+from xclip_jax.models.xclip import XCLIP, PixelStatistics, class_probabilities, classify_pixels
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.parallel import processes
 from xclip_jax.reports import run_facts, run_page
@@ -62,17 +61,14 @@ ORDERS: Mapping[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
 class Evaluator:
   """Compiled prediction for one model and mesh; use it again and again with new parameters."""
 
-  def __init__(
-    self, model: XCLIP, mesh: Mesh, mean: tuple[float, ...], std: tuple[float, ...]
-  ):
+  def __init__(self, model: XCLIP, mesh: Mesh, statistics: PixelStatistics):
     self.mesh = mesh
     everywhere = mesh_lib.replicated(mesh)
 
     def predict(params, batch, text):
-      video = vision.normalize(batch['video'], mean, std)
-      out = model.apply({'params': params}, video, text, method='classify')
+      out = classify_pixels(model, params, batch['video'], text, statistics)
       rows = {name: batch[name] for name in ('label', 'index', 'mask')}
-      probabilities = jax.nn.softmax(out.logits, axis=-1)                        # [B * v, K]
+      probabilities = class_probabilities(out.logits)                            # [B * v, K]
       B, K = len(rows['label']), probabilities.shape[-1]
       return rows | {'probabilities': probabilities.reshape(B, -1, K)}
 
@@ -179,7 +175,7 @@ class Evaluation:
         self.names[k], config.data.template, length)
       for k, several in self.prompts.items()
     }
-    self._evaluator = Evaluator(model, mesh, config.data.mean, config.data.std)
+    self._evaluator = Evaluator(model, mesh, config.data)
     try:               # what is first used at the end of a run must not fail there
       augment.EvalTransform(
         model.config.image_size, config.data.eval_resize, crops=config.eval.crops)

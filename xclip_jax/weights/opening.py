@@ -8,9 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from xclip_jax import files, models
+from xclip_jax import files
 from xclip_jax.errors import UserError
-from xclip_jax.models.config import XCLIPConfig, config_of_run
+from xclip_jax.models.config import XCLIPConfig, config_of_run, with_available_attention
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.weights import hub, native, rules
 
@@ -24,7 +24,7 @@ def open_weights(
   fields = {} if dtype is None else {'dtype': 'bfloat16' if dtype == 'int8' else dtype,
                                      'int8_kernels': dtype == 'int8'}
   fields |= {} if merge_tokens is None else {'merge_tokens': merge_tokens}
-  config = models.xclip.with_available_attention(dataclasses.replace(weights.config, **fields))
+  config = with_available_attention(dataclasses.replace(weights.config, **fields))
   return dataclasses.replace(weights, config=config)
 
 

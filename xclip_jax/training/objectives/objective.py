@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from xclip_jax.data.datasets.annotations import ClassList
 from xclip_jax.errors import UserError
 from xclip_jax.models import vision
-from xclip_jax.models.xclip import XCLIP
+from xclip_jax.models.xclip import XCLIP, classify_pixels, compare
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.text import prompts, text_features
 from xclip_jax.training.objectives import color_jitter, losses, targets
@@ -100,7 +100,7 @@ def _classes(
       ids = _draw(several, text, key)
       text = text_features.encode(model, params, ids)
     video = vision.normalize(video, data.mean, data.std)
-    out = _classify(model, {'params': params}, video, text, drop_key)
+    out = compare(model, params, video, text, drop_key)
     logits = out.logits
     loss = loss_of(logits, wanted, batch['mask'])
     best = logits.argmax(-1)
@@ -148,11 +148,10 @@ def _captions(model: XCLIP, config: Any) -> Forward:
       video = color_jitter.apply(video, batch['colors'])
     if train.freeze_text:
       params = params | {'text': jax.lax.stop_gradient(params['text'])}
-    variables = {'params': params}
     ids, file, there = (mesh_lib.gather_batch(x) for x in (batch['token_ids'], batch['file'], mask))
-    text = model.apply(variables, batch['token_ids'], method='encode_text')
+    text = model.apply({'params': params}, batch['token_ids'], method='encode_text')
     video = vision.normalize(video, data.mean, data.std)
-    out = _classify(model, variables, video, mesh_lib.gather_batch(text), drop_key)
+    out = compare(model, params, video, mesh_lib.gather_batch(text), drop_key)
     logits = out.logits                                                              # [B, B]
     # The same text, or the same video, twice in a batch: no reason to tell them apart.
     same = (ids[:, None] == ids[None, :]).all(-1) | (file[:, None] == file[None, :])
@@ -164,13 +163,6 @@ def _captions(model: XCLIP, config: Any) -> Forward:
     return loss, metrics, Seen(video, mask, batch['token_ids'], out.frame_features, text)
 
   return forward
-
-
-def _classify(model: XCLIP, variables: Any, video: jax.Array, text: jax.Array, key: Any):
-  return model.apply(
-    variables, video, text, False, method='classify',
-    rngs={'drop_path': key, 'patch_dropout': jax.random.fold_in(key, 1)},
-  )
 
 
 def _share(hits: jax.Array, mask: jax.Array) -> jax.Array:
@@ -187,7 +179,7 @@ def start_bias(
   that does not know it spends its first steps on learning it. Here the share of positives and the
   mean logit are those of a batch, as `objective` takes it.
   """
-  variables, train = {'params': params}, config.train
+  train = config.train
   if train.task == 'captions':
     ids, file, mask = batch['token_ids'], batch['file'], batch['mask']
     same = (ids[:, None] == ids[None, :]).all(-1) | (file[:, None] == file[None, :])
@@ -199,8 +191,8 @@ def start_bias(
     if not train.freeze_text:
       text = text_features.encode(
         model, params, text if several is None else text[several.rows[:, 0]])
-  video = vision.normalize(batch['video'], config.data.mean, config.data.std)
-  logits = model.apply(variables, video, text, method='classify').logits - params['logit_bias']
+  logits = classify_pixels(model, params, batch['video'], text, config.data).logits
+  logits -= params['logit_bias']
   share = jnp.clip(share, 1e-4, 1 - 1e-4)
   mean = jnp.where(batch['mask'][:, None], logits, 0).sum() / jnp.maximum(
     batch['mask'].sum() * logits.shape[1], 1)
