@@ -35,8 +35,10 @@ def main(argv: Sequence[str]) -> int:
   arguments = parser.parse_args(argv[1:] if name else argv)
   try:
     return run(arguments)
-  except errors.UserError as error:
-    print(f'error: {error}', file=sys.stderr)
+  except Exception as error:
+    if not errors.is_shown_in_one_line(error):
+      raise
+    print(f'error: {errors.explain(error)}', file=sys.stderr)
     return 2
 
 
@@ -54,11 +56,9 @@ def _add_verify_arguments(parser: argparse.ArgumentParser) -> None:
 def verify(arguments: argparse.Namespace) -> int:
   """Compares every layer, the logits and the gradients with transformers.XCLIPModel."""
   from convert import verify as verification
-  from xclip_jax.cli import output
 
   verification.require_peer()
-  with output.show_user_errors():
-    weights = convert.read_weights(arguments)
+  weights = convert.read_weights(arguments)
   convert.print_notes(weights.notes)
   result = verification.compare(weights, arguments.seed, arguments.grads)
   print(verification.show(result))

@@ -30,6 +30,7 @@ LIBRARIES = {
   'train': {'absl', 'ml_collections'},
   'configs': {'ml_collections'},
   'cli': {'numpy', 'tqdm'},
+  'cli.commands.videos.vector_files': {'numpy', 'pyarrow'},
   'planning': {'jax', 'numpy', 'optax'},
   'training': {'jax', 'matplotlib', 'numpy', 'optax', 'tqdm'},
   'inference': {'cv2', 'jax', 'numpy'},
@@ -172,6 +173,8 @@ def test_every_library_that_is_imported_is_declared():
       allowed |= extras['parity']
     if path.stem.startswith('tfds_'):  # which says how to get it where it is missing
       allowed |= extras['beam']
+    if path.stem == 'vector_files':    # likewise
+      allowed |= extras['parquet']
     if path.stem == 'files':           # likewise
       allowed |= extras['gcs']
     if place == 'benchmarks':          # measured where somebody has installed them

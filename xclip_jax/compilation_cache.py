@@ -2,7 +2,13 @@
 
 import contextlib
 import os
+import threading
+from collections.abc import Callable
 from pathlib import Path
+
+# JAX reports the end of these two phases in the thread that compiles; the second follows the first.
+_LOWERED = '/jax/core/compile/jaxpr_to_mlir_module_duration'
+_COMPILED = '/jax/core/compile/backend_compile_duration'
 
 
 # JAX is imported late: the command line offers this to all of its commands before any needs JAX.
@@ -38,3 +44,40 @@ def _own_folder() -> str | None:
     folder = Path(root).expanduser() / 'compiled'
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder) if os.access(folder, os.W_OK) else None
+
+
+def announce(say: Callable[[], None], patience: float = 3.0) -> Callable[[], None]:
+  """Calls `say` once, as soon as one compilation has taken longer than `patience` seconds.
+
+  A program that the cache holds is read faster than that.
+
+  Args:
+    say: called in a thread of its own.
+    patience: seconds.
+
+  Returns:
+    A function that ends the watch.
+  """
+  import jax
+
+  timers: dict[int, threading.Timer] = {}      # thread that compiles -> what will call `say`
+  said = threading.Event()
+
+  def say_once() -> None:
+    if not said.is_set():
+      said.set()
+      say()
+
+  def listen(event: str, seconds: float, **_: object) -> None:
+    if event not in (_LOWERED, _COMPILED):
+      return
+    thread = threading.get_ident()
+    if timer := timers.pop(thread, None):
+      timer.cancel()
+    if event == _LOWERED and not said.is_set():
+      timers[thread] = threading.Timer(patience, say_once)
+      timers[thread].daemon = True
+      timers[thread].start()
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
+  return lambda: jax.monitoring.unregister_event_duration_listener(listen)

@@ -1,15 +1,18 @@
 """Errors that people are shown in one line. Every other exception is a bug of this package.
 
-A `UserError` says what was given, what was wanted, what was found and what to do; its traceback
-would tell its reader nothing. An exception that is neither a `UserError` nor what the operating
-system says of a file keeps its traceback, followed by `REPORT`.
+A `UserError` says what was given, what is possible and what to do; a traceback would tell its
+reader nothing more. Neither would the traceback of an error of the file system. Every other
+exception keeps its traceback, followed by `REPORT`.
 """
 
 import errno
+import traceback
 
 REPORT = (
   'This is a bug in xclip-jax. Please report it where you got the package, with the lines above '
   'and the command; CONTRIBUTING.md says what helps.')
+# Errors of the operating system that only wrong code can cause, or that a closed pipe causes.
+_NOT_THE_USERS = frozenset({errno.EINVAL, errno.EBADF, errno.EPIPE, errno.ECHILD, errno.EFAULT})
 
 
 class UserError(ValueError):
@@ -21,22 +24,31 @@ class ConfigError(UserError):
 
 
 class ExistsError(UserError, FileExistsError):
-  """A file or folder is there and must not be replaced."""
+  """A file or folder exists and must not be replaced."""
 
   def __str__(self) -> str:
     return str(self.args[0])               # OSError would show its number, too
 
 
 def is_shown_in_one_line(error: BaseException) -> bool:
-  """Tells whether an error is the user's to mend: a `UserError`, or one of the file system.
+  """Tells whether the user can mend an error: a `UserError`, or an error of the file system.
 
-  Of the others, `OSError` counts if it has a number, as those of the operating system have: no
-  such file, no permission, no space left, no network.
+  An `OSError` counts if it has the number of a condition outside the program: no such file, no
+  permission, no space left, no network.
   """
   return isinstance(error, UserError) or (
-    isinstance(error, OSError) and error.errno is not None and error.errno != errno.EINVAL)
+    isinstance(error, OSError) and error.errno is not None and error.errno not in _NOT_THE_USERS)
 
 
 def one_line(error: BaseException) -> str:
   """Returns the message of an error without line breaks."""
   return ' '.join(str(error).split()) or type(error).__name__
+
+
+def explain(error: BaseException) -> str:
+  """Returns what a person is shown of an error: its message, or its traceback and `REPORT`."""
+  if isinstance(error, UserError):
+    return str(error)
+  if is_shown_in_one_line(error):
+    return one_line(error)
+  return ''.join(traceback.format_exception(error)) + REPORT

@@ -17,7 +17,7 @@ import pytest
 import tiny
 import videos
 import xclip_jax
-from xclip_jax.cli import main, output
+from xclip_jax.cli import main, output, startup
 from xclip_jax.inference import classifier
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.models.xclip import XCLIP
@@ -69,7 +69,7 @@ load_once = functools.cache(classifier.load)
 def one_load(monkeypatch):
   """Compiles once for all tests, and leaves JAX's configuration alone."""
   monkeypatch.setattr(classifier, 'load', load_once)
-  monkeypatch.setattr(main.compilation_cache, 'enable', lambda: None)
+  monkeypatch.setattr(startup, 'prepare_compilation', lambda quiet: None)
 
 
 @pytest.fixture
@@ -104,13 +104,17 @@ def test_the_table_shows_the_answers_best_first_and_aligned(classify, folder, we
   assert len(before_label) == 1
 
 
-def test_names_cannot_move_the_cursor_and_long_ones_lose_their_beginning(capsys):
+def test_names_cannot_move_the_cursor_and_long_ones_lose_their_beginning(capsys, monkeypatch):
   name = '/videos/' + 'x' * 60 + '/\x1b[2J\udcff猫.mp4'
+  monkeypatch.setattr(sys.stdout, 'isatty', lambda: True)
   output.Table([name]).show(name, [('a\nb', 1.0)])
   out = capsys.readouterr().out
   assert out.startswith('…xxx') and out.count('\n') == 1
   assert out.endswith('/\\x1b[2J\\udcff猫.mp4  100.0 %  a\\nb\n')
   assert output.columns(out.split('  ')[0]) == 48
+  monkeypatch.undo()                       # a file or a pipe gets the whole name
+  output.Table([name]).show(name, [('a', 1.0)])
+  assert capsys.readouterr().out.startswith(f'/videos/{"x" * 60}/\\x1b[2J\\udcff猫.mp4  ')
 
 
 def test_csv_and_json_hold_what_the_table_shows(classify, folder, tmp_path):
@@ -257,8 +261,8 @@ def test_the_template_is_written_around_labels(classify, folder):
   (['{folder}/a.mp4', '--labels', 'a', '--weights', '/no/where'], "'/no/where' is not there"),
   (['{folder}/a.mp4', '--labels', 'a', '--weights', '{folder}'], 'holds no weights'),
   (['{folder}/a.mp4', '--labels', 'a', '--template', 'x'], 'must hold {} for the label'),
-  (['{folder}/a.mp4', '--labels', 'a', '--top', '0'], '--top must be at least 1'),
-  (['{folder}/a.mp4', '--labels', 'a', '--frames', '-1'], '--frames must be at least 1'),
+  (['{folder}/a.mp4', '--labels', 'a', '--top', '0'], '--top: must be at least 1'),
+  (['{folder}/a.mp4', '--labels', 'a', '--frames', '-1'], '--frames: must be at least 1'),
   (['{folder}/a.mp4', '--labels', 'a', '--heads', 'x'], "invalid choice: 'x'"),
   (['{folder}/*.mov', '--labels', 'a'], 'no videos found: nothing matches'),
   (['{empty}', '--labels', 'a'], 'no videos found in'),
@@ -337,8 +341,9 @@ def test_help_has_examples_and_version_is_the_packages(capsys):
 def run_fresh(*arguments, cache, code='sys.exit(cli.main(sys.argv[1:]))'):
   env = tiny.environment() | {'XCLIP_CACHE': str(cache)}
   env.pop('JAX_COMPILATION_CACHE_DIR', None)           # the tests' own, which the command heeds
+  program = f'import sys; from xclip_jax.cli import main as cli; {code}'
   return subprocess.run(
-    [sys.executable, '-c', f'import sys; from xclip_jax.cli import main as cli; {code}', *map(str, arguments)],
+    [sys.executable, '-c', program, *map(str, arguments)],
     env=env, capture_output=True, text=True, timeout=99,
   )
 
@@ -353,7 +358,8 @@ def test_a_fresh_process_loads_only_what_it_needs(weights, folder, labels_file, 
   assert [] == sorted(loaded & {
     'orbax', 'orbax.checkpoint', 'grain', 'optax', 'matplotlib', 'tensorboardX', 'tensorflow',
     'huggingface_hub', 'tensorflow_datasets', 'torch', 'transformers', 'tqdm', 'ml_collections',
-    'xclip_jax.training.run', 'xclip_jax.training.evaluate_run', 'xclip_jax.storage.checkpoints', 'xclip_jax.reports.run_page',
+    'xclip_jax.training.run', 'xclip_jax.training.evaluate_run', 'xclip_jax.storage.checkpoints',
+    'xclip_jax.reports.run_page',
   })
   kept = {x.name for x in (tmp_path / 'compiled').iterdir()}
   assert kept

@@ -1,1 +1,1 @@
-"""What does the `xclip` command do? It reads options, calls the house below, and prints."""
+"""What does the `xclip` command do? It reads options, calls the folders below, and prints."""

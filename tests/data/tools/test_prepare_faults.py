@@ -104,7 +104,7 @@ def test_workers_that_cannot_work_end_the_run_and_what_is_incomplete_has_no_list
   shutil.copytree(prepared, tmp_path / 'x')
   os.truncate(tmp_path / 'x/train-00003-of-00004.array_record', 70000)
   monkeypatch.setattr(prepare_shards, '_work', lose_everything)
-  with pytest.raises(RuntimeError, match=r'the process that writes .*3-of.* ends: exit status 3'):
+  with pytest.raises(ValueError, match=r'the process that writes .*3-of.* ends: exit status 3'):
     make(store, tmp_path / 'x')
   assert not (tmp_path / 'x/train.csv').exists() and len(identities(tmp_path / 'x')) == 4
 

@@ -1,1 +1,1 @@
-"""Which subcommands are there? One file for each."""
+"""Which subcommands does `xclip` have? One module each, or a folder for a group."""

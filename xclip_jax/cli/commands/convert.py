@@ -1,47 +1,40 @@
 """The `xclip convert` and `xclip weights inspect` commands."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
-import signal
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xclip_jax.cli import output
+from xclip_jax.cli import options
 from xclip_jax.errors import UserError
 
 if TYPE_CHECKING:
   from xclip_jax.weights import inspection, native
 
 _TARGETS = ('native', 'hf', 'official', 'openai')
-_EXAMPLES = """examples:
-  xclip convert microsoft/xclip-base-patch32 weights/b32
-  xclip convert runs/demo exported --to hf
-  xclip convert runs/demo exported.pth --to official
-"""
 
 
 def add_commands(commands: Any) -> None:
   """Adds `convert` to the subcommands of `xclip`."""
-  command = commands.add_parser(
-    'convert', help='write weights in the format of another program', description=convert.__doc__,
-    epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter)
+  command = options.add_command(
+    commands, 'convert', convert, 'write weights in the format of another program', """
+    xclip convert microsoft/xclip-base-patch32 weights/b32
+    xclip convert runs/demo exported --to hf
+    xclip convert runs/demo exported.pth --to official""")
   add_convert_arguments(command)
-  command.set_defaults(run=convert)
 
 
 def add_inspect_command(group: Any) -> None:
   """Adds `inspect` to the subcommands of `xclip weights`."""
-  command = group.add_parser(
-    'inspect', help='say what a file or folder with weights holds', description=inspect.__doc__,
-    formatter_class=argparse.RawDescriptionHelpFormatter)
+  command = options.add_command(
+    group, 'inspect', inspect, 'say what a file or folder with weights holds', """
+    xclip weights inspect runs/tuned
+    xclip weights inspect microsoft/xclip-base-patch32 --json""")
   add_inspect_arguments(command)
-  command.set_defaults(run=inspect)
 
 
 def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
@@ -94,13 +87,12 @@ def convert(arguments: argparse.Namespace) -> int:
   from xclip_jax.weights.export import formats
 
   target = arguments.to
-  with output.show_user_errors(), _unwinding_on_sigterm():
-    _check_apart(arguments.source, arguments.destination)
-    formats.check_destination(arguments.destination, target, arguments.overwrite)
-    weights = read_weights(arguments)
-    print_notes(weights.notes)
-    path = formats.save(weights, target, arguments.destination, arguments.overwrite)
-    print_notes(formats.remarks(weights, target))
+  _check_apart(arguments.source, arguments.destination)
+  formats.check_destination(arguments.destination, target, arguments.overwrite)
+  weights = read_weights(arguments)
+  print_notes(weights.notes)
+  path = formats.save(weights, target, arguments.destination, arguments.overwrite)
+  print_notes(formats.remarks(weights, target))
   files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
   size = sum(p.stat().st_size for p in files)
   print(
@@ -118,8 +110,7 @@ def inspect(arguments: argparse.Namespace) -> int:
   os.environ['JAX_PLATFORMS'] = os.environ.get('JAX_PLATFORMS') or 'cpu'
   from xclip_jax.weights import inspection
 
-  with output.show_user_errors():
-    description = inspection.describe(arguments.source)
+  description = inspection.describe(arguments.source)
   if arguments.json:
     print(json.dumps(dataclasses.asdict(description), indent=1))
   else:
@@ -214,13 +205,3 @@ def _check_apart(source: str, destination: str) -> None:
   read, written = (Path(x).expanduser().resolve() for x in (source, destination))
   if written == read or written in read.parents:
     raise UserError(f'DST {destination} is or holds SRC {source}; give it another name')
-
-
-@contextlib.contextmanager
-def _unwinding_on_sigterm() -> Iterator[None]:
-  """Turns SIGTERM into SystemExit, so that half-written files are removed."""
-  before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-  try:
-    yield
-  finally:
-    signal.signal(signal.SIGTERM, before)

@@ -12,23 +12,18 @@ from pathlib import Path
 from typing import Any
 
 from xclip_jax import errors
-from xclip_jax.cli import output as output_lib
-
-_EXAMPLES = """examples:
-  xclip plan --variant L/14 --batch 256 --mesh data=8,fsdp=4 --platform v5e:4x8
-  xclip plan --config configs/k400_b16_8f.py --platform v5e:2x4 --set model.dtype=bfloat16
-  xclip plan --variant B/16 --batch 8 --step eval --platform v5e
-  xclip plan --variant B/16 --batch 64 --platform cuda:h100_sxm.txtpb --set model.attention=cudnn
-"""
+from xclip_jax.cli import options, output, output_files, startup
 
 
 def add_commands(commands: Any) -> None:
   """Adds `plan` to the subcommands of `xclip`."""
-  command = commands.add_parser(
-    'plan', help='memory and speed of a run on machines that are not here',
-    description=plan.__doc__, epilog=_EXAMPLES,
-    formatter_class=argparse.RawDescriptionHelpFormatter,
-  )
+  command = options.add_command(
+    commands, 'plan', plan, 'tell memory and speed of a run on machines that are not here', """
+    xclip plan --variant L/14 --batch 256 --mesh data=8,fsdp=4 --platform v5e:4x8
+    xclip plan --config configs/k400_b16_8f.py --platform v5e:2x4 --set model.dtype=bfloat16
+    xclip plan --variant B/16 --batch 8 --step eval --platform v5e
+    xclip plan --variant B/16 --batch 64 --platform cuda:h100_sxm.txtpb \\
+        --set model.attention=cudnn""")
   add = command.add_argument
   add('--platform', required=True, metavar='NAME',
       help='a TPU topology such as v5e:4x8 (v4, v5e, v5p, v6e), v5e:4x8*2 for two slices; '
@@ -37,19 +32,20 @@ def add_commands(commands: Any) -> None:
   add('--config', metavar='FILE', help='a config file, as train.py takes it (default: the fields '
                                        'of xclip_jax/config/fields.py)')
   add('--set', action='append', default=[], metavar='FIELD=VALUE', dest='changes',
-      help='change a field of the config, e.g. model.remat=dots; may be repeated')
-  add('--variant', metavar='V', help='model.variant: B/32, B/16, L/14 or L/14@336')
-  add('--frames', type=int, metavar='T', help='model.num_frames')
-  add('--batch', type=int, metavar='B', help='videos a step, over all chips')
+      help='change a field of the config, e.g. model.remat=dots; repeat the option for more')
+  add('--variant', metavar='NAME', help='model.variant: B/32, B/16, L/14 or L/14@336')
+  add('--frames', type=int, metavar='COUNT', help='frames per clip, model.num_frames')
+  add('--batch', type=int, metavar='COUNT', help='videos a step, over all chips')
   add('--mesh', metavar='AXES',
       help='axes dcn, data, fsdp, tensor, e.g. data=8,fsdp=4 (default: data, all chips)')
-  add('--classes', type=int, default=400, metavar='K', help='number of classes (default: 400)')
-  add('--step', choices=('train', 'eval'), default='train', help='which step (default: train)')
+  add('--classes', type=options.at_least(1), default=400, metavar='COUNT',
+      help='number of classes (default: %(default)s)')
+  add('--step', choices=('train', 'eval'), default='train',
+      help='step to compile (default: %(default)s)')
   add('--no-suggest', action='store_true',
-      help='if it does not fit, do not look for what would: each try compiles again')
-  add('--json', metavar='FILE', help='write the numbers there, too; - is standard output')
-  add('--overwrite', action='store_true', help='replace a file that is there')
-  command.set_defaults(run=plan)
+      help='if it does not fit, do not look for a change that would: each try compiles again')
+  add('--json', metavar='FILE', help='JSON file for the numbers, too; - is standard output')
+  options.add_overwrite(command, 'a file')
 
 
 def plan(arguments: argparse.Namespace) -> int:
@@ -57,37 +53,36 @@ def plan(arguments: argparse.Namespace) -> int:
 
   Nothing is run, and no TPU or GPU is needed: only the compiler, which libtpu or the plugin of
   jax[cuda12] holds. Compiling takes a minute or several. bfloat16 is the default here, as on these
-  machines. Exit code: 0 if it fits, 1 if not.
+  machines. Exit code: 0 if it fits, 1 if not, 2 if refused.
   """
-  if arguments.classes < 1:
-    raise errors.UserError(f'--classes must be at least 1, got {arguments.classes}')
   _prepare(arguments.platform)
-  from xclip_jax.planning import plan as planning
+  with startup.paused_collector():
+    from xclip_jax.planning import plan as planning
 
-  with output_lib.show_user_errors(), output_lib.Output(arguments.json, arguments.overwrite) as output:
+  out = sys.stderr if arguments.json == '-' else sys.stdout
+  with output_files.open_file(arguments.json, arguments.overwrite) as write:
     config = _config(arguments)
     platform = arguments.platform.partition(':')[0] if arguments.platform.startswith('cpu') else (
       arguments.platform)
-    out = sys.stderr if arguments.json == '-' else sys.stdout
     rehearsed = _rehearse(config, planning.devices(platform), arguments)
     print(describe_hosts(rehearsed), file=out, flush=True)
     make = lambda c: planning.make(c, platform, arguments.step, arguments.classes)
-    found = make(config)
-    tried = [('as asked', found)]
-    print(describe(config, found), file=out, flush=True)
-    if found.fits is False and not arguments.no_suggest and arguments.step == 'train':
-      for name, other in planning.alternatives(config, found.mesh):
+    asked = make(config)
+    tried = [('as asked', asked)]
+    print(describe(config, asked), file=out, flush=True)
+    if asked.fits is False and not arguments.no_suggest and arguments.step == 'train':
+      for name, other in planning.alternatives(config, asked.mesh):
         tried.append((name, make(other)))
         print(f'\nwith {name}:\n{numbers(tried[-1][1])}', file=out, flush=True)
         if tried[-1][1].fits:
           break
       else:
         print('\nnothing tried fits; use more chips or a smaller batch', file=out)
-    output.write(json.dumps([
+    write(json.dumps([
       {'change': name} | dataclasses.asdict(x) | dataclasses.asdict(rehearsed) | {
         'fits': x.fits, 'mfu': x.mfu, 'work': x.work, 'most_videos': x.most_videos}
       for name, x in tried], indent=1).encode() + b'\n')
-  return int(found.fits is False)
+  return output.FAILED_IN_PART if asked.fits is False else 0
 
 
 def _rehearse(config: Any, devices: Any, arguments: argparse.Namespace) -> Any:

@@ -260,7 +260,7 @@ def write_all(wanted: Sequence[Shard], processes: int) -> Iterator[Shard | None]
           ends[place] += 1
           if ends[place] == _TRIES:
             if not 0 <= writing.latest < len(shard.paths):
-              raise RuntimeError(f'the process that writes {shard.file} ends: {message}')
+              raise UserError(f'the process that writes {shard.file} ends: {message}')
             writing.blamed[writing.latest] = f'reading it ends the process: {message}'
           waiting.appendleft((shard, writing.blamed))
   finally:

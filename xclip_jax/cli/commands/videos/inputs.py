@@ -1,0 +1,118 @@
+"""Videos, labels and weights as they are named on the command line."""
+
+import argparse
+import dataclasses
+import glob
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from xclip_jax.cli import options, output, startup
+from xclip_jax.errors import UserError
+
+NOT_FINITE = 'the model answers with NaN or infinity; its weights are damaged'
+
+
+def open_classifier(arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
+  """Opens the weights.
+
+  Returns:
+    an `xclip_jax.Classifier`; and the seconds that importing and loading took.
+  """
+  start = time.perf_counter()
+  with startup.paused_collector():
+    startup.prepare_compilation(arguments.quiet)
+    from xclip_jax.inference import classifier as classifier_lib
+
+    imported = time.perf_counter()
+    classifier = classifier_lib.load(arguments.weights, **options.open_options(arguments))
+  if arguments.template is not None:
+    classifier = dataclasses.replace(classifier, template=arguments.template)
+  return classifier, {'import': imported - start, 'load': time.perf_counter() - imported}
+
+
+def read_labels(arguments: argparse.Namespace) -> list[str]:
+  """Returns the labels of --labels or --labels-file; an empty list if neither is given."""
+  if arguments.labels is None and arguments.labels_file is None:
+    return []
+  if arguments.labels is not None and arguments.labels_file is not None:
+    raise UserError('give either --labels or --labels-file')
+  if arguments.labels is not None:
+    source, labels = '--labels', [label.strip() for label in arguments.labels.split(',')]
+  else:
+    source, labels = arguments.labels_file, _read_labels_file(arguments.labels_file)
+  labels = [label for label in labels if label]
+  if not labels:
+    raise UserError(f'{source} holds no labels')
+  repeated = sorted({label for label in labels if labels.count(label) > 1})
+  if repeated:
+    raise UserError(f'{source} holds {repeated[0]!r} more than once')
+  return labels
+
+
+def stored_labels(classifier: Any) -> list[str]:
+  """Returns the labels stored with the weights."""
+  if not classifier.labels:
+    raise UserError('give either --labels or --labels-file; these weights hold no labels')
+  return list(classifier.labels)
+
+
+def _read_labels_file(path: str) -> list[str]:
+  from xclip_jax.data.datasets import annotations
+
+  try:
+    lines = annotations.read_content(path).decode('utf-8-sig').splitlines()
+  except ValueError as error:
+    raise UserError(f'{path} cannot be read as UTF-8 text: {error}') from error
+  header = [name.strip() for name in lines[0].split(',')] if lines else []
+  if path.lower().endswith('.csv') or {'id', 'name'} <= set(header):
+    return list(annotations.read_classes(path).names)
+  return [line.strip() for line in lines if not line.lstrip().startswith('#')]
+
+
+def find_videos(paths: Sequence[str]) -> list[str]:
+  """Returns the videos of files, folders and globs, each once, in the order of their naming."""
+  from xclip_jax.data.datasets import public_formats
+
+  videos: dict[str, str] = {}                    # absolute path -> path as it was named
+  for path in map(os.path.expanduser, paths):
+    matches = [path]
+    if not os.path.lexists(path) and glob.has_magic(path):
+      matches = sorted(glob.glob(path, recursive=True))
+      if not matches:
+        raise UserError(f'no videos found: nothing matches {path}')
+    for match in matches:
+      inside = _videos_in(match, public_formats.SUFFIXES) if os.path.isdir(match) else [match]
+      if not inside and len(matches) == 1:
+        raise UserError(
+          f'no videos found in {match}: no file in it ends in {" ".join(public_formats.SUFFIXES)}')
+      for file in inside:
+        videos.setdefault(os.path.abspath(file), file)
+  if not videos:
+    raise UserError(f'no videos found in {", ".join(paths)}')
+  return list(videos.values())
+
+
+def _videos_in(folder: str, suffixes: tuple[str, ...]) -> list[str]:
+  videos = []
+  for parent, folders, names in os.walk(folder):
+    folders[:] = [name for name in folders if not name.startswith('.')]
+    videos += [
+      os.path.join(parent, name) for name in names
+      if name.lower().endswith(suffixes) and not name.startswith('.')
+    ]
+  return sorted(videos)
+
+
+def say_failure(file: str, error: Exception) -> tuple[str, str]:
+  """Prints why a video could not be used; returns its path and the reason without the path."""
+  output.say(output.printable(str(error)))
+  return file, str(error).removeprefix(f'{file}: ')
+
+
+def conclude(failed: Sequence[Any], total: int) -> int:
+  """Prints how many videos could not be used; returns the exit code."""
+  if failed:
+    output.say(f'{len(failed)} of {total} videos could not be used')
+  return output.FAILED_IN_PART if failed else 0
