@@ -193,7 +193,7 @@ def test_eight_devices_see_what_one_sees(root, supervised, tmp_path):
 
 def test_an_ensemble_averages_directions_and_keeps_the_norm(root):
   weights = opening.open_weights(root / 'weights0')
-  found = scorer.Scorer(weights, scorer.sharding.make_mesh({'data': -1}))
+  found = scorer.Scorer(weights, scorer.mesh_lib.make_mesh({'data': -1}))
   templates = ['a {} video', 'somebody who tries to {}', '{}']
   _, text = apply_by_hand(root, [], NAMES, None, None, templates)
   np.testing.assert_allclose(found.encode_texts(NAMES, templates[:1]), text[0], atol=1e-5)
@@ -329,7 +329,7 @@ def test_what_is_not_an_evaluation_is_never_replaced(root, supervised, tmp_path,
 
 @pytest.mark.parametrize(('words', 'message'), [
   (['--template', 'a video'], "must hold {} for the label"),
-  (['--clips', '0'], '--clips: must be at least 1'),
+  (['--clips', '0'], '--clips must be at least 1'),
   (['--classes', 'nowhere.csv'], 'nowhere.csv is not there'),
 ])
 def test_what_cannot_be_done_is_one_line(root, tmp_path, capsys, words, message):

@@ -41,7 +41,8 @@ class CommandParser(argparse.ArgumentParser):
 
   def error(self, message: str) -> NoReturn:
     """Raises the mistake as a `UserError`."""
-    raise errors.UserError(f'{message.removeprefix("argument ")} (see {self.prog} --help)')
+    message = message.removeprefix('argument ').replace(': must', ' must', 1)
+    raise errors.UserError(f'{message} (see {self.prog} --help)')
 
 
 def add_command(
