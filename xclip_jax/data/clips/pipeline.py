@@ -25,7 +25,7 @@ import cv2
 import grain
 import numpy as np
 
-from xclip_jax.data import shared_memory
+from xclip_jax.data import bad_files, shared_memory
 from xclip_jax.data.clips import augment, sampling
 from xclip_jax.data.clips.batch_iterator import Batches
 from xclip_jax.data.video import decode
@@ -322,5 +322,5 @@ def _row(
     index=np.int32(element['index']),
     mask=np.bool_(mask),
     failed=np.int32(failed),
-    error=np.array(error.encode()[-200:], 'S200'),  # the end: file name and reason
+    error=bad_files.encode_reason(error),
   )

@@ -1,4 +1,4 @@
-"""Class lists and annotation files, read into examples a pipeline can index."""
+"""Class lists and annotation lists, read into examples that the pipeline can index."""
 
 import csv
 import dataclasses
@@ -18,9 +18,12 @@ from xclip_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Example:
-  """One video: absolute path, class id, and what happens in it ('' if nobody wrote it down).
+  """Describes one video of a list.
 
-  The label of a row of a multi-label list is a tuple of distinct ids; of a list of captions, None.
+  Fields:
+    path: absolute path.
+    label: class id; in a multi-label list a tuple of distinct ids, in a list of captions None.
+    caption: sentence that says what happens in the video; '' if the list has none.
   """
 
   path: str
@@ -30,7 +33,7 @@ class Example:
 
 @dataclasses.dataclass(frozen=True)
 class ClassList:
-  """Class names by id; `reverse` is the class that each becomes when played backwards."""
+  """Holds class names by id, and for each the id of the class that it is when played backwards."""
 
   names: tuple[str, ...]
   reverse: tuple[int | None, ...]
@@ -40,18 +43,18 @@ class ClassList:
 
 
 def read_classes(path: str | os.PathLike) -> ClassList:
-  """Read `id,name[,reverse]` rows into a list ordered by id.
+  """Reads `id,name[,reverse]` rows into a class list ordered by id.
 
   Args:
     path: CSV with a header. Ids are 0..K-1 in any order; `reverse` holds a class name or nothing.
 
   Raises:
-    ValueError: no classes, a gap or a repeat in the ids, two classes of one name, a `reverse` that
-      is no class.
+    UserError: the list has no classes, a gap or a repeat in the ids, two classes of one name, or a
+      `reverse` that is no class.
   """
   rows = {}
-  _, written = read_rows(path, ('id', 'name'), ('reverse',))
-  for line, row in written:
+  _, listed = read_rows(path, ('id', 'name'), ('reverse',))
+  for line, row in listed:
     where = f'{path}, line {line}'
     if not row['id'].isdecimal():
       raise UserError(f'{where}: id must be a whole number from 0, found {row["id"]!r}')
@@ -83,21 +86,23 @@ def read_classes(path: str | os.PathLike) -> ClassList:
 def read_annotations(
   path: str | os.PathLike, root: str | os.PathLike, classes: ClassList
 ) -> list[Example]:
-  """Read which video shows which class, or which classes.
+  """Reads a list of videos with one class, or several classes, each.
 
   Args:
     path: CSV with header `path,label[,caption]` where a label is a class id or a class name, or a
       `.txt` of the reference's `path id` lines (split at the last blank: paths may hold blanks).
       Several labels of a video are separated by `;`. A path may lead into an archive; see
-      data/shards.py.
+      data/video/archives.py.
     root: folder that relative paths start from. Whether the videos exist is not checked.
-    classes: what labels may be.
+    classes: the classes that labels name.
 
   Returns:
-    labels are ids; but if any row has several, or one that ends in `;`, they are tuples in all.
+    one example a row. Labels are ids; if any row has several labels, or one that ends in `;`, all
+    labels are tuples of ids.
 
   Raises:
-    ValueError: with file and line, if a row is malformed or its label is no class; no rows at all.
+    UserError: a row is malformed or its label is no class (the message names file and line), or
+      the list has no rows.
   """
   _, rows = read_rows(path, ('path', 'label'), ('caption',))
   labels = Labels(classes, names=not is_reference_list(path))
@@ -114,7 +119,7 @@ def read_annotations(
 
 
 def read_captions(path: str | os.PathLike, root: str | os.PathLike) -> list[Example]:
-  """Read (video, caption) pairs: a CSV with header `path,caption`; errors as above.
+  """Reads (video, caption) pairs: a CSV with header `path,caption`; errors as above.
 
   A video may be listed with several captions, one a row.
   """
@@ -130,7 +135,7 @@ def read_captions(path: str | os.PathLike, root: str | os.PathLike) -> list[Exam
 
 
 class Labels:
-  """What the label field of a list may hold, given its classes."""
+  """Parses the label fields of a list into class ids."""
 
   def __init__(self, classes: ClassList, names: bool = True):
     self._classes = classes
@@ -138,31 +143,31 @@ class Labels:
     self._names = {name: label for label, name in enumerate(classes.names)} if names else {}
 
   def parse(self, text: str, where: str) -> int | tuple[int, ...]:
-    """Return the class id, or a tuple of ids where `;` separates; ValueError if it is no class."""
-    # A name that holds a semicolon is a name: what is written there decides.
+    """Returns the class id, or a tuple of ids where `;` separates; UserError if it is no class."""
+    # A class name may hold a semicolon: a text that is a class name is not split.
     if ';' not in text or text in self._names:
       return self._parse_one(text, where)
     parts = [part.strip() for part in text.removesuffix(';').split(';')]
-    found = tuple(self._parse_one(part, where) for part in parts)
-    if len(set(found)) < len(found):
+    ids = tuple(self._parse_one(part, where) for part in parts)
+    if len(set(ids)) < len(ids):
       raise UserError(f'{where}: {text!r} names a class twice')
-    return found
+    return ids
 
   def _parse_one(self, text: str, where: str) -> int:
-    found = {table[text] for table in (self._ids, self._names) if text in table}
-    if not found:
+    ids = {table[text] for table in (self._ids, self._names) if text in table}
+    if not ids:
       allowed = f'an id in 0..{len(self._classes) - 1}' + (' or a class name' * bool(self._names))
       raise UserError(f'{where}: label must be {allowed}, found {text!r}')
-    if len(found) > 1:
+    if len(ids) > 1:
       raise UserError(
         f'{where}: label {text!r} is an id and also the name of class {self._names[text]}; '
         'rename that class in the class list'
       )
-    return found.pop()
+    return ids.pop()
 
 
 class VideoList:
-  """Examples as grain wants them: `len` and `[row]`, cheap to send to worker processes.
+  """Indexes examples by row for the pipeline, in little memory and cheap to send to workers.
 
   An element is `dict(path, label, index)`; index is its row, label as in `Example`.
   """
@@ -172,7 +177,8 @@ class VideoList:
     self._root = os.path.join(os.path.abspath(root), '')
     self._paths = [example.path.removeprefix(self._root) for example in examples]
     labels = [example.label for example in examples]
-    self._labels = np.array(labels, np.int32) if all(type(x) is int for x in labels) else labels
+    self._labels: np.ndarray | list = (
+      np.array(labels, np.int32) if all(type(x) is int for x in labels) else labels)
     self._classes = classes
 
   def __len__(self) -> int:
@@ -188,14 +194,14 @@ class VideoList:
 
   @property
   def is_single_label(self) -> bool:
-    """Tell whether every video has exactly one class id, as training needs."""
+    """Returns whether every video has exactly one class id, as single-label training needs."""
     return isinstance(self._labels, np.ndarray)
 
   @functools.cached_property
   def fingerprint(self) -> str:
-    """Identify what is listed, wherever it lies on disk: sha256, hexadecimal."""
+    """Returns the SHA-256 of class names, paths below the root and labels, hexadecimal."""
     digest = hashlib.sha256(json.dumps(self._classes.names).encode())
-    labels = self._labels.tolist() if self.is_single_label else self._labels
+    labels = self._labels.tolist() if isinstance(self._labels, np.ndarray) else self._labels
     for path, label in zip(self._paths, labels, strict=True):
       digest.update(json.dumps([path, label]).encode())
     return digest.hexdigest()
@@ -203,7 +209,7 @@ class VideoList:
 
 @dataclasses.dataclass(frozen=True)
 class Unlabelled:
-  """A VideoList whose labels are 0: for who looks labels up by `index`."""
+  """Replaces the labels of a VideoList by 0, for tasks that look targets up by `index`."""
 
   videos: VideoList
 
@@ -217,21 +223,30 @@ class Unlabelled:
 def read_rows(
   path: str | os.PathLike, required: Sequence[str], optional: Sequence[str] = ()
 ) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
-  """Read a list as it is written: column names, and (line number, fields) of every row.
+  """Reads the rows of a list without interpreting them.
 
-  A CSV names its columns in its first line; where path and label are wanted, that line may be
-  missing and labels be ids, as in lists for PySlowFast. Columns of a `.txt` are path and label.
-  Lines before that which start with a hash and a blank are comments.
+  A CSV names its columns in its first line. A list of paths and labels may lack that line and have
+  ids as labels, as lists for PySlowFast do. Columns of a `.txt` are path and label. Lines at the
+  beginning that start with a hash and a blank are comments. A path may hold bytes that are not
+  UTF-8, which become surrogates, as in `os.fsdecode`.
+
+  Args:
+    path: the list.
+    required: names of columns that the list must have.
+    optional: names of columns that error messages mention.
+
+  Returns:
+    column names, and (line number, fields by column) of every row.
 
   Raises:
-    ValueError: a column is missing, a row is malformed, or there is none.
+    UserError: a column is missing, a row is malformed, or the list has no row.
   """
-  lines = read_lines(path)
+  lines = _decode_lines(read_content(path), 'surrogateescape')
   comments = 0
   # The blank matters: HMDB51 has videos whose names start with a hash.
   while comments < len(lines) and lines[comments].startswith('# '):
     comments += 1
-  wanted = ','.join(required) + ''.join(f'[,{name}]' for name in optional)
+  header = ','.join(required) + ''.join(f'[,{name}]' for name in optional)
   if is_reference_list(path):
     columns, rows = ['path', 'label'], _text_rows(path, lines[comments:], comments)
     if not rows:
@@ -244,27 +259,32 @@ def read_rows(
       if set(required) <= {'path', 'label'} and len(columns) == 2 and columns[1].isdecimal():
         columns, reader = ['path', 'label'], csv.reader(lines[comments:], strict=True)
       if not set(required) <= set(columns):
-        found = f'line {comments + 1}: the header must hold {wanted}, found {",".join(columns)!r}'
-        raise UserError(f'{path}, {found}')
+        raise UserError(f'{path}, line {comments + 1}: the header must hold {header}, found '
+                        f'{",".join(columns)!r}')
       rows = _csv_rows(path, reader, columns, comments)
     except csv.Error as error:
       where = f'{path}, line {reader.line_num + comments}'
       raise UserError(f'{where}: not valid CSV ({error})') from error
     if not rows:
-      raise UserError(f'{path}: has a header but no rows; wanted {wanted}')
+      raise UserError(f'{path}: has a header but no rows; wanted {header}')
   missing = set(required) - set(columns)
   if missing:
-    raise UserError(f'{path}: a .txt list has a path and a label; {wanted} needs a CSV')
+    raise UserError(f'{path}: a .txt list has a path and a label; {header} needs a CSV')
+  for line, row in rows:
+    for column, field in row.items():
+      if column != 'path' and not is_text(field):
+        raise UserError(f'{path}, line {line}: {column} must be UTF-8 text, found {field!r}; save '
+                        'the list as UTF-8')
   return columns, rows
 
 
 def is_reference_list(path: str | os.PathLike) -> bool:
-  """Tell whether a list has the reference's format, `path id` lines, by its name."""
+  """Returns whether a list has the reference's format, `path id` lines, by its file name."""
   return os.path.splitext(path)[1] == '.txt'
 
 
 def absolute(path: str, root: str | os.PathLike, where: str) -> str:
-  """Return the path of a row, which starts from an absolute root; ValueError if it is empty."""
+  """Returns the absolute path of a row, given an absolute root; UserError if it is empty."""
   if not path:
     raise UserError(f'{where}: the path is empty')
   return os.path.join(root, path)
@@ -301,16 +321,27 @@ def _text_rows(
   return rows
 
 
+def is_text(text: str) -> bool:
+  """Returns whether a string can be written as UTF-8, so that it holds no undecodable bytes."""
+  return text.isascii() or not any('\ud800' <= letter <= '\udfff' for letter in text)
+
+
+def encode_list(text: str) -> bytes:
+  """Returns a list as `read_rows` reads it: UTF-8, with the bytes of paths that are not text."""
+  return text.encode(errors='surrogateescape')
+
+
 def read_lines(path: str | os.PathLike) -> list[str]:
-  """Read a text file, UTF-8 with or without a mark; ValueError if it cannot be."""
+  """Reads a text file, UTF-8 with or without a byte order mark; UserError if it is no such text."""
+  content = read_content(path)
   try:
-    return io.StringIO(read_content(path).decode('utf-8-sig'), newline='').readlines()
+    return _decode_lines(content)
   except UnicodeDecodeError as error:
     raise UserError(f'{path}: must be UTF-8 text ({error}); save it as UTF-8') from error
 
 
 def read_content(path: str | os.PathLike) -> bytes:
-  """Read a file, which may be gs://bucket/...; ValueError if it cannot be."""
+  """Reads a file, which may be gs://bucket/...; UserError if it cannot be read."""
   try:
     with files.explain_errors(path):
       return files.as_path(path, 'list').read_bytes()
@@ -318,6 +349,10 @@ def read_content(path: str | os.PathLike) -> bytes:
     raise UserError(f'{path}: cannot be read (No such file or directory)') from error
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror})') from error
+
+
+def _decode_lines(content: bytes, errors: str = 'strict') -> list[str]:
+  return io.StringIO(content.decode('utf-8-sig', errors), newline='').readlines()
 
 
 def _few(values: Sequence[Any]) -> str:

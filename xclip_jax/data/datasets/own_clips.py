@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from xclip_jax import files
 from xclip_jax.data.datasets import annotations, public_formats
 from xclip_jax.data.tools import check
 from xclip_jax.errors import UserError
@@ -124,8 +125,8 @@ def usable(clips: Clips, num_frames: int, progress: Any = None) -> Clips:
   Short videos stay: their frames are repeated.
   """
   with tempfile.TemporaryDirectory() as folder:
-    files = write_lists(Path(folder), clips, {'all': clips.clips})
-    found = check.check_list(files['all'], clips.root, files['classes'], num_frames=num_frames,
+    lists = write_lists(Path(folder), clips, {'all': clips.clips})
+    found = check.check_list(lists['all'], clips.root, lists['classes'], num_frames=num_frames,
                              progress=progress)
   at = dict(enumerate(clips.clips, start=2))                  # by line; the first is the header
   show = lambda line: os.path.relpath(at[int(line)].path, clips.root)
@@ -199,12 +200,12 @@ def write_lists(
     file = folder / f'{name}.csv'
     text = io.StringIO()
     csv.writer(text, lineterminator='\n').writerows(rows)
-    content = text.getvalue()
-    if file.exists() and file.read_text(encoding='utf-8') != content:
+    content = annotations.encode_list(text.getvalue())
+    if file.exists() and file.read_bytes() != content:
       raise UserError(
         f'{file} is of other clips than there are now; choose another folder with -o, or delete '
         f'{folder} to start anew')
-    file.write_text(content, encoding='utf-8')
+    files.write_bytes(file, content)
   return {name: folder / f'{name}.csv' for name in tables}
 
 

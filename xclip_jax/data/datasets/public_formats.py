@@ -46,6 +46,10 @@ def read_folder(folder: str | os.PathLike, classes: ClassList | None = None) -> 
   """
   folder = Path(os.path.abspath(folder))
   names = sorted(x.name for x in _entries(folder) if x.is_dir() and x.name[0] != '.')
+  for name in names:
+    if not annotations.is_text(name):
+      raise UserError(f'{folder}: the name of subfolder {os.fsencode(name)!r} is not UTF-8 text; '
+                      'rename it, as it is the name of a class')
   if not names:
     raise UserError(f'{folder}: has no subfolders; put the videos of each class into one')
   unknown = sorted(set(names) - set(classes.names)) if classes else []
@@ -228,8 +232,12 @@ def read_ssv2(
     name = entry['template'].replace('[', '').replace(']', '')
     if name not in ids:
       raise UserError(f'{where}: template {name!r} is none of the {len(ids)} classes')
-    path_of = os.path.join(videos, f'{entry["id"]}.webm')
-    examples.append(Example(path_of, ids[name], entry.get('label', '')))
+    video = os.path.join(videos, f'{entry["id"]}.webm')
+    try:
+      os.fsencode(video)
+    except UnicodeEncodeError as error:          # JSON can hold letters that no name of a file can
+      raise UserError(f'{where}: the id {entry["id"]!r} names no file ({error})') from error
+    examples.append(Example(video, ids[name], entry.get('label', '')))
   if not examples:
     raise UserError(f'{path}: lists no videos')
   return Listing(examples, len(examples))

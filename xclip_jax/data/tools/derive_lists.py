@@ -1,4 +1,7 @@
-"""Lists made from lists: the good rows, a few of each class, frequent and rare classes apart."""
+"""Lists derived from lists: without bad rows, few-shot, base and novel classes, moved videos.
+
+Every function returns the content of files, as bytes that `annotations.read_rows` reads.
+"""
 
 import collections
 import csv
@@ -14,18 +17,24 @@ from xclip_jax.data.datasets import annotations
 from xclip_jax.data.datasets.annotations import ClassList
 from xclip_jax.errors import UserError
 
-Rows = Sequence[tuple[int, dict[str, str]]]       # (line, fields), as source.read_rows gives them
+Rows = Sequence[tuple[int, dict[str, str]]]       # (line, fields), from annotations.read_rows
 
 
-def without(path: str | os.PathLike, lines: set[int]) -> str:
-  """Return a list again, in its format, without the rows at some lines."""
+def without(path: str | os.PathLike, lines: set[int]) -> bytes:
+  """Returns a list in its own format without the rows at the given lines."""
   columns, rows = annotations.read_rows(path, ('path',))
   kept = [row for line, row in rows if line not in lines]
   return _format(path, columns, kept, f'{_origin(path)}, {len(kept)} of {len(rows)} rows')
 
 
-def moved(path: str | os.PathLike, places: dict[str, str], note: str) -> str:
-  """Return a list again, in its format, with other paths; rows whose path has none are left out."""
+def moved(path: str | os.PathLike, places: dict[str, str], note: str) -> bytes:
+  """Returns a list in its own format with other paths, without the rows whose path has none.
+
+  Args:
+    path: the list.
+    places: old path -> new path.
+    note: beginning of the comment in the first line.
+  """
   columns, rows = annotations.read_rows(path, ('path',))
   kept = [row | {'path': places[row['path']]} for _, row in rows if row['path'] in places]
   return _format(path, columns, kept, f'{note}, {_origin(path)}')
@@ -33,8 +42,15 @@ def moved(path: str | os.PathLike, places: dict[str, str], note: str) -> str:
 
 def from_split(
   videos: annotations.VideoList, classes: ClassList, root: str | os.PathLike, note: str
-) -> tuple[str, str]:
-  """Return what was opened, in whatever format, as a list and a class list; paths from `root`."""
+) -> tuple[bytes, bytes]:
+  """Returns the videos and classes of an open split as a list and a class list.
+
+  Args:
+    videos: the split, opened from any format.
+    classes: its classes.
+    root: folder that the paths of the list start from.
+    note: comment in the first line of both.
+  """
   root = os.path.abspath(root)
   rows = [videos[n] for n in range(len(videos))]
   written = [{'path': os.path.relpath(x['path'], root), 'label': str(x['label'])} for x in rows]
@@ -46,14 +62,14 @@ def from_split(
   )
 
 
-def few_shot(path: str | os.PathLike, classes: ClassList, shots: int, seed: int) -> str:
-  """Return a list of `shots` videos of each class, drawn at random, in the order they had.
+def few_shot(path: str | os.PathLike, classes: ClassList, shots: int, seed: int) -> bytes:
+  """Returns a list of `shots` videos of each class, drawn at random, in their old order.
 
-  The draw depends on the seed, the class name and the paths, not on the order of rows; with one
-  seed, fewer shots are a part of more.
+  The draw depends on the seed, the class name and the paths, not on the order of rows. With one
+  seed, the videos of fewer shots are among those of more shots.
 
   Raises:
-    ValueError: a class has fewer videos, or a row has several labels.
+    UserError: a class has fewer than `shots` videos, or a row has several labels.
   """
   if shots < 1:
     raise UserError(f'shots must be at least 1, found {shots}')
@@ -78,20 +94,21 @@ def few_shot(path: str | os.PathLike, classes: ClassList, shots: int, seed: int)
   return _format(path, columns, [rows[n][1] for n in sorted(kept)], note)
 
 
-def base_novel(paths: Sequence[str | os.PathLike], classes: ClassList) -> dict[str, str]:
-  """Split classes into a frequent and a rare half, and lists with them.
+def base_novel(paths: Sequence[str | os.PathLike], classes: ClassList) -> dict[str, bytes]:
+  """Splits classes into a frequent half (base) and a rare half (novel), and lists alike.
 
   Args:
-    paths: lists of the same classes; the first, the training list, says how frequent each is.
-    classes: of an odd number, base gets one more; of equally frequent ones, the lower id.
+    paths: lists of the same classes; the first, the training list, gives the class frequencies.
+    classes: classes to split. Base gets one more of an odd number, and the lower id of two equally
+      frequent classes.
 
   Returns:
     file name -> content: `classes_base.csv`, `classes_novel.csv`, and `<stem>_base` and
-    `<stem>_novel` of each list, whose labels are ids in those. Ids keep their order.
+    `<stem>_novel` of each list, whose labels are ids in the new class lists. Ids keep their order.
 
   Raises:
-    ValueError: two lists of one name, a class list with fewer than two classes, a half of a list
-      that is empty, or a row with several labels.
+    UserError: two lists have one name, there are fewer than two classes, a half of a list is empty,
+      or a row has several labels.
   """
   if len(classes) < 2:
     raise UserError(f'there must be at least two classes to split, found {len(classes)}')
@@ -125,24 +142,24 @@ def base_novel(paths: Sequence[str | os.PathLike], classes: ClassList) -> dict[s
 
 
 def _class_row(classes: ClassList, old: int, new: int, ids: dict[int, int]) -> dict[str, str]:
-  partner = classes.reverse[old]          # in the other half, it is no class of this list
+  partner = classes.reverse[old]          # not in `ids` if it is in the other half
   reverse = classes.names[partner] if partner in ids else ''
   return {'id': str(new), 'name': classes.names[old], 'reverse': reverse}
 
 
 def _labels(path: str | os.PathLike, rows: Rows, classes: ClassList) -> list[int]:
   labels = annotations.Labels(classes, names=not annotations.is_reference_list(path))
-  found = []
+  ids = []
   for line, row in rows:
     label = labels.parse(row['label'], f'{path}, line {line}')
     if isinstance(label, tuple):
       raise UserError(f'{path}, line {line}: one label wanted, found {row["label"]!r}')
-    found.append(label)
-  return found
+    ids.append(label)
+  return ids
 
 
 def _origin(path: str | os.PathLike) -> str:
-  """Name a list, and its content."""
+  """Returns the file name and the SHA-256 of a list, for the comment of a derived list."""
   content = annotations.read_content(path)
   name = ascii(Path(path).name)[1:-1]     # a line break in it must not end the comment
   return f'from {name} sha256:{hashlib.sha256(content).hexdigest()}'
@@ -150,10 +167,12 @@ def _origin(path: str | os.PathLike) -> str:
 
 def _format(
   path: str | os.PathLike, columns: Sequence[str], rows: Sequence[dict[str, str]], note: str
-) -> str:
+) -> bytes:
+  """Returns rows as a list in the format that the file name of `path` asks for."""
   if annotations.is_reference_list(path):
-    return f'# {note}\n' + ''.join(f'{row["path"]} {row["label"]}\n' for row in rows)
+    return annotations.encode_list(
+      f'# {note}\n' + ''.join(f'{row["path"]} {row["label"]}\n' for row in rows))
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerows([columns, *([row[name] for name in columns] for row in rows)])
-  return f'# {note}\n' + text.getvalue()
+  return annotations.encode_list(f'# {note}\n' + text.getvalue())

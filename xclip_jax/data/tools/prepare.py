@@ -366,7 +366,7 @@ def _lists(plan: _Plan, found: dict[str, dict]) -> dict[str, bytes]:
   if plan.classes_file:
     files[plan.classes_file] = Path(plan.classes_path).read_bytes()
   note = f'{len(places)} of {plan.count} videos prepared'
-  files[plan.list_file] = derive_lists.moved(plan.path, places, note).encode()
+  files[plan.list_file] = derive_lists.moved(plan.path, places, note)
   return files
 
 
@@ -377,7 +377,7 @@ def _failed(abouts: Iterable[dict]) -> list[tuple[str, str]]:
 def _failed_csv(failed: Iterable[tuple[str, str]]) -> bytes:
   text = io.StringIO()
   csv.writer(text, lineterminator='\n').writerows([('path', 'reason'), *failed])
-  return text.getvalue().encode(errors='backslashreplace')
+  return annotations.encode_list(text.getvalue())
 
 
 def _report(plan: _Plan, abouts: list[dict]) -> Report:

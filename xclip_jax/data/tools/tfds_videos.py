@@ -21,6 +21,7 @@ from absl import logging
 from etils import epath
 
 from xclip_jax import data
+from xclip_jax.data import bad_files
 from xclip_jax.data.video import encode
 from xclip_jax.errors import UserError
 
@@ -190,7 +191,7 @@ def _encoded(row: _Row, encoding: encode.Encoding) -> tuple[dict | None, str]:
     stored = encode.encode(row.file, encoding)
   except _UNREADABLE as error:
     reason = ' '.join(str(error).removeprefix(f'{row.file}: ').split())
-    return None, f'{row.path}: {reason}'.encode(errors='backslashreplace').decode()
+    return None, bad_files.escape_undecodable(f'{row.path}: {reason}')
   return dict(
     video=stored.content, path=os.fsencode(row.path), label=row.label, caption=row.caption,
     num_frames=stored.num_frames, height=stored.height, width=stored.width, psnr=stored.psnr,

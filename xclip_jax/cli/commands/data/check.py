@@ -66,7 +66,7 @@ def check(arguments: argparse.Namespace) -> int:
     else:
       write_report(('\n'.join([summary, *lines]) + '\n').encode(errors='surrogateescape'))
     if clean:
-      write_clean(derive_lists.without(path, result.bad_lines).encode())
+      write_clean(derive_lists.without(path, result.bad_lines))
   print(summary)
   for line in lines[:_MOST_LINES]:
     print(output.printable(f'  {line}'))

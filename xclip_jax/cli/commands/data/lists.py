@@ -86,7 +86,7 @@ def few_shot(arguments: argparse.Namespace) -> int:
       raise UserError(f'-o {arguments.output} must end as {arguments.list} does')
     classes = annotations.read_classes(list_files.classes_of(arguments))
     write(derive_lists.few_shot(
-      arguments.list, classes, arguments.shots, arguments.seed).encode())
+      arguments.list, classes, arguments.shots, arguments.seed))
   print(f'{arguments.output}: {arguments.shots} videos of each of {len(classes)} classes')
   return 0
 
@@ -103,7 +103,7 @@ def base_novel(arguments: argparse.Namespace) -> int:
   return _write_all(arguments, derive_lists.base_novel(arguments.list, classes))
 
 
-def _write_all(arguments: argparse.Namespace, texts: dict[str, str]) -> int:
+def _write_all(arguments: argparse.Namespace, texts: dict[str, bytes]) -> int:
   folder = Path(arguments.output)
   folder.mkdir(parents=True, exist_ok=True)
   with contextlib.ExitStack() as stack:
@@ -112,6 +112,6 @@ def _write_all(arguments: argparse.Namespace, texts: dict[str, str]) -> int:
       for name in texts
     }
     for name, write in writers.items():
-      write(texts[name].encode())
+      write(texts[name])
   print('\n'.join(str(folder / name) for name in texts))
   return 0
