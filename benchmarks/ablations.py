@@ -93,7 +93,9 @@ def main() -> None:
     Path(arguments.out).write_text('\n'.join(map(json.dumps, lines)) + '\n')
   print_table(lines[1:])
   if arguments.plot:
-    plot(lines[1:], arguments.plot)
+    import pictures  # here: a measured process should not import matplotlib
+
+    pictures.write(arguments.plot, pictures.draw_ablations, lines[1:])
 
 
 def train_one(name: str, seed: int, steps: int, workdir: Path) -> None:
@@ -132,25 +134,6 @@ def print_table(rows: list[dict[str, Any]]) -> None:
       values = [100 * row[metric] for row in rows if row['variant'] == name]
       cells.append(' '.join(f'{x:.1f}' for x in values))
     print(f'| {name} | ' + ' | '.join(cells) + ' |')
-
-
-def plot(rows: list[dict[str, Any]], path: str) -> None:
-  import matplotlib.pyplot as plt
-
-  names = list(dict.fromkeys(row['variant'] for row in rows))
-  figure, axes = plt.subplots(1, len(METRICS), figsize=(15, 0.45 * len(names) + 1.4), sharey=True)
-  for axis, (metric, title) in zip(axes, METRICS.items(), strict=True):
-    for y, name in enumerate(names):
-      values = [100 * row[metric] for row in rows if row['variant'] == name]
-      axis.plot(values, [y] * len(values), 'o', color='tab:blue', alpha=0.6)
-      axis.plot(sum(values) / len(values), y, '|', color='black', markersize=14)
-    axis.set_title(title, fontsize=10)
-    axis.set_xlabel('%')
-    axis.grid(alpha=0.3)
-  axes[0].set_yticks(range(len(names)), [name.replace('_', ' ') for name in names])
-  axes[0].invert_yaxis()
-  figure.tight_layout()
-  figure.savefig(path, dpi=110)
 
 
 if __name__ == '__main__':

@@ -87,7 +87,9 @@ def main() -> None:
     Path(arguments.out).write_text('\n'.join(map(json.dumps, lines)) + '\n')
   print_tables(rows)
   if arguments.plot:
-    plot(rows, arguments.plot)
+    import pictures  # here: a measured process should not import matplotlib
+
+    pictures.write(arguments.plot, pictures.draw_data_speed, rows, lines[0]['cpus'])
 
 
 def read_ours(path: str, indices: np.ndarray) -> np.ndarray:
@@ -344,39 +346,6 @@ def print_tables(rows: list[dict]) -> None:
   print(f'\n{"to the device":34}{"MB a clip":>10}{"ms a batch":>12}')
   for row in (row for row in rows if 'to_device' in row):
     print(f'{row["to_device"]:34}{row["megabytes_per_clip"]:10}{row["ms_per_batch"]:12}')
-
-
-def plot(rows: list[dict], path: str) -> None:
-  """Bars: clips a second and core for each reader and file; lines: scaling over workers."""
-  from matplotlib import pyplot as plt
-
-  figure, (left, right) = plt.subplots(
-    1, 2, figsize=(13, 4.5), layout='constrained', width_ratios=(2, 1))
-  measured = [row for row in rows if 'cpu_ms' in row]
-  readers = list(dict.fromkeys(row['reader'] for row in measured))
-  files = [*FILES, *PREPARED]
-  for i, reader in enumerate(readers):
-    for row in (row for row in measured if row['reader'] == reader):
-      place = files.index(row['file']) + (i - (len(readers) - 1) / 2) * 0.8 / len(readers)
-      exact = not row['wrong_frames']
-      left.bar(place, row['clips_per_second_per_core'], 0.8 / len(readers), color=f'C{i}',
-               alpha=1 if exact else 0.3, hatch=None if exact else '//')
-    left.bar(0, 0, color=f'C{i}', label=reader)
-  left.bar(0, 0, color='gray', alpha=0.3, hatch='//', label='some frames are wrong')
-  left.set_xticks(range(len(files)), [name.replace(', ', ',\n') for name in files], fontsize=8)
-  left.set(ylabel='clips / s / core', yscale='log', title='One core, 8 frames of 250')
-  left.yaxis.set_major_formatter('{x:g}')
-  left.legend()
-  for file in (RAW, *PREPARED):
-    right.plot(
-      [f'{w} x {t}' for w, t in POOLS],
-      [row['clips_per_second'] for row in rows if 'workers' in row and row['file'] == file],
-      marker='o', label=file)
-  right.set(xlabel='worker processes x threads', ylabel='clips / s', yscale='log', ylim=(10, None),
-            title=f'Training pipeline, {len(os.sched_getaffinity(0))} CPUs')
-  right.yaxis.set_major_formatter('{x:g}')
-  right.legend()
-  figure.savefig(path, dpi=120)
 
 
 if __name__ == '__main__':

@@ -56,7 +56,9 @@ def main() -> None:
     Path(arguments.out).write_text('\n'.join(map(json.dumps, lines)) + '\n')
   print_table(lines[1:])
   if arguments.plot:
-    plot(lines[1:], arguments.plot)
+    import pictures  # here: a measured process should not import matplotlib
+
+    pictures.write(arguments.plot, pictures.draw_forgetting, lines[1:])
 
 
 def fine_tune(workdir: Path, seed: int, name: str, steps: int, lr: float) -> dict[str, Any]:
@@ -128,28 +130,6 @@ def print_table(rows: list[dict[str, Any]]) -> None:
         ' '.join(f'{100 * row[videos][row["alpha"].index(a)]:.1f}'
                  for row in rows if row['variant'] == name) for a in shown]
       print(f'| {name} | {videos} | ' + ' | '.join(cells) + ' |')
-
-
-def plot(rows: list[dict[str, Any]], path: str) -> None:
-  import matplotlib.pyplot as plt
-
-  figure, axes = plt.subplots(1, len(VARIANTS), figsize=(10, 4.6), sharex=True, sharey=True)
-  for axis, name in zip(axes, VARIANTS, strict=True):
-    for color, row in zip(('#0072B2', '#D55E00', '#009E73'),
-                          [x for x in rows if x['variant'] == name], strict=False):
-      x, y = ([100 * v for v in row[k]] for k in ('old', 'new'))
-      axis.plot(x, y, 'o-', color=color, markersize=4, label=f'seed {row["seed"]}')
-      for i in (0, 5, 10):
-        axis.annotate(f'{row["alpha"][i]:g}', (x[i], y[i]), textcoords='offset points',
-                      xytext=(5, -10), fontsize=8, color=color)
-    axis.set_title(name, fontsize=11)
-    axis.set_xlabel('24 old classes, % right among 32')
-    axis.grid(alpha=0.3)
-  axes[0].set_ylabel('8 new classes, % right among 32')
-  axes[0].legend(fontsize=9)
-  figure.suptitle('From before (α = 0) to after (α = 1) fine-tuning', fontsize=12)
-  figure.tight_layout()
-  figure.savefig(path, dpi=110)
 
 
 if __name__ == '__main__':

@@ -70,7 +70,9 @@ def main() -> None:
     lines = [summary, *parts, whole, *({'sample': x} for x in samples)]
     arguments.out.write_text('\n'.join(map(json.dumps, lines)) + '\n')
   if arguments.picture:
-    draw(samples, steps, arguments.picture)
+    import pictures  # here: a measured process should not import matplotlib
+
+    pictures.write(arguments.picture, pictures.draw_soak, samples, steps)
 
 
 def run(name: str, workdir: Path, flags: list[str], until: int | None, how: int | None,
@@ -186,36 +188,6 @@ def command_of(pid: int) -> str:
 
 def shared_memory() -> set[str]:
   return {x.name for x in Path('/dev/shm').iterdir()}
-
-
-def draw(samples: list[dict[str, Any]], steps: int, file: Path) -> None:
-  from matplotlib import rc_context
-  from matplotlib.figure import Figure
-
-  from xclip_jax.reports.theme import AMBER, BLUE, MUTED, STYLE
-
-  with rc_context(STYLE):
-    figure = Figure(figsize=(8, 3.2), layout='constrained')
-    axes = figure.subplots()
-    minutes = np.array([x['seconds'] for x in samples]) / 60
-    for field, color, label in (('main', BLUE, 'training process'),
-                                ('workers', AMBER, 'decoding processes, together')):
-      axes.plot(minutes, [x[field] for x in samples], color=color, linewidth=1, label=label)
-    starts = [i for i, x in enumerate(samples) if not i or x['run'] != samples[i - 1]['run']]
-    names = {'SIGTERM': 'from the start', 'SIGKILL': 'after SIGTERM',
-             'after damage': 'after SIGKILL,\na damaged checkpoint',
-             'uninterrupted': 'the same in one piece'}
-    top = max(x['main'] for x in samples)
-    axes.set_ylim(0, 1.3 * top)
-    for i in starts:
-      axes.axvline(minutes[i], color=MUTED, linewidth=0.8, linestyle=':')
-      axes.text(minutes[i] + 0.1, 1.27 * top, names[samples[i]['run']], va='top', fontsize=7.5,
-                color=MUTED)
-    axes.set_title(f'Memory of a run of {steps:,} updates')
-    axes.set_xlabel('minutes')
-    axes.set_ylabel('PSS, MiB')
-    axes.legend(loc='lower right')
-    figure.savefig(file)
 
 
 if __name__ == '__main__':
