@@ -45,7 +45,9 @@ def make_store(root):
 
 def make(store, folder, name='train.csv', encoding=SMALL, **options):
   options = dict(per_shard=2, processes=2) | options
-  return prepare.prepare(store / name, store, store / 'classes.csv', folder, encoding, **options)
+  processes = options.pop('processes')
+  listed = prepare.ListFiles(store / name, store, store / 'classes.csv')
+  return prepare.prepare(listed, folder, encoding, prepare.Options(**options), processes)
 
 
 def run(*args):

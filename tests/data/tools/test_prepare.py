@@ -27,7 +27,7 @@ import videos
 from configs import base
 from xclip_jax import data
 from xclip_jax.data.clips import augment
-from xclip_jax.data.tools import check, prepare
+from xclip_jax.data.tools import check, prepare, prepared_folder
 from xclip_jax.data.video import archives, decode, encode
 from xclip_jax.data.video.encode import Encoding
 
@@ -96,8 +96,8 @@ def test_a_label_that_was_wrong_is_changed_without_encoding_again(store, prepare
   rows = read(store / 'train.csv')
   (tmp_path / 'set').mkdir()
   write_list(tmp_path / 'set/train.csv', [(x[0], 'close', 'new') for x in rows[1:]], rows[0])
-  prepare.prepare(tmp_path / 'set/train.csv', store, store / 'classes.csv', tmp_path / 'x', SMALL,
-                  per_shard=2)
+  listed = prepare.ListFiles(tmp_path / 'set/train.csv', store, store / 'classes.csv')
+  prepare.prepare(listed, tmp_path / 'x', SMALL, prepare.Options(per_shard=2))
   assert {tuple(x[1:]) for x in read(tmp_path / 'x/train.csv')[1:]} == {('close', 'new')}
   assert identities(tmp_path / 'x') == before
 
@@ -151,7 +151,8 @@ def test_other_kinds_of_lists_are_prepared_too(store, tmp_path):
     ('several.csv', [['extra', 'path', 'label'], ['7', '{}/0', '0;1'], ['8', '{}/1', '1;']]),
     ('old.txt', [['{}/0 1'], ['{}/1 0']]),
   ):
-    prepare.prepare(lists / name, store, store / 'classes.csv', tmp_path / 'x', SMALL)
+    listed = prepare.ListFiles(lists / name, store, store / 'classes.csv')
+    prepare.prepare(listed, tmp_path / 'x', SMALL)
     file = f'{pathlib.Path(name).stem}-00000-of-00001.array_record'
     assert read(tmp_path / 'x' / name) == [[x.format(file) for x in row] for row in want]
 
@@ -160,8 +161,8 @@ def test_the_division_depends_on_the_list_alone(store, tmp_path):
   (tmp_path / 'classes.csv').write_text('id,name\n0,open\n')
   for count, shards_wanted in ((1, 1), (16, 1), (17, 2), (1024, 64), (16384, 64), (16385, 65)):
     write_list(tmp_path / 'a.csv', [(f'{n}.mp4', 0) for n in range(count)], ('path', 'label'))
-    plan = prepare._plan(tmp_path / 'a.csv', tmp_path, tmp_path / 'classes.csv', tmp_path / 'x',
-                         SMALL, 0)
+    listed = prepare.ListFiles(tmp_path / 'a.csv', tmp_path, tmp_path / 'classes.csv')
+    plan = prepared_folder.make_plan(listed, tmp_path / 'x', SMALL, per_shard=0)
     assert len(plan.shards) == shards_wanted
     assert sum(len(shard.paths) for shard in plan.shards) == count
 

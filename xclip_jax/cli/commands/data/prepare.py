@@ -60,17 +60,18 @@ def prepare(arguments: argparse.Namespace) -> int:
 
   settings = _settings_of_format(arguments)
   names, _ = annotations.read_rows(arguments.list, ('path',))
-  places = (arguments.list, list_files.root_of(arguments),
-            list_files.classes_of(arguments) if 'label' in names else None, arguments.output)
+  listed = prepare_tool.ListFiles(
+    arguments.list, list_files.root_of(arguments),
+    list_files.classes_of(arguments) if 'label' in names else None)
   how = dict(
     processes=arguments.processes,
     progress=functools.partial(output.show_progress, unit='file', quiet=arguments.quiet))
   if arguments.verify:
-    return _print_damage(arguments.output, *prepare_tool.verify(*places, **how))
+    return _print_damage(arguments.output, *prepare_tool.verify(listed, arguments.output, **how))
   encoding = encode.Encoding(arguments.format, arguments.short_side, **settings)
   report = prepare_tool.prepare(
-    *places, encoding, per_shard=arguments.per_shard, max_bad_share=arguments.max_bad_share,
-    overwrite=arguments.overwrite, retry=arguments.retry, **how)
+    listed, arguments.output, encoding, prepare_tool.Options(
+      arguments.per_shard, arguments.max_bad_share, arguments.overwrite, arguments.retry), **how)
   _print_report(report, Path(arguments.output) / Path(arguments.list).name)
   return 0
 
