@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,7 +17,7 @@ from xclip_jax.cli import main
 from xclip_jax.data.datasets import synthetic
 from xclip_jax.data.video import decode
 from xclip_jax.errors import UserError
-from xclip_jax.weights import native
+from xclip_jax.weights import inspection, native
 
 # No address can be looked up and no connection made, in this process and its children.
 WITHOUT_NETWORK = """
@@ -154,3 +155,30 @@ def test_labels_must_be_given_where_weights_hold_none(tmp_path, capsys):
   assert 'give either --labels or --labels-file' in capsys.readouterr().err
   with pytest.raises(UserError, match='hold no labels'):
     xclip_jax.load(folder).classify('sample:ring')
+
+
+def test_the_toy_is_stored_in_half_precision_and_read_as_float32():
+  told = inspection.describe('toy')
+  assert told.dtypes == {'float16': told.tensors} and told.bytes <= 8_000_000
+  assert {x.dtype for x in jax.tree.leaves(native.read(bundled.TOY_FOLDER).params)} == {
+    np.dtype('float32')}
+
+
+def test_parameters_beyond_float16_are_refused_by_name(tmp_path):
+  weights = native.read(bundled.TOY_FOLDER)
+  large = weights.params | {'logit_scale': np.float32(1e6)}
+  with pytest.raises(UserError, match='logit_scale holds values beyond ±65504'):
+    native.save(tmp_path / 'large', dataclasses.replace(weights, params=large), half=True)
+  assert not (tmp_path / 'large').exists()
+
+
+def test_labels_travel_with_weights_and_are_checked(tmp_path):
+  weights = native.read(bundled.TOY_FOLDER)
+  folder = native.save(tmp_path / 'copy', weights)
+  assert native.read(folder).labels == weights.labels and len(weights.labels) == 32
+  for labels in (('a', 'b', 'a'), ('a\nb',), (' a',), ('',)):
+    with pytest.raises(UserError, match='label'):
+      native.save(tmp_path / 'bad', dataclasses.replace(weights, labels=labels))
+  (folder / 'labels.txt').write_bytes(b'\xff\xfe')
+  with pytest.raises(UserError, match=r'labels\.txt cannot be read as UTF-8'):
+    native.read(folder)

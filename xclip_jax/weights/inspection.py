@@ -70,12 +70,15 @@ def _describe_own_format(
   source: str, path: Path, weights: native.Weights, kind: str
 ) -> Description:
   flat = tree_names.flatten(weights.params)
+  stored = flat
+  if kind != 'run':                # reading widens float16, so the dtypes come from the file
+    stored, _ = archive.state_dict(archive.read(path / 'params.safetensors'))
   files = sorted(p for p in path.rglob('*') if p.is_file()) if kind != 'run' else []
   origin = f' (from {weights.source}, {weights.dialect})' if weights.dialect != 'native' else ''
   return Description(
     source=source, files=[str(p) for p in files], kind=kind, dialect='native',
     bytes=sum(p.stat().st_size for p in files), tensors=len(flat),
-    dtypes=_count(str(x.dtype) for x in flat.values()),
+    dtypes=_count(str(x.dtype) for x in stored.values()),
     parameters=_count_parts((tree_names.match(k, _PARTS), x.size) for k, x in flat.items()),
     config=dataclasses.asdict(weights.config), variant=_variant(weights.config),
     heads=_heads(weights.config, 'config.json', tuple(architecture.WIDTHS)),
