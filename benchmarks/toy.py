@@ -19,6 +19,7 @@ import numpy as np
 from xclip_jax import files
 from xclip_jax.assets import bundled
 from xclip_jax.data.datasets import synthetic
+from xclip_jax.data.video.decode import VideoError
 from xclip_jax.inference import classifier
 from xclip_jax.parallel import tree_names
 from xclip_jax.weights import native, opening
@@ -45,9 +46,15 @@ def read_rows(root: pathlib.Path, split: str) -> tuple[list[str], list[str]]:
 def top1(model: classifier.Classifier, split: str, labels: list[str]) -> float:
   """Measures the share of a split's videos whose most probable label is their class."""
   paths, names = read_rows(synthetic.prepare(), split)
-  answers = model.classify(paths, labels)
-  return float(np.mean([
-    answer.top(1)[0][0] == name for answer, name in zip(answers, names, strict=True)]))
+  answers = zip(model.classify_each(paths, labels), names, strict=True)
+  return float(np.mean([best(answer)[0][0] == name for answer, name in answers]))
+
+
+def best(answer: classifier.Answer | VideoError, count: int = 1) -> list[tuple[str, float]]:
+  """Returns the most probable labels of one video; raises the error of one that cannot be read."""
+  if isinstance(answer, VideoError):
+    raise answer
+  return answer.top(count)
 
 
 def draw_samples(folder: pathlib.Path) -> dict[str, dict[str, object]]:
@@ -67,7 +74,8 @@ def draw_samples(folder: pathlib.Path) -> dict[str, dict[str, object]]:
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(
+    description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument('--run', required=True, help='workdir of the demo')
   run = pathlib.Path(parser.parse_args().run)
   report = json.loads((run / 'results.json').read_bytes())
@@ -78,8 +86,8 @@ def main() -> None:
   native.save(bundled.TOY_FOLDER, weights, overwrite=True, half=True)
   model = classifier.load(bundled.TOY)
   samples = draw_samples(bundled.SAMPLES_FOLDER)
-  for name, row in samples.items():
-    row['answer'] = [[label, round(p, 3)] for label, p in model.classify(name).top(2)]
+  for row, answer in zip(samples.values(), model.classify_each(list(samples)), strict=True):
+    row['answer'] = [[label, round(p, 3)] for label, p in best(answer, 2)]
   about = {
     'shows': 'moving shapes of the synthetic set, see docs/demo.md',
     'made_by': [
