@@ -251,8 +251,8 @@ def train_step(told: dict[str, Any], fields: dict[str, str]) -> tuple[Any, Any, 
   from xclip_jax.data.datasets.annotations import ClassList
   from xclip_jax.parallel import mesh as mesh_lib
   from xclip_jax.storage import state as state_lib
+  from xclip_jax.training import job as job_lib
   from xclip_jax.training import optimizer
-  from xclip_jax.training import run as run_lib
   from xclip_jax.training import step as step_lib
 
   c = run_config.get_config()
@@ -260,7 +260,7 @@ def train_step(told: dict[str, Any], fields: dict[str, str]) -> tuple[Any, Any, 
                  **fields)
   c.augment.mixup = c.augment.cutmix = 0.0
   c.train.batch_size = told['videos']
-  model = run_lib.make_model(c)
+  model = job_lib.make_model(c)
   params = state_lib.abstract(model, optax.identity()).params
   tx, _ = optimizer.make(c.optim, params, 1000, 100, 1, True)
   mesh = mesh_lib.make_mesh(c.mesh)
@@ -275,7 +275,7 @@ def train_step(told: dict[str, Any], fields: dict[str, str]) -> tuple[Any, Any, 
   key = jax.jit(lambda: jax.random.key(0), out_shardings=everywhere)()
   names = ClassList(tuple(f'class {k}' for k in range(K)), (None,) * K)
   with jax.set_mesh(mesh):
-    step = step_lib.jit_train_step(model, tx, c, names, places, mesh)
+    step = step_lib.jit_train_step(step_lib.StepParts(model, tx, c, names), places, mesh)
     begun = time.perf_counter()
     program = step.lower(holder['state'], batch, text, key).compile()
     compiled = time.perf_counter() - begun

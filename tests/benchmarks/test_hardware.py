@@ -143,7 +143,7 @@ def test_the_timed_training_step_is_that_of_a_run(optimizer, monkeypatch):
   c.optim.update(changed | {'floor': 1.0, 'groups': ((r'.*', 1.0),), 'lag_steps': 0})
   tx, _ = optimizer_lib.make(c.optim, params, 1000, 0, 1, freeze_text=True)
   names = ClassList(tuple(f'class {k}' for k in range(K)), (None,) * K)
-  theirs = jax.jit(step_lib.make_train_step(model, tx, c, names))
+  theirs = jax.jit(step_lib.make_train_step(step_lib.StepParts(model, tx, c, names)))
 
   state, run = (params, init(params)), state_lib.create(params, tx)
   for _ in range(2):

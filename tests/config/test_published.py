@@ -10,11 +10,12 @@ import optax
 import pytest
 
 from configs import base
+from xclip_jax.config import validation
 from xclip_jax.parallel import tree_names
 from xclip_jax.storage import state
+from xclip_jax.training import job as job_lib
 from xclip_jax.training import optimizer
-from xclip_jax.training import run as run_lib
-from xclip_jax.training.objectives import anchoring, targets
+from xclip_jax.training.objectives import anchoring
 
 FOLDER = pathlib.Path(__file__).parents[2] / 'configs'
 # Variant, frames, clips an update, micro-batches, epochs, learning rate, published top-1: settings
@@ -55,9 +56,9 @@ def test_settings_are_the_published_ones(name):
   assert c.train.freeze_text and c.data.template == '{}'
   views = (4, 3) if name[0] == 'k' and frames < 32 else (1, 1)
   assert (c.eval.clips, c.eval.crops) == views
-  config = run_lib.make_model(c).config
+  config = job_lib.make_model(c).config
   assert config.image_size == (336 if '336' in name else 224)
-  params = state.abstract(run_lib.make_model(c), optax.identity()).params
+  params = state.abstract(job_lib.make_model(c), optax.identity()).params
   assert frames in params['mit']['pos_embed'].shape
 
 
@@ -80,7 +81,7 @@ def test_the_frame_mean_baseline_is_the_authors():
   assert (c.train.batch_size, c.train.epochs, c.optim.lr) == (256, 10, 8e-6)
   assert not c.train.freeze_text and c.train.init_from == 'ViT-B/16'
   assert set(load('k400_b16_frame_mean').to_dict()) == set(base.get_config().to_dict())
-  params = state.abstract(run_lib.make_model(c), optax.identity()).params
+  params = state.abstract(job_lib.make_model(c), optax.identity()).params
   assert params.keys() == {'vision', 'text', 'logit_scale'}
   optimizer.make(c.optim, params, 10, 1)                 # every rule finds a parameter
   about = importlib.import_module('configs.k400_b16_frame_mean').__doc__
@@ -93,7 +94,7 @@ def test_the_open_vocabulary_recipe_is_open_vclips():
   assert (c.optim.lr, c.train.epochs, c.train.batch_size) == (3.33e-6, 22, 512)
   assert anchoring.is_on(c.train) and not c.train.freeze_text
   assert (c.augment.mixup, c.augment.cutmix, c.augment.label_smoothing) == (0, 0, 0)
-  params = state.abstract(run_lib.make_model(c), optax.identity()).params
+  params = state.abstract(job_lib.make_model(c), optax.identity()).params
   assert params.keys() == {'vision', 'text', 'logit_scale'}
   optimizer.make(c.optim, params, 100, 1, c.train.accumulation)      # every rule finds a parameter
   steps = 22 * 469                                                # one epoch of 240,000 clips
@@ -107,9 +108,9 @@ def test_the_open_vocabulary_recipe_is_open_vclips():
   ('charades_b16', 'multi-label', 'sigmoid'), ('msrvtt_b16', 'captions', 'softmax')])
 def test_configs_of_other_tasks_ask_for_what_there_is(name, task, loss):
   c = load(name)
-  targets.check_augmentation(c)
-  assert (c.train.task, targets.resolve_loss(c.train)) == (task, loss)
-  assert run_lib.make_model(run_lib.resolve_config(c)).config.logit_bias == (loss == 'sigmoid')
+  job_lib.check_config(c)
+  assert (c.train.task, validation.resolve_loss(c.train)) == (task, loss)
+  assert job_lib.make_model(job_lib.resolve_config(c)).config.logit_bias == (loss == 'sigmoid')
   about = importlib.import_module(f'configs.{name}').__doc__
   assert f'configs/{name}.py' in about and 'Not run here.' in ' '.join(about.split())
 
@@ -124,7 +125,7 @@ def test_what_is_trained_how_fast_and_with_what_decay_is_the_authors():
   """Their rules: text and scale fixed; message_, mit, prompts at 10 times the rate; no decay of
   vectors, biases and positions; the floor is a hundredth of the base rate for all."""
   c = load('k400_b16_8f')
-  params = state.abstract(run_lib.make_model(c), optax.identity()).params
+  params = state.abstract(job_lib.make_model(c), optax.identity()).params
   named = tree_names.flatten(params)
   fast = {n for n in named if re.search(r'message_|^mit/|^prompt/', n)}
   rate = {n: next(v for rule, v in c.optim.groups if re.fullmatch(rule, n)) for n in named}

@@ -22,7 +22,7 @@ from xclip_jax.parallel import tree_names
 from xclip_jax.storage import state
 from xclip_jax.storage.checkpoints import Checkpoints
 from xclip_jax.text.tokenizer import Tokenizer
-from xclip_jax.training import run as run_lib
+from xclip_jax.training import job as job_lib
 from xclip_jax.weights import apply, hub, native, opening, rules
 from xclip_jax.weights.export import formats, huggingface
 from xclip_jax.weights.files import archive, archive_writers
@@ -144,7 +144,7 @@ def test_a_run_becomes_weights_of_both_kinds(run, tmp_path):
   }
   (tmp_path / 'run').mkdir()
   (tmp_path / 'run/config.json').write_text(c.to_json_best_effort())
-  params = make_weights(run_lib.make_model(c).config).params
+  params = make_weights(job_lib.make_model(c).config).params
   with Checkpoints(tmp_path / 'run') as checkpoints:
     checkpoints.save(1, state.create(params, optax.identity()), {}, 0.5)
   code, out, _ = run('inspect', tmp_path / 'run')

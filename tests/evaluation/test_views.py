@@ -14,6 +14,7 @@ from xclip_jax.models import vision
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.storage import state
 from xclip_jax.training import evaluate_run
+from xclip_jax.training import job as job_lib
 from xclip_jax.training import run as run_lib
 
 
@@ -24,11 +25,11 @@ def root(tmp_path_factory):
 
 def evaluation(config):
   mesh = mesh_lib.make_mesh(config.mesh)
-  return evaluate_run.Evaluation(config, run_lib.make_model(config), mesh, open_splits(config.data))
+  return evaluate_run.Evaluation(config, job_lib.make_model(config), mesh, open_splits(config.data))
 
 
 def random_params(evaluation):
-  shapes = state.abstract(evaluation.model, run_lib.optax.identity()).params
+  shapes = state.abstract(evaluation.model, job_lib.optax.identity()).params
   rng = np.random.default_rng(0)
   return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
 

@@ -24,7 +24,7 @@ from xclip_jax.parallel import tree_names
 from xclip_jax.storage import state
 from xclip_jax.storage.checkpoints import Checkpoints
 from xclip_jax.text.tokenizer import Tokenizer
-from xclip_jax.training import run as run_lib
+from xclip_jax.training import job as job_lib
 
 LABELS = ['a dog running', 'a cat asleep', 'a red ball']
 
@@ -54,7 +54,7 @@ def save_run(workdir, params_by_step, top1_by_step):
 def run(tmp_path_factory):
   """A workdir whose first checkpoint is the better one, the model, and parameters by step."""
   workdir = tmp_path_factory.mktemp('run')
-  model = run_lib.make_model(tiny_config())
+  model = job_lib.make_model(tiny_config())
   shapes = jax.eval_shape(lambda: state.init_params(model, jax.random.key(0)))
   rng = np.random.default_rng(0)
   draw = lambda x: jnp.asarray(0.3 * rng.standard_normal(x.shape), x.dtype)

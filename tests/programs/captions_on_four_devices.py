@@ -4,14 +4,15 @@ import numpy as np
 import tiny
 from xclip_jax.data.datasets.annotations import ClassList
 from xclip_jax.parallel import mesh as mesh_lib
-from xclip_jax.training import run as run_lib
+from xclip_jax.storage import state as state_lib
+from xclip_jax.training import job as job_lib
 from xclip_jax.training.objectives import objective
 
 assert jax.device_count() == 4
-c = run_lib.resolve_config(tiny.config('.', train__task='captions', data__zero_shot='',
+c = job_lib.resolve_config(tiny.config('.', train__task='captions', data__zero_shot='',
                                train__freeze_text=False))
-model = run_lib.make_model(c)
-params = run_lib.state_lib.init_params(model, jax.random.key(0))
+model = job_lib.make_model(c)
+params = state_lib.init_params(model, jax.random.key(0))
 rng = np.random.default_rng(0)
 ids = rng.integers(1, 400, (8, 6)).astype(np.int32)
 ids[:, -1] = 49407

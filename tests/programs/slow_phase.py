@@ -9,7 +9,7 @@ import sys
 
 from xclip_jax.data.clips import batch_iterator
 from xclip_jax.training import evaluate_run, step
-from xclip_jax.training import run as run_lib
+from xclip_jax.training import job as job_lib
 
 phase = sys.argv[1]
 sys.argv = sys.argv[2:]
@@ -22,7 +22,7 @@ def hold(*_, **__):
 
 
 if phase == 'start':
-  run_lib.open_splits = hold
+  job_lib.open_splits = hold
 elif phase == 'full':
   read, reads = batch_iterator.Batches.__next__, []
 

@@ -12,12 +12,12 @@ from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.storage import state as state_lib
 from xclip_jax.text import prompts
 from xclip_jax.training import evaluate_run
-from xclip_jax.training import run as run_lib
+from xclip_jax.training import job as job_lib
 from xclip_jax.training import step as step_lib
 from xclip_jax.weights.native import Preprocess, Weights
 
 c = tiny.config('.', train__freeze_text=False, augment__mixup=0.0, augment__cutmix=0.0)
-model = run_lib.make_model(c)
+model = job_lib.make_model(c)
 mesh = mesh_lib.make_mesh({'data': -1})
 assert mesh.size == 8
 everywhere = mesh_lib.replicated(mesh)
@@ -41,7 +41,8 @@ def step(K, several):
     which = np.arange(2 * K, dtype=np.int32).reshape(K, 2)
     texts = prompts.Prompts(('x',) * 2 * K, np.ones((2 * K, 16), np.int32), which,
                             np.full(K, 2, np.int32))
-  compiled = step_lib.jit_train_step(model, optax.sgd(0.1), c, names, places, mesh, None, texts)
+  compiled = step_lib.jit_train_step(
+    step_lib.StepParts(model, optax.sgd(0.1), c, names, class_prompts=texts), places, mesh)
   ids = array(((1 + several) * K, 16), np.int32)
   return flops(compiled.lower(place(abstract, places), batch, ids, key))
 

@@ -10,8 +10,8 @@ from xclip_jax.data.datasets.annotations import ClassList
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.parallel import tree_names
 from xclip_jax.storage import state as state_lib
+from xclip_jax.training import job as job_lib
 from xclip_jax.training import optimizer
-from xclip_jax.training import run as run_lib
 from xclip_jax.training import step as step_lib
 
 STEPS, B, K = 20, 8, 6
@@ -30,7 +30,7 @@ c.model.attention = 'chunked' if 'chunked' in sys.argv[1] else 'xla'
 c.train.batch_size = c.eval.batch_size = B
 c.train.freeze_text = False
 c.optim.lr = 1e-4
-model = run_lib.make_model(c)
+model = job_lib.make_model(c)
 params = state_lib.abstract(model, optax.identity()).params
 tx, _ = optimizer.make(c.optim, params, STEPS, 4, 1, False)
 abstract = state_lib.abstract(model, tx)
@@ -40,14 +40,14 @@ side = model.config.image_size
 
 def run(axes, devices):
   mesh = mesh_lib.make_mesh({k: int(v) for k, v in axes.items()}, devices)
-  run_lib.check_sizes(c, model, mesh)
+  job_lib.check_sizes(c, model, mesh)
   places = mesh_lib.infer(abstract, c.sharding, mesh)
   state = state_lib.init(model, tx, 0, places)
   for name, x in (('params', state.params), ('opt_state', state.opt_state)):
     split = sum(not y.sharding.is_fully_replicated for y in jax.tree.leaves(x))
     shared = mesh.shape['fsdp'] * mesh.shape['tensor'] > 1
     assert (split > 10) == shared, (axes, name, split)
-  step = step_lib.jit_train_step(model, tx, c, names, places, mesh)
+  step = step_lib.jit_train_step(step_lib.StepParts(model, tx, c, names), places, mesh)
   everywhere = mesh_lib.replicated(mesh)
   text = np.tile(np.arange(8, dtype=np.int32), (K, 1)) + np.arange(K, dtype=np.int32)[:, None]
   text = jax.device_put(text, everywhere)

@@ -17,6 +17,7 @@ from xclip_jax import files
 from xclip_jax.cli import main
 from xclip_jax.storage import metrics_log
 from xclip_jax.storage.checkpoints import Checkpoints
+from xclip_jax.training import job as job_lib
 from xclip_jax.training import run as run_lib
 from xclip_jax.training import start_weights
 from xclip_jax.weights import native, opening
@@ -162,9 +163,9 @@ def test_a_checkpoint_whose_writer_was_killed_counts_as_none_and_is_written_agai
 @SLOW
 def test_a_run_starts_from_the_weights_of_one_in_a_bucket(server, root, local, resumed):
   config = tiny.config(root, train__init_from=RUN)
-  found = start_weights.read_params(config, run_lib.make_model(config))
+  found = start_weights.read_params(config, job_lib.make_model(config))
   config = tiny.config(root, train__init_from=str(local))
-  wanted = start_weights.read_params(config, run_lib.make_model(config))
+  wanted = start_weights.read_params(config, job_lib.make_model(config))
   np.testing.assert_array_equal(found['vision']['ln_pre']['scale'],
                                 wanted['vision']['ln_pre']['scale'])
 

@@ -12,6 +12,7 @@ import tiny
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.storage import state
 from xclip_jax.storage.checkpoints import CheckpointError, Checkpoints
+from xclip_jax.training import job as job_lib
 from xclip_jax.training import run as run_lib
 
 
@@ -57,7 +58,7 @@ def test_a_run_with_a_damaged_latest_checkpoint_goes_on_from_the_one_before(
 
 def test_a_file_that_was_cut_off_is_named_in_one_line(tmp_path):
   config = tiny.config('unused')
-  model, tx = run_lib.make_model(config), optax.sgd(0.1)
+  model, tx = job_lib.make_model(config), optax.sgd(0.1)
   abstract = state.abstract(model, tx)
   places = mesh_lib.infer(abstract, config.sharding, mesh_lib.make_mesh({}))
   with Checkpoints(tmp_path / 'a') as ckpt:
@@ -73,7 +74,7 @@ def test_a_file_that_was_cut_off_is_named_in_one_line(tmp_path):
 
 def test_no_changed_bit_is_read_as_if_nothing_were(tmp_path):
   config = tiny.config('unused')
-  model, tx = run_lib.make_model(config), optax.sgd(0.1)
+  model, tx = job_lib.make_model(config), optax.sgd(0.1)
   abstract = state.abstract(model, tx)
   places = mesh_lib.infer(abstract, config.sharding, mesh_lib.make_mesh({}))
   want = state.init(model, tx, 0, places)

@@ -12,6 +12,7 @@ from xclip_jax.data import open_splits
 from xclip_jax.storage import continuation, metrics_log, workdir
 from xclip_jax.storage import state as state_lib
 from xclip_jax.storage.checkpoints import Checkpoints
+from xclip_jax.training import job as job_lib
 from xclip_jax.training import optimizer
 from xclip_jax.training import run as run_lib
 
@@ -41,9 +42,9 @@ def rows(folder):
 
 
 def last_params(folder, c):
-  abstract = state_lib.abstract(run_lib.make_model(c), run_lib.optax.identity()).params
+  abstract = state_lib.abstract(job_lib.make_model(c), job_lib.optax.identity()).params
   with Checkpoints(folder) as ckpt:
-    return run_lib.optax.tree.norm(ckpt.restore_params(ckpt.latest_step(), abstract))
+    return job_lib.optax.tree.norm(ckpt.restore_params(ckpt.latest_step(), abstract))
 
 
 def test_a_stopped_run_goes_on_with_other_micro_batches_and_computes_the_same(
@@ -81,7 +82,7 @@ def test_a_finished_run_is_prolonged_where_that_is_said(finished, root, tmp_path
   assert json.loads((run / 'results.json').read_text())['step'] == 7
   found, whole = rows(run), rows(finished)
   assert all(found[step] == whole[step] for step in (1, 2, 3, 4))
-  params = state_lib.abstract(run_lib.make_model(longer), run_lib.optax.identity()).params
+  params = state_lib.abstract(job_lib.make_model(longer), job_lib.optax.identity()).params
   _, schedule = optimizer.make(longer.optim, params, 7, 1, accumulation=2)
   for step in (5, 6, 7):
     np.testing.assert_allclose(found[step]['lr'], schedule(step - 1), rtol=1e-6)

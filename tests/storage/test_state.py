@@ -8,11 +8,11 @@ import pytest
 import tiny
 from xclip_jax.parallel import tree_names
 from xclip_jax.storage import state
-from xclip_jax.training import run as run_lib
+from xclip_jax.training import job as job_lib
 
 
 def drawn(*scale):
-  model = run_lib.make_model(tiny.config('unused'))
+  model = job_lib.make_model(tiny.config('unused'))
   tx = optax.identity()
   shardings = jax.tree.map(
     lambda _: jax.sharding.SingleDeviceSharding(jax.devices()[0]), state.abstract(model, tx)

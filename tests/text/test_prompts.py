@@ -14,6 +14,7 @@ from xclip_jax.storage import state as state_lib
 from xclip_jax.text import prompts
 from xclip_jax.text.tokenizer import write_prompts
 from xclip_jax.training import evaluate_run
+from xclip_jax.training import job as job_lib
 from xclip_jax.training import run as run_lib
 from xclip_jax.weights import opening
 
@@ -81,14 +82,14 @@ def test_each_text_of_a_class_is_drawn_as_often_as_the_others(tmp_path):
 
 @pytest.fixture(scope='module')
 def model_and_params(root):
-  model = run_lib.make_model(tiny.config(root))
+  model = job_lib.make_model(tiny.config(root))
   return model, jax.jit(lambda key: state_lib.init_params(model, key))(jax.random.key(0))
 
 
 def test_evaluations_compare_with_the_averages(root, model_and_params):
   model, params = model_and_params
   c = tiny.config(root, data__templates=TEMPLATES, data__descriptions='texts.csv')
-  splits = run_lib.open_splits(c.data)
+  splits = job_lib.open_splits(c.data)
   evaluation = evaluate_run.Evaluation(c, model, mesh_lib.make_mesh(c.mesh), splits)
   got = evaluation.encode_text(params, 'val')
   encode = jax.jit(lambda ids: model.apply({'params': params}, ids, method='encode_text'))

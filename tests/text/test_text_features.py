@@ -13,10 +13,11 @@ import pytest
 
 import tiny
 from xclip_jax.data.datasets.annotations import ClassList
+from xclip_jax.parallel import tree_names
 from xclip_jax.storage import state as state_lib
 from xclip_jax.text import prompts, text_features
-from xclip_jax.training import accumulation, start_weights
-from xclip_jax.training import run as run_lib
+from xclip_jax.training import job as job_lib
+from xclip_jax.training import start_weights
 from xclip_jax.training import step as step_lib
 from xclip_jax.training.objectives import anchoring, objective
 
@@ -56,7 +57,7 @@ def params_of(model):
 
 def setting(accumulation, **changes):
   c = tiny.config('.', **(PLAIN | {'train__accumulation': accumulation} | changes))
-  model = run_lib.make_model(c)
+  model = job_lib.make_model(c)
   rng = np.random.default_rng(0)
   batch = {'video': rng.integers(0, 256, (B, 3, 32, 32, 3), np.uint8),
            'label': rng.integers(0, K, B).astype(np.int32), 'mask': np.ones(B, bool)}
@@ -71,13 +72,14 @@ def update(accumulation, ids, several=None, **changes):
   """The gradient that the optimizer of one step gets, and the step's metrics."""
   c, model, params, batch = setting(accumulation, **changes)
   tx = optax.trace(1.0)                                    # remembers it
-  step = jax.jit(step_lib.make_train_step(model, tx, c, NAMES, several=several))
+  step = jax.jit(step_lib.make_train_step(
+    step_lib.StepParts(model, tx, c, NAMES, class_prompts=several)))
   new, metrics = step(state_of(params, tx), batch, ids, jax.random.key(1))
   return new.opt_state.trace, metrics
 
 
 def assert_alike(found, wanted):
-  names = run_lib.optim.paths.flatten(found)
+  names = tree_names.flatten(found)
   for name, a, b in zip(names, jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
     a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
     if name.endswith('key/bias'):                          # softmax does not see it: rounding alone
@@ -116,7 +118,8 @@ def test_distillation_shares_the_trained_texts_of_micro_batches():
   key = jax.random.key(1)
   loss_fn = anchoring.wrap(objective.make_forward(model, c, NAMES), model, c)
   found, wanted = (
-    jax.jit(lambda *x, encode=encode: accumulation.gradients(loss_fn, encode, 4, *x))(
+    jax.jit(lambda *x, encode=encode: step_lib.accumulate_gradients(
+      step_lib.MicroBatches(4, loss_fn, encode), *x))(
       params, batch, IDS[:K], key, anchor)
     for encode in (objective.make_text_encoder(model), None))
   assert wanted[1]['distance'] > 0
@@ -128,7 +131,7 @@ def test_four_micro_batches_encode_texts_as_often_as_one(monkeypatch):
   def flops(accumulation, **changes):
     c, model, params, batch = setting(accumulation, **changes)
     state = state_of(params, optax.sgd(1.0))
-    step = step_lib.make_train_step(model, optax.sgd(1.0), c, NAMES)
+    step = step_lib.make_train_step(step_lib.StepParts(model, optax.sgd(1.0), c, NAMES))
     many = np.tile(IDS[:K], (1, 4))                        # texts of 16 tokens: most of the work
     key = jax.random.key(1)
     return jax.jit(step).lower(state, batch, many, key).cost_analysis()['flops']

@@ -1,5 +1,6 @@
 """What keeps a run near the weights it started from: the papers' losses; nothing left behind."""
 
+import dataclasses
 import json
 import math
 import shutil
@@ -15,12 +16,14 @@ from xclip_jax.data.datasets.annotations import ClassList
 from xclip_jax.models import vision
 from xclip_jax.models.config import FRAME_MEAN
 from xclip_jax.models.training_options.projectors import PROJECTORS, Projectors, init_projectors
+from xclip_jax.models.xclip import XCLIP
 from xclip_jax.parallel import tree_names
 from xclip_jax.storage import metrics_log
 from xclip_jax.storage import state as state_lib
 from xclip_jax.storage.checkpoints import CheckpointError, Checkpoints
+from xclip_jax.training import job as job_lib
+from xclip_jax.training import optimizer, start_weights
 from xclip_jax.training import run as run_lib
-from xclip_jax.training import start_weights
 from xclip_jax.training import step as step_lib
 from xclip_jax.training.objectives import anchoring, objective
 from xclip_jax.weights import native
@@ -41,8 +44,8 @@ def config(root='.', **changes):
 
 def setting(c):
   """A model, two sets of parameters, and a batch."""
-  model = run_lib.make_model(c)
-  draw = lambda seed: run_lib.state_lib.draw_params(
+  model = job_lib.make_model(c)
+  draw = lambda seed: state_lib.draw_params(
     model, jax.random.key(seed), bool(c.train.distill))
   params, anchor = draw(0), start_weights.drop_projectors(draw(1))
   rng = np.random.default_rng(0)
@@ -89,7 +92,7 @@ def test_distillation_adds_the_cosine_distance_of_every_frame_as_froster_compute
   video = vision.normalize(batch['video'], c.data.mean, c.data.std)
   frames = []
   for t in range(3):
-    clip = run_lib.XCLIP(run_lib.dataclasses.replace(model.config, num_frames=1, **FRAME_MEAN))
+    clip = XCLIP(dataclasses.replace(model.config, num_frames=1, **FRAME_MEAN))
     part = {'params': {k: anchor[k] for k in ('vision', 'text', 'logit_scale')}}
     frames.append(clip.apply(part, video[:, t:t + 1], method='encode_video').video_features)
   out = model.apply({'params': params}, video, ids)
@@ -139,18 +142,18 @@ def test_a_run_without_these_options_is_the_run_it_was(root):
   c = config(root, train__init_from='')
   assert not anchoring.is_on(c.train)
   model, params, _, batch, ids = setting(c)
-  tx, _ = run_lib.optim.make(c.optim, params, 10, 1)
-  state = jax.eval_shape(lambda: run_lib.state_lib.create(params, tx))
+  tx, _ = optimizer.make(c.optim, params, 10, 1)
+  state = jax.eval_shape(lambda: state_lib.create(params, tx))
   assert PROJECTORS not in state.params
-  step = step_lib.make_train_step(model, tx, c, CLASSES)
+  step = step_lib.make_train_step(step_lib.StepParts(model, tx, c, CLASSES))
   _, row = jax.eval_shape(step, state, batch, ids, jax.random.key(0))
   assert row.keys() == {'loss', 'accuracy', 'grad_norm'}
 
 
 def near_start(root, tmp_path):
   """A config with both, and weights to start from."""
-  model = run_lib.make_model(tiny.config(root, **PLAIN))
-  params = run_lib.state_lib.draw_params(model, jax.random.key(5))
+  model = job_lib.make_model(tiny.config(root, **PLAIN))
+  params = state_lib.draw_params(model, jax.random.key(5))
   native.save(tmp_path / 'start', native.Weights(model.config, jax.device_get(params)))
   return config(root, train__init_from=str(tmp_path / 'start'), train__interpolate_up_to=0.6,
                 train__distill=2.0, train__accumulation=2, train__ema=0.5, train__steps=4,
@@ -166,12 +169,12 @@ def test_a_run_stays_near_its_start_and_leaves_no_projector_behind(root, tmp_pat
   found = xclip_jax.load(tmp_path / 'run')
   assert not [x for x in tree_names.flatten(found.params) if PROJECTORS in x]
   saved = json.loads((tmp_path / 'run/config.json').read_text())
-  anchor = start_weights.read_params(c, run_lib.make_model(c))
+  anchor = start_weights.read_params(c, job_lib.make_model(c))
   assert saved['anchor_sha256'] == native.fingerprint(anchor)
 
   # From another start, it does not go on.
   params = jax.tree.map(lambda x: x + 1, anchor)
-  native.save(tmp_path / 'start', native.Weights(run_lib.make_model(c).config, params), True)
+  native.save(tmp_path / 'start', native.Weights(job_lib.make_model(c).config, params), True)
   with pytest.raises(ValueError, match='anchor_sha256'):
     run_lib.run(c, tmp_path / 'run')
 
@@ -188,7 +191,7 @@ def test_an_interrupted_run_near_its_start_goes_on_exactly(root, tmp_path):
 
 def test_a_checkpoint_whose_projectors_have_biases_is_refused_with_the_reason(root, tmp_path):
   c = config(root, train__distill=2.0)
-  model, tx = run_lib.make_model(c), run_lib.optax.identity()
+  model, tx = job_lib.make_model(c), job_lib.optax.identity()
   state = state_lib.create(state_lib.draw_params(model, jax.random.key(0), True), tx)
   old = jax.tree.map(lambda x: x, state.params)
   for w in old[PROJECTORS].values():
@@ -206,8 +209,8 @@ def test_a_checkpoint_whose_projectors_have_biases_is_refused_with_the_reason(ro
 @pytest.mark.parametrize(('changes', 'message'), [
   ({'train__distill': 2.0, 'train__init_from': ''}, 'config.train.distill=2.0 keeps a run near'),
   ({'train__interpolate_up_to': 0.6, 'train__init_from': ''}, 'set config.train.init_from'),
-  ({'train__interpolate_up_to': 1.0}, r'must lie in \[0, 1\), got 1.0'),
-  ({'train__distill': -1.0}, 'config.train.distill must be 0 or more'),
+  ({'train__interpolate_up_to': 1.0}, r'interpolate_up_to=1.0 must lie in \[0, 1\)'),
+  ({'train__distill': -1.0}, 'config.train.distill=-1.0 must be 0 or more'),
 ])
 def test_what_cannot_be_is_said_at_the_start(root, tmp_path, changes, message):
   with pytest.raises(ValueError, match=message):

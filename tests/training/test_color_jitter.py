@@ -10,8 +10,8 @@ import tiny
 from xclip_jax.data import open_splits
 from xclip_jax.data.clips import augment
 from xclip_jax.storage import state
+from xclip_jax.training import job as job_lib
 from xclip_jax.training import optimizer
-from xclip_jax.training import run as run_lib
 from xclip_jax.training import step as step_lib
 from xclip_jax.training.objectives import color_jitter
 
@@ -88,11 +88,11 @@ def test_what_comes_after_colours_keeps_them_on_the_host(data, later):
 
 def test_an_update_with_colours_on_the_device_is_that_of_the_host(data):
   config = tiny.config(data)
-  model = run_lib.make_model(config)
+  model = job_lib.make_model(config)
   params = state.init_params(model, jax.random.key(0))
   tx, _ = optimizer.make(config.optim, params, 10, 1)
   classes = open_splits(config.data)['train'].classes
-  step = jax.jit(step_lib.make_train_step(model, tx, config, classes))
+  step = jax.jit(step_lib.make_train_step(step_lib.StepParts(model, tx, config, classes)))
   texts = np.arange(len(classes) * 16, dtype=np.int32).reshape(-1, 16) % 90 + 1
   found = {}
   for place in ('host', 'device'):
@@ -105,10 +105,10 @@ def test_an_update_with_colours_on_the_device_is_that_of_the_host(data):
 
 def test_on_a_cpu_colours_are_changed_on_the_host_by_default(data):
   config = tiny.config(data)
-  assert run_lib.train_transform(config, run_lib.make_model(config)).colors == 'host'
+  assert job_lib.train_transform(config, job_lib.make_model(config)).colors == 'host'
   config.augment.color_on = 'gpu'
-  with pytest.raises(ValueError, match=r"color_on='gpu' is none of auto, host, device"):
-    run_lib.train_transform(config, run_lib.make_model(config))
+  with pytest.raises(ValueError, match=r"color_on='gpu' must be one of auto, host, device"):
+    job_lib.check_config(config)
 
 
 def test_black_stays_black_and_finite():

@@ -9,6 +9,7 @@ import pytest
 
 import tiny
 from xclip_jax.parallel import mesh as mesh_lib
+from xclip_jax.training import loop as loop_lib
 from xclip_jax.training import run as run_lib
 
 
@@ -21,7 +22,7 @@ def test_the_loop_compiles_once_moves_nothing_unasked_and_waits_at_log_points_on
   root, tmp_path, monkeypatch, caplog
 ):
   steps, waits = [0], []
-  put, get, before = mesh_lib.put_batch, jax.device_get, run_lib.stop_signal
+  put, get, before = mesh_lib.put_batch, jax.device_get, loop_lib.stop_signal
 
   def count(*arguments):
     steps[0] += 1
@@ -39,7 +40,7 @@ def test_the_loop_compiles_once_moves_nothing_unasked_and_waits_at_log_points_on
       yield stopped
       monkeypatch.undo()
 
-  monkeypatch.setattr(run_lib, 'stop_signal', guarded)
+  monkeypatch.setattr(loop_lib, 'stop_signal', guarded)
   config = tiny.config(
     root, train__steps=8, log_steps=4, eval__every_steps=100, checkpoint__every_steps=100,
     report=False, data__zero_shot='', profile__first=6, profile__steps=2)

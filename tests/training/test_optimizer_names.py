@@ -95,7 +95,7 @@ def test_memory_of_the_optimizers(name, size):
 
 
 def test_an_unknown_optimizer_is_an_error():
-  with pytest.raises(ValueError, match=r"config.optim.name='adam' is unknown"):
+  with pytest.raises(ValueError, match=r"config.optim.name='adam' must be one of"):
     every = (('.*', 1.0),)
     optimizer.make(config('adam', groups=every, decay=every), {'a': jnp.zeros(3)}, 1, 0)
 

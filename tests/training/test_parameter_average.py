@@ -12,6 +12,8 @@ from xclip_jax.parallel import tree_names
 from xclip_jax.storage import metrics_log
 from xclip_jax.storage import state as state_lib
 from xclip_jax.storage.checkpoints import Checkpoints
+from xclip_jax.training import job as job_lib
+from xclip_jax.training import loop as loop_lib
 from xclip_jax.training import optimizer, start_weights
 from xclip_jax.training import run as run_lib
 
@@ -43,7 +45,7 @@ def finished(root, tmp_path_factory):
 
 def restored(c, workdir, step):
   """(parameters, average) as they were saved, by name."""
-  abstract = state_lib.abstract(run_lib.make_model(c), run_lib.optax.identity()).params
+  abstract = state_lib.abstract(job_lib.make_model(c), job_lib.optax.identity()).params
   with Checkpoints(workdir) as ckpt:
     return tuple(
       tree_names.flatten(read(step, abstract)) for read in (ckpt.restore_params, ckpt.restore_weights))
@@ -52,8 +54,8 @@ def restored(c, workdir, step):
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_average_is_that_of_the_parameters_that_were_saved(finished, kind):
   c, workdir, _ = finished[kind]
-  tx = run_lib.optax.identity()
-  model = run_lib.make_model(c)
+  tx = job_lib.optax.identity()
+  model = job_lib.make_model(c)
   one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   places = jax.tree.map(lambda _: one_device, state_lib.abstract(model, tx))
   first = state_lib.init(model, tx, c.seed, places, c.train.init_scale).params
@@ -91,7 +93,7 @@ def test_an_interrupted_average_goes_on_exactly(finished, root, tmp_path, monkey
   asked = iter([False] * 9)          # so it stops somewhere in the middle
   with monkeypatch.context() as patch:
     stop = lambda: next(asked, True)
-    patch.setattr(run_lib, 'stop_signal', lambda: contextlib.nullcontext(stop))
+    patch.setattr(loop_lib, 'stop_signal', lambda: contextlib.nullcontext(stop))
     assert run_lib.run(c, tmp_path) == {}
   with Checkpoints(tmp_path) as ckpt:
     assert 0 < ckpt.latest_step() < STEPS
@@ -117,9 +119,9 @@ def test_training_itself_is_not_touched(finished, root, tmp_path):
 
 
 def test_no_average_takes_no_memory(root):
-  model = run_lib.make_model(config(root))
+  model = job_lib.make_model(config(root))
   assert optimizer.make_average(config(root).train, STEPS) is None
-  assert state_lib.abstract(model, run_lib.optax.identity()).average is None
+  assert state_lib.abstract(model, job_lib.optax.identity()).average is None
 
 
 @pytest.mark.slow
@@ -137,10 +139,10 @@ def test_an_average_is_split_over_devices_like_its_parameters(finished, root, tm
 
 
 @pytest.mark.parametrize('changes, message', [
-  ({'train__ema': 1.0}, r'config.train.ema must lie in \[0, 1\)'),
-  ({'train__average_from': -0.1}, r'config.train.average_from must lie in'),
+  ({'train__ema': 1.0}, r'config.train.ema=1.0 must lie in \[0, 1\)'),
+  ({'train__average_from': -0.1}, r'config.train.average_from=-0.1 must lie in'),
   ({'train__ema': 0.9, 'train__average_from': 0.5}, 'two ways to average'),
 ])
 def test_a_wrong_average_is_named(root, changes, message):
   with pytest.raises(ValueError, match=message):
-    optimizer.make_average(config(root, **changes).train, STEPS)
+    job_lib.check_config(config(root, **changes))

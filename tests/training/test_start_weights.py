@@ -8,6 +8,7 @@ import tiny
 from xclip_jax.models.config import make_config
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.storage import state as state_lib
+from xclip_jax.training import job as job_lib
 from xclip_jax.training import run as run_lib
 from xclip_jax.training import start_weights
 from xclip_jax.weights import apply
@@ -31,8 +32,8 @@ def official_file(folder, fields, num_frames=3):
 
 
 def loaded(config):
-  model = run_lib.make_model(config)
-  abstract = state_lib.abstract(model, run_lib.optax.identity())
+  model = job_lib.make_model(config)
+  abstract = state_lib.abstract(model, job_lib.optax.identity())
   mesh = mesh_lib.make_mesh(config.mesh)
   return start_weights.load_params(
     config, model, mesh_lib.infer(abstract, config.sharding, mesh))

@@ -18,7 +18,9 @@ from xclip_jax.data import open_splits
 from xclip_jax.evaluation import scores
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.storage import metrics_log
+from xclip_jax.storage import state as state_lib
 from xclip_jax.text import captions
+from xclip_jax.training import job as job_lib
 from xclip_jax.training import run as run_lib
 from xclip_jax.training import start_weights
 from xclip_jax.training.objectives import losses, targets
@@ -170,14 +172,14 @@ def test_one_label_can_be_learnt_by_the_sigmoid_loss(root, tmp_path):
   assert start_of(root, 'sigmoid', tmp_path / 'run')['logit_bias'] == bias != 0
   without = start_of(root, 'softmax', tmp_path / 'run')
   assert 'logit_bias' not in without
-  native.save(tmp_path / 'plain', native.Weights(run_lib.make_model(run).config, without))
+  native.save(tmp_path / 'plain', native.Weights(job_lib.make_model(run).config, without))
   assert start_of(root, 'sigmoid', tmp_path / 'plain')['logit_bias'] == 0
 
 
 def start_of(root, loss, source):
-  c = run_lib.resolve_config(config(root, 'single-label', train__loss=loss, train__init_from=str(source)))
-  model = run_lib.make_model(c)
-  abstract = run_lib.state_lib.abstract(model, run_lib.optax.identity())
+  c = job_lib.resolve_config(config(root, 'single-label', train__loss=loss, train__init_from=str(source)))
+  model = job_lib.make_model(c)
+  abstract = state_lib.abstract(model, job_lib.optax.identity())
   mesh = mesh_lib.make_mesh(c.mesh)
   return start_weights.load_params(c, model, mesh_lib.infer(abstract, c.sharding, mesh))
 
@@ -197,8 +199,8 @@ def test_captions_are_told_from_those_of_all_devices():
 
 @pytest.mark.parametrize(('task', 'changes', 'message'), [
   ('multi-label', {'train__loss': 'softmax'}, 'makes classes compete'),
-  ('single-label', {'train__loss': 'hinge'}, "config.train.loss='hinge' is none of"),
-  ('single-label', {'train__task': 'labels'}, "config.train.task='labels' is none of"),
+  ('single-label', {'train__loss': 'hinge'}, "config.train.loss='hinge' must be one of"),
+  ('single-label', {'train__task': 'labels'}, "config.train.task='labels' must be one of"),
   ('captions', {'augment__mixup': 0.8, 'augment__cutmix': 1.0}, 'config.augment.mixup=0.8 mixes'),
   ('multi-label', {'augment__reverse': True}, 'set it to False'),
   ('captions', {'data__train': 'train_several.csv'}, 'caption'),
@@ -235,8 +237,8 @@ def test_the_same_video_or_caption_twice_is_no_negative(root):
 
 def test_a_run_with_one_label_computes_what_it_did(root):
   """The step of a softmax run has no bias and no look-up."""
-  model = run_lib.make_model(run_lib.resolve_config(config(root, 'single-label')))
+  model = job_lib.make_model(job_lib.resolve_config(config(root, 'single-label')))
   assert not model.config.logit_bias
-  params = jax.eval_shape(lambda: run_lib.state_lib.init_params(model, jax.random.key(0)))
+  params = jax.eval_shape(lambda: state_lib.init_params(model, jax.random.key(0)))
   assert 'logit_bias' not in params
   assert targets.select_targets({}, jnp.arange(3)) == {}

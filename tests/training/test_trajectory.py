@@ -12,11 +12,13 @@ import pytest
 import videos
 from configs import base
 from goldens_io import Case, load_npz
+from xclip_jax.data.clips import pipeline
 from xclip_jax.inference import classifier
 from xclip_jax.parallel import tree_names
 from xclip_jax.storage import metrics_log, state
 from xclip_jax.storage.checkpoints import Checkpoints
 from xclip_jax.training import evaluate_run, optimizer
+from xclip_jax.training import job as job_lib
 from xclip_jax.training import run as run_lib
 from xclip_jax.training.objectives import losses
 from xclip_jax.weights import apply
@@ -62,7 +64,7 @@ def test_a_run_follows_the_reference_step_by_step(case, folder, tmp_path, run, m
     for i in range(STEPS)
   ])
   monkeypatch.setattr(
-    run_lib.pipeline, 'train_batches', lambda *_, **__: contextlib.nullcontext(batches))
+    pipeline, 'train_batches', lambda *_, **__: contextlib.nullcontext(batches))
 
   config = base.get_config()
   config.data.root = str(folder)
@@ -86,7 +88,7 @@ def test_a_run_follows_the_reference_step_by_step(case, folder, tmp_path, run, m
   rates = [row['lr'] for row in rows if 'lr' in row]
   np.testing.assert_allclose(rates, golden['lrs_used'][:, 0], rtol=1e-6, atol=1e-12)
 
-  abstract = state.abstract(run_lib.make_model(config), optax.identity()).params
+  abstract = state.abstract(job_lib.make_model(config), optax.identity()).params
   with Checkpoints(tmp_path) as saved:
     assert saved.latest_step() == STEPS
     params = tree_names.flatten(saved.restore_params(STEPS, abstract))
@@ -100,4 +102,4 @@ def test_a_run_follows_the_reference_step_by_step(case, folder, tmp_path, run, m
     elif not re.fullmatch(ZERO_GRADIENTS, name):
       # Single steps are up to 2e-2 long; rounding differs by 6e-6 after all of them.
       np.testing.assert_allclose(x, want[name], atol=5e-5, rtol=0, err_msg=name)
-  assert classifier.load(tmp_path).config == run_lib.make_model(config).config
+  assert classifier.load(tmp_path).config == job_lib.make_model(config).config

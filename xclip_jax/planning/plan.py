@@ -26,7 +26,7 @@ from xclip_jax.planning import flops
 from xclip_jax.planning import hlo as hlo_lib
 from xclip_jax.storage import state as state_lib
 from xclip_jax.training import evaluate_run, optimizer, start_weights
-from xclip_jax.training import run as run_lib
+from xclip_jax.training import job as job_lib
 from xclip_jax.training import step as step_lib
 from xclip_jax.training.objectives import anchoring
 
@@ -216,9 +216,10 @@ def make(config: Any, platform: str, step: str = 'train', classes: int = 400) ->
   if step == 'eval':
     config.train.accumulation = 1
   lower = _lower_train if step == 'train' else _lower_eval
-  config = run_lib.resolve_config(config)
-  model = run_lib.make_model(config)
-  run_lib.check_sizes(config, model, mesh)
+  job_lib.check_config(config)
+  config = job_lib.resolve_config(config)
+  model = job_lib.make_model(config)
+  job_lib.check_sizes(config, model, mesh)
   texts = None if config.train.freeze_text else 16      # tokens, as tokenizer.bucket has it
   chip = CHIPS.get(platform.partition(':')[0])
   options = _GPU_OPTIONS if platform.startswith('cuda:') else None
@@ -297,7 +298,8 @@ def _lower_train(
   anchor = (start_weights.drop_projectors(state.params),) if anchoring.is_on(config.train) else ()
   text = None if config.train.task == 'captions' else _texts(model.config, mesh, classes, texts)
   names = ClassList(tuple(f'class {k}' for k in range(classes)), (None,) * classes)
-  step = step_lib.jit_train_step(model, tx, config, names, places, mesh, average)
+  step = step_lib.jit_train_step(
+    step_lib.StepParts(model, tx, config, names, average), places, mesh)
   kind = jax.eval_shape(lambda: jax.random.key(0)).dtype
   key = _array((), kind, mesh_lib.replicated(mesh))
   return step.lower(state, batch, text, key, *anchor)

@@ -10,8 +10,7 @@ from jax.sharding import Mesh
 
 from xclip_jax.evaluation import view_batches
 from xclip_jax.parallel import mesh as mesh_lib
-from xclip_jax.training import run as run_lib
-from xclip_jax.training.objectives import anchoring, targets
+from xclip_jax.training import job as job_lib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +51,10 @@ def rehearse(config: Any, devices: Sequence[Any]) -> Rehearsal:
     ValueError: what a run would refuse: a mesh, a batch, a model that does not divide, options that
       contradict each other.
   """
-  config = run_lib.resolve_config(config)
+  job_lib.check_config(config)
+  config = job_lib.resolve_config(config)
   mesh = mesh_lib.make_mesh(config.mesh, list(devices))
-  run_lib.check_sizes(config, run_lib.make_model(config), mesh)
-  targets.check_augmentation(config)
-  anchoring.is_on(config.train)
+  job_lib.check_sizes(config, job_lib.make_model(config), mesh)
   views = config.eval.clips * config.eval.crops
   sizes = view_batches.sizes(config.eval.batch_size, views, mesh_lib.batch_shards(mesh))
   hosts = Counter(d.process_index for d in mesh.devices.flat)

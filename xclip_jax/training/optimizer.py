@@ -1,4 +1,4 @@
-"""The optimizer of a run, in groups, each with its learning rate and weight decay."""
+"""The optimizer of a run: groups of parameters, learning rates, weight decay, averages."""
 
 import math
 from collections.abc import Callable
@@ -8,22 +8,34 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from xclip_jax.errors import UserError
+from xclip_jax.config.fields import OPTIMIZERS
+from xclip_jax.errors import ConfigError
 from xclip_jax.parallel import tree_names
 
-FROZEN_TEXT = (r'text/.*|logit_scale', 0.0)
-Average = Callable[[jax.Array], jax.Array]     # updates done -> what the new parameters count
-NAMES = ('adamw', 'lion', 'adafactor')
+FROZEN_TEXT = (r'text/.*|logit_scale', 0.0)    # the rule of `train.freeze_text`
+# Maps the number of updates done to the weight of the new parameters in the running average.
+Average = Callable[[jax.Array], jax.Array]
 
 
 def make_schedule(
   lr: float, floor: float, warmup_steps: float, total_steps: int, lag: float
 ) -> optax.Schedule:
-  """Linear warm-up to lr, then a cosine down to floor. Takes the number of updates done.
+  """Builds a linear warm-up to lr followed by a cosine down to floor.
 
-  The cosine starts at step 0, not at the end of the warm-up, so the rate drops a little there: that
-  is the reference's schedule (timm's). `lag` updates are subtracted first: the reference sets the
-  rate after each (micro-)step for the next one, so it lags one behind, and its first two are 0.
+  The cosine starts at step 0, not at the end of the warm-up, so the rate drops a little there, as
+  in the reference (timm's schedule). `lag` updates are subtracted first: the reference sets the
+  rate after each (micro-)step for the next one, so its rate lags one step behind and its first two
+  rates are 0.
+
+  Args:
+    lr: peak learning rate.
+    floor: learning rate at the end.
+    warmup_steps: updates of warm-up.
+    total_steps: updates of the run.
+    lag: updates that the rate lags behind.
+
+  Returns:
+    A function from the number of updates done to the learning rate.
   """
   def schedule(step):
     t = jnp.maximum(step - lag, 0)
@@ -40,15 +52,12 @@ def make_rule(
 ) -> optax.GradientTransformation:
   """Builds the update rule `optim.name` of one group.
 
-  Weight decay is decoupled and multiplied by the learning rate in all of them.
+  All rules decouple weight decay and multiply it by the learning rate.
 
   adamw: Loshchilov & Hutter 2019. lion: Chen et al. 2023, the sign of a momentum. adafactor:
   Shazeer & Stern 2018 as Zhai et al. 2022 ("Scaling Vision Transformers", Sec. 3.4) use it: with a
-  momentum, without scaling by the size of a parameter, so that the learning rate means what it
-  does in adamw, and with the memory of the second moment limited to b2.
-
-  Raises:
-    ValueError: there is no rule of that name.
+  momentum, without scaling by the norm of a parameter, so that learning rates are comparable with
+  those of adamw, and with the memory of the second moment limited to b2.
   """
   if optim.name == 'adamw':
     return optax.adamw(schedule, optim.b1, optim.b2, optim.eps, weight_decay=weight_decay)
@@ -63,7 +72,7 @@ def make_rule(
       optax.add_decayed_weights(weight_decay),
       optax.scale_by_learning_rate(schedule),
     )
-  raise UserError(f'config.optim.name={optim.name!r} is unknown; one of {list(NAMES)}')
+  raise ConfigError(f'config.optim.name={optim.name!r} must be one of {", ".join(OPTIMIZERS)}')
 
 
 def make(
@@ -73,19 +82,18 @@ def make(
   """Builds the optimizer from `config.optim`.
 
   Args:
-    optim: see config.py.
-    params: the (abstract) parameters; only their names count.
-    total_steps: updates in the run.
+    optim: `config.optim`.
+    params: the (abstract) parameters, of which only the names are used.
+    total_steps: updates of the run.
     warmup_steps: updates of warm-up.
     accumulation: micro-batches an update when the run began, the unit of `optim.lag_steps`.
-    freeze_text: the text tower and the logit scale do not move.
+    freeze_text: fix the text tower and the logit scale.
 
   Returns:
-    The transformation, and the schedule of the group with multiple 1.
+    The transformation, and the schedule of groups with multiple 1.
 
   Raises:
-    ValueError: an unknown name, a parameter that no rule matches, or a rule that is no parameter's
-      first match.
+    ValueError: A parameter that no rule matches, or a rule that is no parameter's first match.
   """
   names = list(tree_names.flatten(params))
   groups = ((FROZEN_TEXT,) if freeze_text else ()) + tuple(optim.groups)
@@ -98,48 +106,37 @@ def make(
       optim.lag_steps / accumulation,
     )
 
-  def label(name: str, _) -> str:
+  def group_of(name: str, _) -> str:
     multiple = tree_names.match(name, groups)
     return f'lr {multiple} decay {tree_names.match(name, optim.decay)}' if multiple else 'frozen'
 
-  def rule(name: str) -> optax.GradientTransformation:
-    _, multiple, _, decay = name.split()
+  def rule_of(group: str) -> optax.GradientTransformation:
+    _, multiple, _, decay = group.split()
     return make_rule(optim, schedule(float(multiple)), optim.weight_decay * float(decay))
 
-  labels = tree_names.map_with_names(label, params)
-  used = sorted(set(jax.tree.leaves(labels)) - {'frozen'})
+  group_names = tree_names.map_with_names(group_of, params)
+  used = sorted(set(jax.tree.leaves(group_names)) - {'frozen'})
   if not used:
-    raise UserError('config.optim.groups freezes every parameter; nothing would be trained')
-  update = optax.partition({u: rule(u) for u in used} | {'frozen': optax.set_to_zero()}, labels)
+    raise ConfigError('config.optim.groups freezes every parameter; nothing would be trained')
+  frozen = {'frozen': optax.set_to_zero()}
+  update = optax.partition({group: rule_of(group) for group in used} | frozen, group_names)
   if optim.clip_norm:
-    # Frozen gradients must not count in the norm.
-    trained = optax.partition(
-      {u: optax.identity() for u in used} | {'frozen': optax.set_to_zero()}, labels
-    )
+    # The gradients of frozen parameters must not count in the norm.
+    trained = optax.partition({group: optax.identity() for group in used} | frozen, group_names)
     update = optax.chain(trained, optax.clip_by_global_norm(optim.clip_norm), update)
   return update, schedule(1.0)
 
 
 def make_average(train: Any, total_steps: int) -> Average | None:
-  """Builds the average of parameters that `config.train` asks for; None if none.
+  """Builds the average of parameters that `config.train` asks for; None if it asks for none.
 
   With `ema` = d: average = d * average + (1 - d) * params after every update, from the initial
   parameters on. With `average_from` = s: the plain mean of the parameters after each of the updates
   beyond s * total_steps (stochastic weight averaging, Izmailov et al. 2018); before, the parameters
   themselves.
-
-  Raises:
-    ValueError: both are asked for, or a value outside [0, 1).
   """
   ema, since = train.ema, train.average_from
-  for field, value, off in (('ema', ema, 0.0), ('average_from', since, 1.0)):
-    if value != off and not 0 <= value < 1:
-      raise UserError(f'config.train.{field} must lie in [0, 1), or be {off} (off), got {value}')
-  if ema and since < 1:
-    raise UserError(
-      f'config.train.ema={ema} and config.train.average_from={since} are two ways to average; '
-      'set one, and leave the other at 0.0 or 1.0'
-    )
+  assert not ema or since == 1, 'config.validate refuses both averages'
   if ema:
     return lambda step: jnp.float32(1 - ema)
   if since < 1:
@@ -149,6 +146,6 @@ def make_average(train: Any, total_steps: int) -> Average | None:
 
 
 def add_to_average(average: Any, params: Any, share: jax.Array) -> Any:
-  """Moves an average towards the parameters by a share of the way; exactly to them by 1."""
+  """Moves an average a share of the way towards the parameters; a share of 1 copies them."""
   move = lambda mean, x: jnp.where(share == 1, x, mean + share.astype(x.dtype) * (x - mean))
   return jax.tree.map(move, average, params)

@@ -1,4 +1,4 @@
-"""Targets, blending and losses; all of it runs on the device, inside the training step."""
+"""Soft targets, mixup and CutMix, and losses, all on the device inside the training step."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Blending(NamedTuple):
-  """How clips and targets are mixed.
+  """Options of mixup and CutMix.
 
   Fields:
     mixup: parameter of mixup's Beta distribution; 0: no mixup.
@@ -24,19 +24,19 @@ class Blending(NamedTuple):
 
 
 def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
-  """One-hot [B, K] with `smoothing` spread evenly over all classes."""
+  """Returns one-hot targets, float32 [B, K], with `smoothing` spread evenly over all classes."""
   return (1 - smoothing) * jax.nn.one_hot(labels, num_classes) + smoothing / num_classes
 
 
 def add_reversed(batch: dict[str, jax.Array], reverse: tuple[int, ...]) -> dict[str, jax.Array]:
-  """Puts every clip played backwards beside it, as the class that it then shows.
+  """Adds every clip played backwards, labelled with the reverse of its class.
 
   Args:
     batch: video [B, T, H, W, 3], label [B], mask [B].
-    reverse: for each class, the class that it becomes.
+    reverse: for each class, the class of its clips played backwards.
 
   Returns:
-    The same names, 2B rows: each clip and its reversal next to each other.
+    The same names, 2B rows: each clip is followed by its reversal.
   """
   pair = lambda x, y: jnp.stack([x, y], axis=1).reshape(-1, *x.shape[1:])
   return {
@@ -52,7 +52,7 @@ def mixup(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
 
 
 def cutmix_box(lam: jax.Array, cy: jax.Array, cx: jax.Array, H: int, W: int) -> jax.Array:
-  """Returns where to paste: bool [H, W], a box of (1 - lam) of the area at (cy, cx), clipped."""
+  """Returns the pixels to paste, bool [H, W]: a clipped box of area (1 - lam) at (cy, cx)."""
   side = jnp.sqrt(1 - lam)
   half_h, half_w = (jnp.floor(H * side) // 2, jnp.floor(W * side) // 2)
   rows, columns = jnp.arange(H)[:, None], jnp.arange(W)[None, :]
@@ -63,10 +63,10 @@ def cutmix_box(lam: jax.Array, cy: jax.Array, cx: jax.Array, H: int, W: int) -> 
 def cutmix(
   video: jax.Array, targets: jax.Array, partner: jax.Array, box: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-  """Pastes the partner's pixels where box [H, W] is set; targets mix by the area that is left.
+  """Pastes the partner's pixels where box [H, W] is set; targets mix by the area that remains.
 
-  That is mixup with a weight for each pixel, 0 in the box and 1 outside, which `blend` makes use
-  of: one formula serves both ways.
+  CutMix is mixup with a weight for each pixel, 0 in the box and 1 outside. `blend` relies on that:
+  one formula serves both.
   """
   return (mixup(video, partner, jnp.where(box, 0.0, 1.0)[..., None]),
           mixup(targets, partner, 1 - box.mean()))
@@ -76,7 +76,8 @@ def num_groups(batch_size: int, rows: int) -> int:
   """Returns the number of groups that `blend` forms of batch_size rows.
 
   Groups hold at most `rows` rows and differ in size by one at most. No group has a single row,
-  which would be its own partner, unless the batch has: 3 rows in groups of 2 are one group of 3.
+  which would be its own partner, unless the batch has one row: 3 rows in groups of 2 are one group
+  of 3.
   """
   return max(min(-(-batch_size // rows), batch_size // 2), 1) if rows else 1
 
@@ -84,14 +85,14 @@ def num_groups(batch_size: int, rows: int) -> int:
 def blend(
   key: jax.Array, video: jax.Array, targets: jax.Array, options: Blending
 ) -> tuple[jax.Array, jax.Array]:
-  """Mixes each clip with another one of its group by CutMix or mixup.
+  """Mixes each clip with another clip of its group by CutMix or mixup.
 
-  Each group of `options.rows` successive rows has one coin, one lambda, one permutation and one
-  box, which serve all its clips and all their frames. The reference draws them once for the batch
-  of each GPU, which has 8 clips in its B/32 and B/16 recipes of 8 frames. The draws of a group
-  follow from the key and the number of the group alone, hence not from devices or hosts. A group
-  lies on one device where the rows of a device are a multiple of `options.rows`; no pixel then
-  crosses devices. A batch that is no multiple of `options.rows` is cut as `num_groups` says.
+  Each group of `options.rows` successive rows draws one coin, one lambda, one permutation and one
+  box for all its clips and all their frames. The reference draws them once for the batch of each
+  GPU, which has 8 clips in its B/32 and B/16 recipes of 8 frames. The draws of a group depend on
+  the key and the number of the group alone, not on devices or hosts. If the rows of a device are a
+  multiple of `options.rows`, a group lies on one device and no pixel crosses devices. A batch that
+  is no multiple of `options.rows` is cut as in `num_groups`.
 
   Args:
     key: rng.
@@ -109,7 +110,7 @@ def blend(
   sizes = [len(rows) for rows in np.array_split(np.arange(B), G)]
   draw = lambda g: _draw(jax.random.fold_in(key, g), max(sizes), H, W, options)
   keep, share, order = jax.vmap(draw)(jnp.arange(G))            # [G, H, W], [G], [G, max(sizes)]
-  if B % G == 0:                   # no index reaches across groups, so none across devices
+  if B % G == 0:           # gathering within groups [G, B / G] keeps indices within devices
     grouped = lambda x: x.reshape(G, B // G, *x.shape[1:])
     mixed = jax.vmap(mixup)(grouped(video), order, keep[:, None, None, :, :, None])
     mixed_targets = jax.vmap(mixup)(grouped(targets), order, share[:, None, None])
@@ -123,11 +124,11 @@ def blend(
 def _draw(
   key: jax.Array, rows: int, H: int, W: int, options: Blending
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Draws what the clips of one group share.
+  """Draws the numbers that the clips of one group share.
 
   Returns:
-    the weight of a clip's own pixels, float32 [H, W]; of its own target, float32 []; and the
-    permutation that gives each row its partner, int32 [rows].
+    The weight of a clip's own pixels, float32 [H, W]; the weight of its own target, float32 []; and
+    the permutation that gives each row its partner, int32 [rows].
   """
   which, permutation, draw, center_y, center_x = jax.random.split(key, 5)
   share = options.cutmix_share if options.mixup and options.cutmix else float(options.mixup == 0)
@@ -142,20 +143,20 @@ def _draw(
 
 
 def _below(order: jax.Array, size: int) -> jax.Array:
-  """Returns the entries of a permutation that are below size, in order: a permutation of those."""
+  """Returns the entries of a permutation below size, in order: a permutation of 0..size - 1."""
   return order[jnp.nonzero(order < size, size=size)[0]]
 
 
 def multi_hot(labels: jax.Array, smoothing: float) -> jax.Array:
-  """Targets of several labels, bool [B, K] to float32: 1 - s + s / K where set, s / K elsewhere.
+  """Returns smoothed targets of labels, bool [B, K]: float32 1 - s + s / K where set, else s / K.
 
-  As `soft_targets` has it for one label, so that a list with one label each has the same targets.
+  A list with one label for each video gets the same targets as from `soft_targets`.
   """
   return (1 - smoothing) * labels.astype(jnp.float32) + smoothing / labels.shape[-1]
 
 
 def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
-  """Mean over the rows of mask [B] of -sum_k targets * log softmax(logits), both [B, K]."""
+  """Returns the mean over the rows of mask [B] of -sum_k targets * log softmax(logits), [B, K]."""
   losses = -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
   return jnp.sum(jnp.where(mask, losses, 0)) / jnp.maximum(mask.sum(), 1)
 
@@ -163,16 +164,16 @@ def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax
 def sigmoid_cross_entropy(
   logits: jax.Array, targets: jax.Array, mask: jax.Array, columns: jax.Array | None = None
 ) -> jax.Array:
-  """Every (video, text) pair is a question of its own: yes or no.
+  """Computes SigLIP's loss, which decides each (video, text) pair by itself.
 
-  The sum over texts of -t log sigmoid(x) - (1 - t) log sigmoid(-x), mean over videos: SigLIP's loss
+  The loss is the sum over texts of -t log sigmoid(x) - (1 - t) log sigmoid(-x), mean over videos
   (Zhai et al., ICCV 2023, Eq. 2, whose labels are 1 and -1 for t = 1 and 0).
 
   Args:
     logits: [B, K].
     targets: [B, K], 0 to 1.
-    mask: bool [B], which videos count.
-    columns: bool [K], which texts do; None: all.
+    mask: bool [B], videos that count.
+    columns: bool [K], texts that count; None: all.
   """
   logits = logits.astype(jnp.float32)
   losses = -targets * jax.nn.log_sigmoid(logits) - (1 - targets) * jax.nn.log_sigmoid(-logits)
@@ -182,15 +183,15 @@ def sigmoid_cross_entropy(
 
 
 def contrastive(logits: jax.Array, positives: jax.Array, mask: jax.Array) -> jax.Array:
-  """CLIP's symmetric loss (Radford et al., ICML 2021): find the text of a video, and the reverse.
+  """Computes CLIP's symmetric loss: find the text of a video, and the video of a text.
 
-  The mean of both directions' cross entropies. Where a row has several positives its target is
-  spread evenly over them.
+  The loss is the mean of both cross entropies (Radford et al., ICML 2021). The target of a row with
+  several positives is spread evenly over them.
 
   Args:
     logits: [B, B], videos by texts.
-    positives: bool [B, B], which belong together; the diagonal does.
-    mask: bool [B], which rows count, as videos and as texts.
+    positives: bool [B, B], pairs that belong together; the diagonal is True.
+    mask: bool [B], rows that count, as videos and as texts.
   """
   both = mask[:, None] & mask[None, :]
   logits = jnp.where(both, logits.astype(jnp.float32), -1e9)

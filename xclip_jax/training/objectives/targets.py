@@ -1,61 +1,40 @@
-"""What each video of a list is taught with, where that is more than one class."""
+"""Training targets for multi-label and caption data, and the classes of reversed clips."""
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from xclip_jax.data import Split
+from xclip_jax.data.datasets.annotations import ClassList
 from xclip_jax.errors import UserError
 from xclip_jax.text.captions import caption_ids
 
-TASKS = ('single-label', 'multi-label', 'captions')
-LOSSES = ('softmax', 'sigmoid')
 
-
-def resolve_loss(train: Any) -> str:
-  """The loss of `config.train`, 'softmax' or 'sigmoid'.
-
-  Raises:
-    ValueError: an unknown task or loss, or a loss that the task cannot have.
-  """
-  if train.task not in TASKS:
-    raise UserError(f'config.train.task={train.task!r} is none of {", ".join(TASKS)}')
-  if train.loss not in ('auto', *LOSSES):
-    raise UserError(f'config.train.loss={train.loss!r} is none of auto, {", ".join(LOSSES)}')
-  several = train.task == 'multi-label'
-  if several and train.loss == 'softmax':
+def check_reverse(classes: ClassList) -> None:
+  """Raises ValueError unless every class names the class of its clips played backwards."""
+  if None in classes.reverse:
     raise UserError(
-      "config.train.loss='softmax' makes classes compete, and in task multi-label several are "
-      "right at once; set it to 'sigmoid' or 'auto'")
-  return ('sigmoid' if several else 'softmax') if train.loss == 'auto' else train.loss
+      'config.augment.reverse needs a class list that names for every class what it is when played '
+      f'backwards (column reverse); {classes.names[classes.reverse.index(None)]!r} has none')
 
 
-def check_augmentation(config: Any) -> None:
-  """Raises ValueError if the augmentation has no meaning for `config.train.task`."""
-  task, augment = config.train.task, config.augment
-  wrong = []
-  if task == 'captions':
-    wrong = [name for name in ('mixup', 'cutmix', 'label_smoothing') if augment[name]]
-  if wrong:
-    raise UserError(
-      f'config.augment.{wrong[0]}={augment[wrong[0]]} mixes or smooths classes, and captions are '
-      f'none; set {", ".join(f"config.augment.{name}" for name in wrong)} to 0')
-  if task != 'single-label' and augment.reverse:
-    raise UserError(
-      'config.augment.reverse says what one class becomes when played backwards; '
-      f'with config.train.task={task!r} set it to False')
+def build_targets(
+  split: Split, task: str, context_length: int, truncate: bool
+) -> dict[str, np.ndarray]:
+  """Builds arrays with a row for each video of a split, which `select_targets` looks up.
 
-
-def build_targets(split: Split, task: str, context_length: int, truncate: bool) -> dict[str, np.ndarray]:
-  """Arrays with a row for each video of a split, to be looked up by `index`.
+  Args:
+    split: R training videos.
+    task: `config.train.task`.
+    context_length: S, longest text of the model in tokens.
+    truncate: cut captions that are too long.
 
   Returns:
-    for 'multi-label' labels, bool [R, K]; for 'captions' token_ids, int32 [R, S], and video, int32
-    [R], which rows are of one file; else nothing.
+    For 'multi-label' labels, bool [R, K]; for 'captions' token_ids, int32 [R, S], and video, int32
+    [R], equal for rows of the same file; for 'single-label' nothing.
 
   Raises:
-    ValueError: a caption is too long, and `truncate` is False.
+    ValueError: A caption is too long, and `truncate` is False.
   """
   if task == 'multi-label':
     return {'labels': split.labels}
@@ -66,8 +45,11 @@ def build_targets(split: Split, task: str, context_length: int, truncate: bool) 
 
 
 def select_targets(rows: Mapping[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndarray]:
-  """The rows of a batch; those of padding (-1) are the last row's, and must not count."""
-  found = {name: array[index] for name, array in rows.items() if name != 'video'}
+  """Selects the targets of a batch by the rows of its videos, int [B].
+
+  Padding has row -1 and gets the targets of the last row, which the mask of the batch leaves out.
+  """
+  selected = {name: array[index] for name, array in rows.items() if name != 'video'}
   if 'video' in rows:
-    found['file'] = rows['video'][index]
-  return found
+    selected['file'] = rows['video'][index]
+  return selected
