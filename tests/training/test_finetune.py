@@ -10,7 +10,7 @@ import videos
 from xclip_jax.cli import main
 from xclip_jax.data.datasets import own_clips
 from xclip_jax.evaluation import scores
-from xclip_jax.training import finetune
+from xclip_jax.training.finetuning import recipe as recipes
 from xclip_jax.weights import native
 
 COLORS = {'a_red_screen': (220, 30, 30), 'blue': (30, 30, 220)}
@@ -158,14 +158,14 @@ def test_too_few_clips_are_refused(counts, share, message):
 def test_clips_are_not_mirrored_where_labels_tell_sides_apart(tmp_path):
   for names, flip in ((('moving left', 'still'), 0.0), (('leftovers', 'a bright day'), 0.5)):
     clips = own_clips.split(many(dict.fromkeys(names, 4)), 0.25, 0)
-    config = finetune.recipe(clips, random_weights(0), 'w', tmp_path, finetune.Options())
+    config = recipes.recipe(clips, random_weights(0), 'w', tmp_path, recipes.Options())
     assert config.augment.flip == flip
 
 
 def test_the_recipe_is_the_published_one_for_as_many_clips_as_there_are(tmp_path):
-  make = lambda k, **more: finetune.recipe(
+  make = lambda k, **more: recipes.recipe(
     own_clips.split(many(dict.fromkeys(map(str, range(51)), k)), 0.2, 0), random_weights(0), 'w',
-    tmp_path, finetune.Options(**more))
+    tmp_path, recipes.Options(**more))
   few = make(20)                                        # 16 of each of 51 classes: HMDB51, K = 16
   assert (few.train.batch_size, few.train.steps) == (64, round(50 * 816 / 64))
   assert few.optim.lr == 2e-6 and few.train.freeze_text

@@ -20,8 +20,6 @@ from xclip_jax.storage.checkpoints import CheckpointError, Checkpoints
 from xclip_jax.training import job as job_lib
 from xclip_jax.training import monitoring, optimizer
 from xclip_jax.training import run as run_lib
-from xclip_jax.training import step as step_lib
-from xclip_jax.training.objectives import losses as losses_lib
 
 
 @pytest.fixture(scope='module')
@@ -282,72 +280,6 @@ def test_a_typo_on_the_command_line_is_an_error(root, tmp_path):
   assert done.returncode != 0 and 'lrr' in done.stdout
 
 
-def make_step(config, videos=None):
-  model = job_lib.make_model(config)
-  params = state_lib.init_params(model, jax.random.key(0))
-  tx, _ = optimizer.make(
-    config.optim, params, 10, 1, config.train.accumulation, config.train.freeze_text
-  )
-  classes = annotations.ClassList(tuple('abcde'), (1, 0, 3, 2, 4))
-  step = jax.jit(step_lib.make_train_step(step_lib.StepParts(model, tx, config, classes)))
-  state = state_lib.create(params, tx)
-  rng = np.random.default_rng(0)
-  batch = {
-    'video': rng.integers(0, 256, (8, 3, 32, 32, 3)).astype(np.uint8),
-    'label': rng.integers(0, 5, 8).astype(np.int32), 'mask': np.ones(8, bool),
-  }
-  token_ids = rng.integers(1, 100, (5, 8)).astype(np.int32)
-  return model, step, state, batch, token_ids
-
-
-def test_accumulation_equals_one_large_batch(root):
-  plain = make_step(tiny.config(root))
-  split = make_step(tiny.config(root, train__accumulation=4))
-  key = jax.random.key(0)
-  _, left = plain[1](*plain[2:4], plain[4], key)
-  _, right = split[1](*split[2:4], split[4], key)
-  np.testing.assert_allclose(left['loss'], right['loss'], rtol=1e-5)
-  np.testing.assert_allclose(left['grad_norm'], right['grad_norm'], rtol=1e-4)
-  np.testing.assert_allclose(left['accuracy'], right['accuracy'], rtol=1e-5)
-
-
-def test_frozen_text_does_not_move_and_the_step_compiles_once(root):
-  config = tiny.config(root, train__freeze_text=True)
-  model, step, state, batch, token_ids = make_step(config)
-  text = model.apply({'params': state.params}, token_ids, method='encode_text')
-  first = tree_names.flatten(state.params)
-  for _ in range(3):
-    state, _ = step(state, batch, text, jax.random.key(0))
-  for name, value in tree_names.flatten(state.params).items():
-    moved = bool(np.any(value != first[name]))
-    frozen = name.startswith('text/') or name == 'logit_scale'
-    assert not (moved and frozen), name
-  assert np.any(state.params['mit']['pos_embed'] != first['mit/pos_embed'])
-  assert step._cache_size() == 1
-
-
-def test_blending_is_drawn_anew_each_step_and_again_the_same(root):
-  config = tiny.config(root, augment__mixup=0.8, augment__cutmix=1.0)
-  _, step, state, batch, token_ids = make_step(config)
-  key = jax.random.key(3)
-  one = step(state, batch, token_ids, key)[1]['loss']
-  again = step(state, batch, token_ids, key)[1]['loss']
-  later = step(state.replace(step=state.step + 1), batch, token_ids, key)[1]['loss']
-  assert one == again and one != later
-
-
-def test_patches_are_dropped_anew_each_step_and_only_then(root):
-  key = jax.random.key(3)
-  losses = {}
-  for rate in (0.0, 0.5):
-    _, step, state, batch, token_ids = make_step(tiny.config(root, model__patch_dropout=rate))
-    later = state.replace(step=state.step + 1)
-    losses[rate] = [float(step(s, batch, token_ids, key)[1]['loss']) for s in (state, later, state)]
-  assert losses[0.0][0] == losses[0.0][1]
-  first, second, again = losses[0.5]
-  assert first == again != second and first != losses[0.0][0]
-
-
 def test_a_run_without_message_integration_and_prompt_goes_through(root, tmp_path):
   fields = tiny.FIELDS | dict(messages=False, mit=False, prompt=False)
   config = tiny.config(
@@ -365,16 +297,6 @@ def test_a_run_without_message_integration_and_prompt_goes_through(root, tmp_pat
   assert results['time/reversed/top1'] == results['time/in_order/top1']
 
 
-def test_reversed_clips_are_of_the_partner_class():
-  video = np.arange(2 * 3 * 4, dtype=np.uint8).reshape(2, 3, 2, 2, 1)
-  batch = {'video': video, 'label': np.array([0, 2]), 'mask': np.array([True, False])}
-  both = losses_lib.add_reversed(batch, (1, 0, 3, 2))
-  np.testing.assert_array_equal(both['video'][::2], video)
-  np.testing.assert_array_equal(both['video'][1::2], video[:, ::-1])
-  assert both['label'].tolist() == [0, 1, 2, 3]
-  assert both['mask'].tolist() == [True, True, False, False]
-
-
 def test_reversing_needs_a_partner_for_every_class(root, tmp_path):
   (tmp_path / 'data').mkdir()
   for name in ('train.csv', 'val.csv'):
@@ -383,15 +305,6 @@ def test_reversing_needs_a_partner_for_every_class(root, tmp_path):
   config = tiny.config(tmp_path / 'data', augment__reverse=True, data__zero_shot='')
   with pytest.raises(ValueError, match="'clapping' has none"):
     run_lib.run(config, tmp_path / 'run')
-
-
-def test_a_masked_row_teaches_nothing(root):
-  _, step, state, batch, token_ids = make_step(tiny.config(root))
-  batch['mask'] = np.arange(8) != 3
-  other = batch | {'video': batch['video'].copy()}
-  other['video'][3] = 0
-  key = jax.random.key(0)
-  assert step(state, batch, token_ids, key)[1] == step(state, other, token_ids, key)[1]
 
 
 def test_the_synthetic_set_opens_by_name(tmp_path, monkeypatch):

@@ -10,11 +10,26 @@ import optax
 
 from xclip_jax.config.fields import OPTIMIZERS
 from xclip_jax.errors import ConfigError
+from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.parallel import tree_names
 
+PUBLISHED_RATE = 8e-6           # of B/32, B/16 and L/14, with batches of 256 videos
+SMALL_WIDTH = 512               # vision_width below which a model is smaller than those
+SMALL_RATE = 1e-4               # of weights narrower than that
 FROZEN_TEXT = (r'text/.*|logit_scale', 0.0)    # the rule of `train.freeze_text`
 # Maps the number of updates done to the weight of the new parameters in the running average.
 Average = Callable[[jax.Array], jax.Array]
+
+
+def fit_learning_rate(model: XCLIPConfig, batch_size: int) -> float:
+  """Returns the peak learning rate that fits fine-tuning weights of a size.
+
+  Models of the published sizes take the published rate, 8e-6 x batch / 256. Narrower ones, such as
+  that of configs/demo.py, are trained with rates a hundred times as large, and need them again.
+  """
+  if model.vision_width >= SMALL_WIDTH:
+    return PUBLISHED_RATE * batch_size / 256
+  return SMALL_RATE
 
 
 def make_schedule(

@@ -40,6 +40,8 @@ def add_commands(commands: Any) -> None:
   options.add_threads(command)
   add('--seed', type=int, default=0, metavar='NUMBER',
       help='seed of the split, of training and of new parts (default: %(default)s)')
+  add('--extend', action='store_true',
+      help='continue an earlier fine-tuning in the output folder with more epochs')
   add('--dry-run', action='store_true', help='print what would be done, and stop')
   add('--quiet', action='store_true', help='show no progress of the evaluation')
   command.set_defaults(when_stopped='stopped; the same command goes on from here')
@@ -57,7 +59,7 @@ def _add_training(command: options.CommandParser) -> None:
       help='clips per update (default: up to 64)')
   add('--lr', type=options.positive, metavar='RATE',
       help='learning rate of the pretrained parts; new parts have ten times that (default: 8e-6 x '
-      'batch size / 256)')
+      'batch size / 256; more for models smaller than B/32)')
   add('--tune-text', action='store_true', help='train the text tower, too')
   add('--frame-mean', action='store_true',
       help='take the mean over frames in place of new parts; for weights of CLIP')
@@ -78,7 +80,9 @@ def finetune(arguments: argparse.Namespace) -> int:
     startup.prepare_compilation(arguments.quiet)
     from xclip_jax.data.datasets import own_clips
     from xclip_jax.evaluation import video_lists
-    from xclip_jax.training import finetune as tuning
+    from xclip_jax.training.finetuning import finetune as tuning
+    from xclip_jax.training.finetuning import page
+    from xclip_jax.training.finetuning import recipe as recipes
     from xclip_jax.weights import opening
 
   clips = own_clips.read(arguments.place, arguments.root)
@@ -96,22 +100,23 @@ def finetune(arguments: argparse.Namespace) -> int:
   folder = Path(os.path.abspath(arguments.output))
   given = arguments.weights
   given = os.path.abspath(given) if os.path.exists(given) else given
-  config = tuning.recipe(clips, weights, given, folder, tuning.Options(
+  config = recipes.recipe(clips, weights, given, folder, recipes.Options(
     arguments.epochs, arguments.batch_size, arguments.lr, arguments.tune_text,
-    arguments.frame_mean, arguments.flip, arguments.val_share, arguments.threads, arguments.seed))
-  _print_plan(clips, tuning.choices(config, clips))
+    arguments.frame_mean, arguments.flip, arguments.val_share, arguments.threads, arguments.seed,
+    arguments.extend))
+  _print_plan(clips, recipes.choices(config, clips))
   if arguments.dry_run:
     return output.FAILED_IN_PART if clips.left_out else 0
   _check_output(folder)
   results = tuning.run(
-    clips, weights, given, folder, config, base or None,
+    tuning.Finetuning(clips, weights, given, folder, config, base or None),
     lambda desc: functools.partial(
       output.show_progress, unit='batch', desc=desc, quiet=arguments.quiet))
   if not results:
     output.say('stopped; the same command goes on from here')
     return output.FAILED_IN_PART
   shown = os.path.relpath(folder)
-  print(f'\n{output.printable(tuning.sentence(results))}\n'
+  print(f'\n{output.printable(page.summarise(results))}\n'
         f'weights: {os.path.join(shown, "weights")}\nreport:  {os.path.join(shown, "report.md")}')
   return output.FAILED_IN_PART if clips.left_out else 0
 

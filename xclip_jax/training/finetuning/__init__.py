@@ -1,0 +1,1 @@
+"""How do weights learn the labels of somebody's own clips?"""
