@@ -37,7 +37,8 @@ def run(name):
   state, found = tx.init(params), []
   update = jax.jit(tx.update)
   for step in range(STEPS):
-    grads = tree_names.unflatten({k: jnp.asarray(x, jnp.float32) for k, x in arrays(step + 1).items()})
+    grads = tree_names.unflatten(
+      {k: jnp.asarray(x, jnp.float32) for k, x in arrays(step + 1).items()})
     updates, state = update(grads, state, params)
     params = jax.tree.map(jnp.add, params, updates)
     found.append(tree_names.flatten(params))

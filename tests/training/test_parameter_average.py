@@ -48,7 +48,8 @@ def restored(c, workdir, step):
   abstract = state_lib.abstract(job_lib.make_model(c), job_lib.optax.identity()).params
   with Checkpoints(workdir) as ckpt:
     return tuple(
-      tree_names.flatten(read(step, abstract)) for read in (ckpt.restore_params, ckpt.restore_weights))
+      tree_names.flatten(read(step, abstract))
+      for read in (ckpt.restore_params, ckpt.restore_weights))
 
 
 @pytest.mark.parametrize('kind', KINDS)

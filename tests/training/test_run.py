@@ -37,7 +37,8 @@ def finished(root, tmp_path_factory):
 
 
 def losses(workdir):
-  return [row['loss'] for row in metrics_log.read_metrics(workdir / 'metrics.jsonl') if 'loss' in row]
+  rows = metrics_log.read_metrics(workdir / 'metrics.jsonl')
+  return [row['loss'] for row in rows if 'loss' in row]
 
 
 def saved_params(workdir, step=12):
@@ -187,7 +188,8 @@ def test_a_full_disk_loses_nothing(root, tmp_path):
   config = tiny.command(tmp_path / 'run', root, train__steps=6)
   limited = (
     'import resource, signal, sys, runpy; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);'
-    'sys.argv = sys.argv[1:]; import xclip_jax.storage.checkpoints as c; first = c.Checkpoints.save\n'
+    'sys.argv = sys.argv[1:]; import xclip_jax.storage.checkpoints as c\n'
+    'first = c.Checkpoints.save\n'
     'def save(self, step, *args, **kwargs):\n'
     '  if step > 3:\n'
     '    self.wait(); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n'

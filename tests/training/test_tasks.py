@@ -177,7 +177,8 @@ def test_one_label_can_be_learnt_by_the_sigmoid_loss(root, tmp_path):
 
 
 def start_of(root, loss, source):
-  c = job_lib.resolve_config(config(root, 'single-label', train__loss=loss, train__init_from=str(source)))
+  c = job_lib.resolve_config(
+    config(root, 'single-label', train__loss=loss, train__init_from=str(source)))
   model = job_lib.make_model(c)
   abstract = state_lib.abstract(model, job_lib.optax.identity())
   mesh = mesh_lib.make_mesh(c.mesh)

@@ -72,7 +72,7 @@ def _suggest(name: str, where: str, hints: Mapping[str, Any]) -> str:
   near = difflib.get_close_matches(name, hints, 1)
   if near:
     return f'; did you mean {where}.{near[0]}?'
-  elsewhere = {full.split('.')[-1]: full for full in field_names()}
+  elsewhere = {full.split('.')[-1]: full for full in reversed(list(field_names()))}
   near = difflib.get_close_matches(name, elsewhere, 1, 0.8)
   if near:
     return f'; did you mean config.{elsewhere[near[0]]}?'
@@ -193,8 +193,8 @@ def _check_devices(config: Any) -> None:
   remaining = [name for name in config.mesh if config.mesh[name] == -1]
   if len(remaining) > 1:
     raise ConfigError(
-      f'config.mesh.{remaining[1]}=-1 and config.mesh.{remaining[0]}=-1: only one axis can take the '
-      'devices that are left; set the other to a number')
+      f'config.mesh.{remaining[1]}=-1 and config.mesh.{remaining[0]}=-1: only one axis can take '
+      'the devices that are left; set the other to a number')
   dtype = config.model.fields.get('dtype', config.model.dtype)
   if config.model.attention == 'cudnn' and dtype != 'bfloat16':
     raise ConfigError(

@@ -198,3 +198,5 @@ def announce(job: Job, step: int) -> None:
     f'{job.mesh.size} {jax.devices()[0].platform} device(s); steps {step + 1} to {job.total}: '
     f'{job.total} updates of {job.config.train.batch_size} videos, {often:.4g} passes over the '
     f'training videos, {job.warmup:.4g} updates of warm-up', flush=True)
+  if warning := optimizer.explain_small_rate(job.config, job.model.config, job.total):
+    print(f'warning: {warning}', flush=True)

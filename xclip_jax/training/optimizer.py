@@ -16,6 +16,7 @@ from xclip_jax.parallel import tree_names
 PUBLISHED_RATE = 8e-6           # of B/32, B/16 and L/14, with batches of 256 videos
 SMALL_WIDTH = 512               # vision_width below which a model is smaller than those
 SMALL_RATE = 1e-4               # of weights narrower than that
+LEAST_DISTANCE = 1e-4           # that some parameter must be able to move in a run
 FROZEN_TEXT = (r'text/.*|logit_scale', 0.0)    # the rule of `train.freeze_text`
 # Maps the number of updates done to the weight of the new parameters in the running average.
 Average = Callable[[jax.Array], jax.Array]
@@ -30,6 +31,29 @@ def fit_learning_rate(model: XCLIPConfig, batch_size: int) -> float:
   if model.vision_width >= SMALL_WIDTH:
     return PUBLISHED_RATE * batch_size / 256
   return SMALL_RATE
+
+
+def explain_small_rate(config: Any, model: XCLIPConfig, total_steps: int) -> str | None:
+  """Returns a warning if the learning rates of a run are too small for it to learn; else None.
+
+  An update of Adam or Lion moves a parameter by about the learning rate, so the sum of all rates
+  bounds how far any parameter can move.
+
+  Args:
+    config: config of the run.
+    model: size of its network.
+    total_steps: updates of the run.
+  """
+  lr = config.optim.lr
+  if 0 < lr < SMALL_RATE / 4 and model.vision_width < SMALL_WIDTH:
+    return (f'config.optim.lr={lr:g} fits models of the published sizes; this one is '
+            f'{model.vision_width} wide and hardly learns with it; try {SMALL_RATE:g}')
+  most = max(multiple for _, multiple in config.optim.groups)
+  distance = lr * most * total_steps / 2                # the mean of a cosine is half of its peak
+  if 0 < distance < LEAST_DISTANCE:
+    return (f'config.optim.lr={lr:g} over {total_steps} updates moves no weight by more than '
+            f'{distance:.1g}, too little to learn from; train longer, or raise it')
+  return None
 
 
 def make_schedule(

@@ -55,8 +55,8 @@ def summarise(results: Mapping[str, Any]) -> str:
   lists, alpha, metric = results['lists'], results['alpha'], results['metric']
   text = (f'{metric} of the {results["clips"]["val"]} clips held out: '
           f'{percent(lists["val"]["before"])} before, {percent(lists["val"]["chosen"])} with the '
-          f'weights chosen (alpha {alpha:g}), {percent(lists["val"]["after"])} after fine-tuning in '
-          'full')
+          f'weights chosen (alpha {alpha:g}), {percent(lists["val"]["after"])} after fine-tuning '
+          'in full')
   return text + ''.join(
     f'; {name}: {percent(x["before"])}, {percent(x["chosen"])}, {percent(x["after"])}'
     for name, x in lists.items() if name != 'val')
