@@ -116,7 +116,7 @@ def test_an_unknown_field_is_named_with_what_may_be_meant(name, message):
 def test_a_missing_field_is_named():
   c = base.get_config()
   del c.optim.lr
-  with pytest.raises(ConfigError, match='config.optim.lr is missing'):
+  with pytest.raises(ConfigError, match=r'config.optim.lr is missing'):
     config_lib.validate(c)
 
 
