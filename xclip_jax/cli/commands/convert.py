@@ -67,13 +67,13 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
     help="head counts to use where config.json disagrees with the reference's width // 64 "
     '(default: file)')
   parser.add_argument(
-    '--frames', type=_positive, metavar='T',
+    '--frames', type=options.at_least(1), metavar='COUNT',
     help='interpolate the positions to T frames; weights of CLIP: make a model of T frames')
   parser.add_argument(
-    '--image-size', type=_positive, metavar='S',
+    '--image-size', type=options.at_least(1), metavar='PIXELS',
     help='interpolate the positions to frames of S pixels')
   parser.add_argument(
-    '--seed', type=int, default=0, metavar='N',
+    '--seed', type=int, default=0, metavar='NUMBER',
     help='seed of the modules that weights of CLIP lack (default: 0)')
 
 
@@ -189,13 +189,6 @@ def _architecture_lines(d: 'inspection.Description', c: dict[str, Any]) -> list[
   rest = ('prompt_alpha', 'drop_path', 'dtype', 'residual_dtype', 'attention', 'remat')
   name = 'as trained' if d.kind == 'run' else 'when run'
   return [*lines, f'  {name:<12}' + ', '.join(f'{k} {c[k]}' for k in rest)]
-
-
-def _positive(text: str) -> int:
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError(f'must be at least 1, got {text}')
-  return value
 
 
 def _check_apart(source: str, destination: str) -> None:
