@@ -1,4 +1,4 @@
-"""What the `xclip` command promises to whoever types it."""
+"""Promises of the `xclip` command: classify, embed, weights."""
 
 import collections
 import csv

@@ -1,4 +1,4 @@
-"""How the `xclip` command ends: one line for the user's mistakes, a traceback for ours."""
+"""The ends of a command: one line for the user's mistakes, a traceback for ours."""
 
 import argparse
 import errno

@@ -1,4 +1,4 @@
-"""What `xclip eval` promises: every video once, the numbers of the model applied by hand."""
+"""Promises of `xclip eval`: every video once, the numbers of the model applied by hand."""
 
 import json
 import subprocess

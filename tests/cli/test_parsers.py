@@ -1,4 +1,4 @@
-"""What a user reads: help that is understood alone, and examples that are real commands."""
+"""Help texts: each is understood alone, and every example is a real command."""
 
 import argparse
 import re
@@ -83,7 +83,7 @@ def test_a_description_says_what_the_command_does(parser):
 
 
 def test_an_option_means_the_same_in_every_command():
-  """One option has one help text, unless the commands listed here have a reason to differ."""
+  """Each of these options has one help text; --top counts labels of a video or of a window."""
   texts = {}
   for parser in COMMANDS:
     for action in parser._actions:

@@ -37,7 +37,8 @@ class CommandParser(argparse.ArgumentParser):
   """A parser that raises a `UserError` where argparse would print its usage and exit."""
 
   def __init__(self, **options: Any):
-    super().__init__(**{'formatter_class': HelpFormatter} | options)
+    options.setdefault('formatter_class', HelpFormatter)
+    super().__init__(**options)
 
   def error(self, message: str) -> NoReturn:
     """Raises the mistake as a `UserError`."""

@@ -1,18 +1,23 @@
-"""`xclip plan`: would this run fit onto those machines, and what would bound its speed."""
+"""`xclip plan`: memory and speed of a run on machines that are not here."""
 
 import argparse
 import ast
 import contextlib
 import dataclasses
 import importlib.util
-import json
+import math
 import os
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from xclip_jax import errors
 from xclip_jax.cli import options, output, output_files, startup
+from xclip_jax.errors import UserError
+
+if TYPE_CHECKING:
+  from xclip_jax.planning.plan import Plan
+  from xclip_jax.planning.rehearsal import Rehearsal
 
 
 def add_commands(commands: Any) -> None:
@@ -55,41 +60,130 @@ def plan(arguments: argparse.Namespace) -> int:
   jax[cuda12] holds. Compiling takes a minute or several. bfloat16 is the default here, as on these
   machines. Exit code: 0 if it fits, 1 if not, 2 if refused.
   """
-  _prepare(arguments.platform)
+  _keep_jax_on_cpus(arguments.platform)
   with startup.paused_collector():
     from xclip_jax.planning import plan as planning
 
   out = sys.stderr if arguments.json == '-' else sys.stdout
   with output_files.open_file(arguments.json, arguments.overwrite) as write:
-    config = _config(arguments)
-    platform = arguments.platform.partition(':')[0] if arguments.platform.startswith('cpu') else (
-      arguments.platform)
-    rehearsed = _rehearse(config, planning.devices(platform), arguments)
-    print(describe_hosts(rehearsed), file=out, flush=True)
-    make = lambda c: planning.make(c, platform, arguments.step, arguments.classes)
-    asked = make(config)
+    config = _read_config(arguments)
+    platform = 'cpu' if arguments.platform.startswith('cpu') else arguments.platform
+    rehearsal = _rehearse(config, planning.devices(platform), arguments)
+    print(describe_hosts(rehearsal), file=out, flush=True)
+    compile_step = lambda c: planning.make(c, platform, arguments.step, arguments.classes)
+    asked = compile_step(config)
     tried = [('as asked', asked)]
     print(describe(config, asked), file=out, flush=True)
     if asked.fits is False and not arguments.no_suggest and arguments.step == 'train':
-      for name, other in planning.alternatives(config, asked.mesh):
-        tried.append((name, make(other)))
-        print(f'\nwith {name}:\n{numbers(tried[-1][1])}', file=out, flush=True)
+      for change, other in planning.alternatives(config, asked.mesh):
+        tried.append((change, compile_step(other)))
+        print(f'\nwith {change}:\n{numbers(tried[-1][1])}', file=out, flush=True)
         if tried[-1][1].fits:
           break
       else:
         print('\nnothing tried fits; use more chips or a smaller batch', file=out)
-    write(json.dumps([
-      {'change': name} | dataclasses.asdict(x) | dataclasses.asdict(rehearsed) | {
-        'fits': x.fits, 'mfu': x.mfu, 'work': x.work, 'most_videos': x.most_videos}
-      for name, x in tried], indent=1).encode() + b'\n')
+    write(output_files.to_json([_to_record(x, rehearsal, change) for change, x in tried]))
   return output.FAILED_IN_PART if asked.fits is False else 0
 
 
-def _rehearse(config: Any, devices: Any, arguments: argparse.Namespace) -> Any:
-  """Rehearses the run, which may refuse it.
+def _to_record(compiled: 'Plan', rehearsal: 'Rehearsal', change: str) -> dict[str, Any]:
+  """Returns what --json holds of one program."""
+  return {'change': change} | dataclasses.asdict(compiled) | dataclasses.asdict(rehearsal) | {
+    'fits': compiled.fits, 'mfu': compiled.mfu, 'work': compiled.work,
+    'most_videos': compiled.most_videos}
 
-  Without a config file the user has named the batch of one step only: the other step's is made one
-  that divides.
+
+def _keep_jax_on_cpus(platform: str) -> None:
+  """Keeps JAX on the CPU, and libtpu from looking for a TPU and complaining that it has none."""
+  os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_MIN_LOG_LEVEL': '3',
+                 'TPU_STDERR_LOG_LEVEL': '3', 'TPU_WORKER_HOSTNAMES': 'localhost',
+                 'TPU_ACCELERATOR_TYPE': 'none',
+                 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}      # a run may hold this machine's TPU
+  name, _, count = platform.partition(':')
+  if name == 'cpu' and count:
+    if not count.isdecimal() or not int(count):
+      raise UserError(f'--platform {platform}: cpu:N wants a number of devices')
+    os.environ['XLA_FLAGS'] = (f'{os.environ.get("XLA_FLAGS", "")} '
+                               f'--xla_force_host_platform_device_count={count}')
+
+
+def _read_config(arguments: argparse.Namespace) -> Any:
+  """Returns the config of the file or the default one, changed by the options."""
+  from xclip_jax import config as fields
+
+  config = (_run_config_file(arguments.config) if arguments.config else fields.get_config()).lock()
+  for field, value in _changes(arguments).items():
+    try:
+      # A variant may be given any field of the model; every other field must exist already.
+      with config.unlocked() if field.startswith('model.fields.') else contextlib.nullcontext():
+        config.update_from_flattened_dict({field: value})
+    except (KeyError, AttributeError, TypeError) as error:
+      reason = str(error.args[0]).splitlines()[0] if error.args else type(error).__name__
+      raise UserError(f'config.{field}={value!r}: {reason}') from error
+  return config
+
+
+def _changes(arguments: argparse.Namespace) -> dict[str, Any]:
+  """Returns the fields of the config that the options change, with their values."""
+  changes: dict[str, Any] = {}
+  if not arguments.config:
+    changes['model.dtype'] = changes['model.residual_dtype'] = 'bfloat16'
+  if arguments.variant:
+    changes['model.variant'] = arguments.variant
+  if arguments.frames is not None:
+    changes['model.num_frames'] = arguments.frames
+  if arguments.batch is not None:
+    changes[f'{arguments.step}.batch_size'] = arguments.batch
+  if arguments.mesh:
+    changes |= _mesh_axes(arguments.mesh)
+  for change in arguments.changes:
+    field, equals, value = change.partition('=')
+    if not equals:
+      raise UserError(f'--set {change}: FIELD=VALUE wanted, e.g. model.remat=dots')
+    try:
+      changes[field] = ast.literal_eval(value)
+    except (ValueError, SyntaxError):              # a text without quotation marks
+      changes[field] = value
+  return changes
+
+
+def _mesh_axes(text: str) -> dict[str, int]:
+  """Parses the sizes of mesh axes; an axis that is not named has size 1."""
+  axes = {f'mesh.{name}': 1 for name in ('dcn', 'data', 'fsdp', 'tensor')}
+  for part in text.split(','):
+    name, _, size = part.partition('=')
+    try:
+      axes[f'mesh.{name.strip()}'] = int(size)
+    except ValueError as error:
+      raise UserError(f'--mesh {text}: wanted as in data=8,fsdp=4') from error
+  return axes
+
+
+def _run_config_file(path: str) -> Any:
+  """Returns the config that a file's `get_config` makes."""
+  file = Path(path)
+  if not file.is_file():
+    raise UserError(f'--config {path}: no such file')
+  sys.path.insert(0, str(Path.cwd()))              # holds the package `configs`, as for train.py
+  spec = importlib.util.spec_from_file_location('xclip_plan_config', file)
+  if spec is None or spec.loader is None:
+    raise UserError(f'--config {path}: a file with Python is wanted, named as in run.py')
+  module = importlib.util.module_from_spec(spec)
+  try:
+    spec.loader.exec_module(module)
+    return module.get_config()
+  except UserError:
+    raise
+  except Exception as error:                       # the file is the user's
+    raise UserError(
+      f'--config {path} fails with {type(error).__name__}: {errors.one_line(error)}') from error
+
+
+def _rehearse(config: Any, devices: Any, arguments: argparse.Namespace) -> 'Rehearsal':
+  """Rehearses the run, which may refuse the config.
+
+  Without a config file the user has named the batch size of one step only: the other step's is
+  raised to one that the devices divide.
   """
   from xclip_jax.parallel import mesh as mesh_lib
   from xclip_jax.planning import rehearsal
@@ -98,135 +192,74 @@ def _rehearse(config: Any, devices: Any, arguments: argparse.Namespace) -> Any:
     shards = mesh_lib.batch_shards(mesh_lib.make_mesh(config.mesh, list(devices)))
     named = {change.partition('=')[0] for change in arguments.changes}
     named |= {f'{arguments.step}.batch_size'} if arguments.batch is not None else set()
-    for name, multiple in (('train', shards * config.train.accumulation), ('eval', shards)):
-      if f'{name}.batch_size' not in named:
-        config[name].batch_size = -(-config[name].batch_size // multiple) * multiple
+    for step, multiple in (('train', shards * config.train.accumulation), ('eval', shards)):
+      if f'{step}.batch_size' not in named:
+        config[step].batch_size = -(-config[step].batch_size // multiple) * multiple
   return rehearsal.rehearse(config, devices)
 
 
-def describe_hosts(found: Any) -> str:
-  """Says what each host reads of a training batch, and what is predicted at once."""
+def describe_hosts(rehearsal: 'Rehearsal') -> str:
+  """Returns lines on what each host reads of a training batch, and what is predicted at once."""
   count = lambda rows: f'{rows[0]}' if len(set(rows)) == 1 else f'{min(rows)} to {max(rows)}'
-  hosts = f'{found.hosts} host(s) with {found.host_devices} device(s) each'
+  r = rehearsal
+  hosts = f'{r.hosts} host(s) with {r.host_devices} device(s) each'
   return (
-    f'hosts           {hosts}; each reads {count(found.train_rows)} of the '
-    f'{sum(found.train_rows)} rows of a training batch\n'
-    f'evaluation      {found.eval_clips} clips at once: {found.eval_videos} videos '
-    f'({count(found.eval_rows)} a host) x {found.eval_views} of {found.views} view(s)')
+    f'hosts           {hosts}; each reads {count(r.train_rows)} of the '
+    f'{sum(r.train_rows)} rows of a training batch\n'
+    f'evaluation      {r.eval_clips} clips at once: {r.eval_videos} videos '
+    f'({count(r.eval_rows)} a host) x {r.eval_views} of {r.views} view(s)')
 
 
-def describe(config: Any, found: Any) -> str:
-  """What was compiled, and its numbers."""
-  m = config.model
-  chips = 1
-  for n in found.mesh.values():
-    chips *= n
-  mesh = ' '.join(f'{k}={n}' for k, n in found.mesh.items())
+def describe(config: Any, compiled: 'Plan') -> str:
+  """Returns lines on the program that was compiled, and its numbers."""
+  model = config.model
+  mesh = ' '.join(f'{axis}={size}' for axis, size in compiled.mesh.items())
   return (
-    f'{m.variant}, {m.num_frames} frames, {found.step} step of {found.batch} videos, {m.dtype}, '
-    f'remat {m.remat}, accumulation {config.train.accumulation}\n'
-    f'{found.platform}: {chips} device(s), mesh {mesh}. Compiled, not run '
-    f'({found.compile_seconds:.0f} s).\n' + numbers(found))
+    f'{model.variant}, {model.num_frames} frames, {compiled.step} step of {compiled.batch} videos, '
+    f'{model.dtype}, remat {model.remat}, accumulation {config.train.accumulation}\n'
+    f'{compiled.platform}: {math.prod(compiled.mesh.values())} device(s), mesh {mesh}. Compiled, '
+    f'not run ({compiled.compile_seconds:.0f} s).\n' + numbers(compiled))
 
 
-def numbers(found: Any) -> str:
-  """The numbers of a Plan, a line each."""
-  gib = lambda n: f'{n / (1 << 30):.2f} GiB' if n >= 1 << 29 else f'{n / (1 << 20):.1f} MiB'
-  lines = []
-  if found.memory is None:
-    lines.append(f'memory          {gib(found.needed)} needed of {gib(found.capacity)}: '
-                 'DOES NOT FIT, the compiler gave up')
-  else:
-    x = found.memory
-    fits = {True: 'fits', False: 'DOES NOT FIT', None: ''}[found.fits]
-    of = f' of {gib(found.capacity)}: {fits}' if found.capacity else ''
-    lines.append(
-      f'memory          {gib(x.total)}{of} (state and batch {gib(x.arguments)}, temporary '
-      f'{gib(x.temporary)}, code {gib(x.program)}, other outputs {gib(x.outputs)})')
-    if found.most_videos:
-      lines.append(f'room            about {found.most_videos} videos a step would fill 90 % of '
-                   'it, by proportion; not compiled')
-  work = f'; compiled: {found.work:.2f} times that' if found.work else ''
+def numbers(compiled: 'Plan') -> str:
+  """Returns the numbers of a program, one a line."""
+  p = compiled
+  lines = [_memory_line(p)]
+  if p.memory is not None and p.most_videos:
+    lines.append(f'room            about {p.most_videos} videos a step would fill 90 % of '
+                 'it, by proportion; not compiled')
+  recomputed = f'; compiled: {p.work:.2f} times that' if p.work else ''
   lines.append(
-    f'operations      {found.model_flops / 1e12:.2f} TFLOP a step, counted by hand{work}')
-  if found.memory is not None:
-    moved = ', '.join(f'{name} {x.count} x, {gib(x.bytes)}' for name, x in found.traffic.items())
+    f'operations      {p.model_flops / 1e12:.2f} TFLOP a step, counted by hand{recomputed}')
+  if p.memory is not None:
+    moved = ', '.join(
+      f'{name} {x.count} x, {_in_bytes(x.bytes)}' for name, x in p.traffic.items())
     lines.append(f'communication   {moved or "none"}, a device')
-  if found.seconds:
-    rate = found.batch / found.seconds
+  if p.seconds:
+    share = f', {100 * p.mfu:.0f} % of the peak' if p.mfu else ''
     lines.append(
-      f'estimated time  {1e3 * found.seconds:.1f} ms a step, {rate:.0f} videos a second, '
-      f'{100 * found.mfu:.0f} % of the peak\n                '
-      "(the compiler's cost model, without communication: it orders variants, it is no promise)")
+      f'estimated time  {1e3 * p.seconds:.1f} ms a step, {p.batch / p.seconds:.0f} videos a second'
+      f"{share}\n                (the compiler's cost model, without communication: it orders "
+      'variants, it is no promise)')
   return '\n'.join(lines)
 
 
-def _prepare(platform: str) -> None:
-  """Keeps JAX to the CPU, and libtpu from looking for a TPU and complaining that there is none."""
-  os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_MIN_LOG_LEVEL': '3',
-                 'TPU_STDERR_LOG_LEVEL': '3', 'TPU_WORKER_HOSTNAMES': 'localhost',
-                 'TPU_ACCELERATOR_TYPE': 'none',
-                 'ALLOW_MULTIPLE_LIBTPU_LOAD': '1'}      # a run may hold this machine's TPU
-  name, _, count = platform.partition(':')
-  if name == 'cpu' and count:
-    if not count.isdecimal() or not int(count):
-      raise errors.UserError(f'--platform {platform}: cpu:N wants a number of devices')
-    os.environ['XLA_FLAGS'] = (f'{os.environ.get("XLA_FLAGS", "")} '
-                               f'--xla_force_host_platform_device_count={count}')
+def _memory_line(compiled: 'Plan') -> str:
+  if compiled.memory is None:
+    capacity = _in_bytes(compiled.capacity) if compiled.capacity else 'an unknown capacity'
+    return (f'memory          {_in_bytes(compiled.needed)} needed of {capacity}: DOES NOT FIT, the '
+            'compiler gave up')
+  x = compiled.memory
+  verdict = ''
+  if compiled.capacity:
+    fits = 'fits' if compiled.fits else 'DOES NOT FIT'
+    verdict = f' of {_in_bytes(compiled.capacity)}: {fits}'
+  return (
+    f'memory          {_in_bytes(x.total)}{verdict} (state and batch {_in_bytes(x.arguments)}, '
+    f'temporary {_in_bytes(x.temporary)}, code {_in_bytes(x.program)}, other outputs '
+    f'{_in_bytes(x.outputs)})')
 
 
-def _config(arguments: argparse.Namespace) -> Any:
-  from xclip_jax import config as fields
-
-  c = (_load(arguments.config) if arguments.config else fields.get_config()).lock()
-  changes = {}
-  if not arguments.config:
-    changes['model.dtype'] = changes['model.residual_dtype'] = 'bfloat16'
-  if arguments.variant:
-    changes['model.variant'] = arguments.variant
-  if arguments.frames is not None:
-    changes['model.num_frames'] = arguments.frames
-  if arguments.batch is not None:
-    changes['train.batch_size' if arguments.step == 'train' else 'eval.batch_size'] = (
-      arguments.batch)
-  if arguments.mesh:
-    changes |= _mesh(arguments.mesh)
-  for change in arguments.changes:
-    field, equals, value = change.partition('=')
-    if not equals:
-      raise errors.UserError(f'--set {change}: FIELD=VALUE wanted, e.g. model.remat=dots')
-    try:
-      changes[field] = ast.literal_eval(value)
-    except (ValueError, SyntaxError):
-      changes[field] = value
-  for field, value in changes.items():
-    try:
-      # What fields the variant is given is open; of all else, what there is is known.
-      with c.unlocked() if field.startswith('model.fields.') else contextlib.nullcontext():
-        c.update_from_flattened_dict({field: value})
-    except (KeyError, AttributeError, TypeError) as error:
-      reason = str(error.args[0]).splitlines()[0] if error.args else type(error).__name__
-      raise errors.UserError(f'config.{field}={value!r}: {reason}') from error
-  return c
-
-
-def _mesh(text: str) -> dict[str, int]:
-  axes = {f'mesh.{name}': 1 for name in ('dcn', 'data', 'fsdp', 'tensor')}
-  for part in text.split(','):
-    name, _, size = part.partition('=')
-    try:
-      axes[f'mesh.{name.strip()}'] = int(size)
-    except ValueError as error:
-      raise errors.UserError(f'--mesh {text}: wanted as in data=8,fsdp=4') from error
-  return axes
-
-
-def _load(path: str) -> Any:
-  file = Path(path)
-  if not file.is_file():
-    raise errors.UserError(f'--config {path}: no such file')
-  sys.path.insert(0, str(Path.cwd()))                 # where `configs` is, as for train.py
-  spec = importlib.util.spec_from_file_location('xclip_plan_config', file)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  return module.get_config()
+def _in_bytes(count: int) -> str:
+  """Returns a number of bytes in GiB or, below half of one, in MiB."""
+  return f'{count / (1 << 30):.2f} GiB' if count >= 1 << 29 else f'{count / (1 << 20):.1f} MiB'

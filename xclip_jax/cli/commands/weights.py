@@ -147,7 +147,7 @@ def curve(arguments: argparse.Namespace) -> int:
 
 def _class_list_of_each(arguments: argparse.Namespace) -> list[str | None]:
   """Returns the class list of every list; None: the one beside it."""
-  classes = arguments.classes or [None]
+  classes: list[str | None] = arguments.classes or [None]
   count = len(arguments.lists)
   if len(classes) not in (1, count):
     raise UserError(f'--classes is given {len(classes)} times for {count} lists; give it once, or '

@@ -1,4 +1,4 @@
-"""One measurement of a model by a protocol, on one process or on several."""
+"""The measurement of a model by a protocol, on one process or on several."""
 
 import argparse
 import contextlib

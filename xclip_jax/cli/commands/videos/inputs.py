@@ -34,14 +34,14 @@ def open_classifier(arguments: argparse.Namespace) -> tuple[Any, dict[str, float
 
 def read_labels(arguments: argparse.Namespace) -> list[str]:
   """Returns the labels of --labels or --labels-file; an empty list if neither is given."""
-  if arguments.labels is None and arguments.labels_file is None:
-    return []
   if arguments.labels is not None and arguments.labels_file is not None:
     raise UserError('give either --labels or --labels-file')
   if arguments.labels is not None:
     source, labels = '--labels', [label.strip() for label in arguments.labels.split(',')]
-  else:
+  elif arguments.labels_file is not None:
     source, labels = arguments.labels_file, _read_labels_file(arguments.labels_file)
+  else:
+    return []
   labels = [label for label in labels if label]
   if not labels:
     raise UserError(f'{source} holds no labels')

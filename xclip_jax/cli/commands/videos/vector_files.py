@@ -75,6 +75,7 @@ def _write_npy(vectors: Vectors, write: Write) -> None:
   import numpy as np
 
   given = vectors.video_features if vectors.text_features is None else vectors.text_features
+  assert given is not None, 'neither videos nor labels'
   content = io.BytesIO()
   np.save(content, given)
   write(content.getvalue())
