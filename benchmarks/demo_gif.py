@@ -33,7 +33,7 @@ FONTS = pathlib.Path(matplotlib.get_data_path()) / 'fonts' / 'ttf'
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """One clip of the grid: its frames, its class, and the model's guesses, best first."""
+  """A clip of the grid: its frames, its class and the guesses of the model, best first."""
 
   frames: np.ndarray                      # uint8 [T, TILE, TILE, 3]
   name: str
@@ -44,7 +44,7 @@ class Clip:
     return self.guesses[0][0] == self.name
 
 
-def font(size: float, bold: bool = False) -> ImageFont.FreeTypeFont:
+def open_font(size: float, bold: bool = False) -> ImageFont.FreeTypeFont:
   """Opens DejaVu Sans, which matplotlib brings along."""
   name = 'DejaVuSans-Bold.ttf' if bold else 'DejaVuSans.ttf'
   return ImageFont.truetype(str(FONTS / name), size)
@@ -75,16 +75,16 @@ def draw_page(clips: list[Clip]) -> Image.Image:
   draw = ImageDraw.Draw(page)
   wrong = sum(not clip.is_right for clip in clips)
   draw.text((GAP, 12), 'Shapes and motions in pairs that were never trained on', theme.INK,
-            font(14, bold=True))
+            open_font(14, bold=True))
   told = f'best 2 of 32 labels: {len(clips) - wrong} clips right, {wrong} wrong'
-  draw.text((WIDTH - GAP, 14), told, theme.MUTED, font(12), anchor='ra')
+  draw.text((WIDTH - GAP, 14), told, theme.MUTED, open_font(12), anchor='ra')
   for number, clip in enumerate(clips):
-    left, top = corner(number)
+    left, top = find_corner(number)
     draw_guesses(draw, clip, left, top + TILE + 7)
   return page
 
 
-def corner(number: int) -> tuple[int, int]:
+def find_corner(number: int) -> tuple[int, int]:
   """Returns the left and upper edge of a clip in the page, in pixels."""
   row, column = divmod(number, COLUMNS)
   return GAP + column * (TILE + GAP), HEADER + row * (TILE + TEXT + GAP)
@@ -98,13 +98,14 @@ def draw_guesses(draw: ImageDraw.ImageDraw, clip: Clip, left: int, top: int) -> 
     is_class = label == clip.name
     text = label.removeprefix('a ')
     draw.text((left, y), text, theme.INK if is_class else theme.MUTED,
-              font(9.5, bold=is_class))
+              open_font(9.5, bold=is_class))
     track = TILE - 38
     color = verdict if not rank else '#b8c4ce'
     draw.rounded_rectangle((left, y + 16, left + track, y + 22), 3, theme.TRACK)
     draw.rounded_rectangle(
       (left, y + 16, left + max(6, round(track * probability)), y + 22), 3, color)
-    draw.text((left + TILE, y + 19), f'{100 * probability:.0f} %', theme.INK, font(10), anchor='rm')
+    draw.text((left + TILE, y + 19), f'{100 * probability:.0f} %', theme.INK, open_font(10),
+              anchor='rm')
 
 
 def mark(frame: Image.Image, clip: Clip, left: int, top: int) -> None:
@@ -113,7 +114,8 @@ def mark(frame: Image.Image, clip: Clip, left: int, top: int) -> None:
   color = theme.GREEN if clip.is_right else theme.RED
   x, y = left + TILE - 24, top + 6
   draw.ellipse((x, y, x + 18, y + 18), color)
-  draw.text((x + 9, y + 9), '✓' if clip.is_right else '✗', PAPER, font(12, bold=True), anchor='mm')
+  draw.text((x + 9, y + 9), '✓' if clip.is_right else '✗', PAPER, open_font(12, bold=True),
+            anchor='mm')
 
 
 def choose_palette(frames: list[Image.Image], colors: int) -> Image.Image:
@@ -138,8 +140,8 @@ def draw_gif(clips: list[Clip], colors: int) -> bytes:
   for time in range(len(clips[0].frames)):
     frame = page.copy()
     for number, clip in enumerate(clips):
-      frame.paste(Image.fromarray(clip.frames[time]), corner(number))
-      mark(frame, clip, *corner(number))
+      frame.paste(Image.fromarray(clip.frames[time]), find_corner(number))
+      mark(frame, clip, *find_corner(number))
     frames.append(frame)
   palette = choose_palette(frames, colors)
   indexed = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]

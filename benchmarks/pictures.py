@@ -178,16 +178,16 @@ def read(name: str) -> list[dict[str, Any]]:
 
 def redraw(name: str, folder: Path) -> None:
   """Draws one picture of docs/images from its results."""
-  about, *rows = read({'data_speed': 'data'}.get(name, name))
+  conditions, *rows = read({'data_speed': 'data'}.get(name, name))
   path = folder / f'{name}.png'
   if name == 'ablations':
     write(path, draw_ablations, rows)
   elif name == 'forgetting':
     write(path, draw_forgetting, rows)
   elif name == 'soak':
-    write(path, draw_soak, [row['sample'] for row in rows if 'sample' in row], about['steps'])
+    write(path, draw_soak, [row['sample'] for row in rows if 'sample' in row], conditions['steps'])
   else:
-    write(path, draw_data_speed, rows, about['cpus'])
+    write(path, draw_data_speed, rows, conditions['cpus'])
 
 
 def main() -> None:

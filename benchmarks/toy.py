@@ -43,14 +43,14 @@ def read_rows(root: pathlib.Path, split: str) -> tuple[list[str], list[str]]:
   return [str(root / row['path']) for row in rows], [names[int(row['label'])] for row in rows]
 
 
-def top1(model: classifier.Classifier, split: str, labels: list[str]) -> float:
+def measure_top1(model: classifier.Classifier, split: str, labels: list[str]) -> float:
   """Measures the share of a split's videos whose most probable label is their class."""
   paths, names = read_rows(synthetic.prepare(), split)
   answers = zip(model.classify_each(paths, labels), names, strict=True)
-  return float(np.mean([best(answer)[0][0] == name for answer, name in answers]))
+  return float(np.mean([best_labels(answer)[0][0] == name for answer, name in answers]))
 
 
-def best(answer: classifier.Answer | VideoError, count: int = 1) -> list[tuple[str, float]]:
+def best_labels(answer: classifier.Answer | VideoError, count: int = 1) -> list[tuple[str, float]]:
   """Returns the most probable labels of one video; raises the error of one that cannot be read."""
   if isinstance(answer, VideoError):
     raise answer
@@ -60,17 +60,17 @@ def best(answer: classifier.Answer | VideoError, count: int = 1) -> list[tuple[s
 def draw_samples(folder: pathlib.Path) -> dict[str, dict[str, object]]:
   """Writes the sample clips; returns what each shows."""
   folder.mkdir(parents=True, exist_ok=True)
-  about = {}
+  facts = {}
   for number, (shape, motion) in enumerate(SAMPLES):
     rng = np.random.default_rng((SAMPLE_SEED, number))
     scene = synthetic.draw_scene(rng, shape, motion, frames=16)
     video = synthetic.encode(synthetic.render(scene, SAMPLE_SIZE), f'xclip-jax: {scene.caption}')
     files.write_bytes(folder / f'{shape}.mp4', video)
-    about[f'sample:{shape}'] = {
+    facts[f'sample:{shape}'] = {
       'label': f'a {shape} {motion}', 'caption': scene.caption, 'seed': [SAMPLE_SEED, number],
       'composition_in_training': not synthetic.is_held_out(shape, motion),
     }
-  return about
+  return facts
 
 
 def main() -> None:
@@ -87,8 +87,8 @@ def main() -> None:
   model = classifier.load(bundled.TOY)
   samples = draw_samples(bundled.SAMPLES_FOLDER)
   for row, answer in zip(samples.values(), model.classify_each(list(samples)), strict=True):
-    row['answer'] = [[label, round(p, 3)] for label, p in best(answer, 2)]
-  about = {
+    row['answer'] = [[label, round(p, 3)] for label, p in best_labels(answer, 2)]
+  facts = {
     'shows': 'moving shapes of the synthetic set, see docs/demo.md',
     'made_by': [
       'python train.py --config configs/demo.py --workdir runs/demo',
@@ -97,18 +97,18 @@ def main() -> None:
     'parameters': sum(x.size for x in tree_names.flatten(weights.params).values()),
     'stored_as': 'float16',
     'top1_of_this_file': {
-      'val, 24 classes': top1(model, 'val', seen),
-      'val, among all 32': top1(model, 'val', seen + unseen),
-      'zero_shot, 8 classes': top1(model, 'zero_shot', unseen),
-      'zero_shot, among all 32': top1(model, 'zero_shot', seen + unseen),
+      'val, 24 classes': measure_top1(model, 'val', seen),
+      'val, among all 32': measure_top1(model, 'val', seen + unseen),
+      'zero_shot, 8 classes': measure_top1(model, 'zero_shot', unseen),
+      'zero_shot, among all 32': measure_top1(model, 'zero_shot', seen + unseen),
     },
     'report_of_the_run': {
       name: value for name, value in report.items() if name.endswith(('top1', 'against_reversed'))
     },
     'samples': samples,
   }
-  files.write_text(bundled.TOY_FOLDER / 'about.json', json.dumps(about, indent=1) + '\n')
-  print(json.dumps(about, indent=1))
+  files.write_text(bundled.TOY_FOLDER / 'about.json', json.dumps(facts, indent=1) + '\n')
+  print(json.dumps(facts, indent=1))
 
 
 if __name__ == '__main__':

@@ -57,9 +57,9 @@ def test_the_command_of_the_first_minute_answers_without_a_network(tmp_path):
 
 
 def test_samples_are_answered_rightly_with_the_stored_labels(toy):
-  names = bundled.sample_names()
+  names = bundled.list_samples()
   assert names == ['sample:ring', 'sample:square', 'sample:triangle']
-  about = bundled.about_toy()['samples']
+  about = bundled.describe_toy()['samples']
   for name, answer in zip(names, toy.classify(names), strict=True):
     (label, probability), *_ = answer.top(1)
     assert label == about[name]['label'] and name.removeprefix('sample:') in label
@@ -67,7 +67,7 @@ def test_samples_are_answered_rightly_with_the_stored_labels(toy):
 
 
 def test_samples_are_what_about_json_says(tmp_path):
-  for name, row in bundled.about_toy()['samples'].items():
+  for name, row in bundled.describe_toy()['samples'].items():
     shape, motion = row['label'].removeprefix('a ').split(' ', 1)
     rng = np.random.default_rng(row['seed'])
     scene = synthetic.draw_scene(rng, shape, motion, 16)
@@ -100,7 +100,7 @@ def test_an_unknown_sample_is_answered_with_those_that_exist(toy, capsys):
 
 def test_numbers_of_about_json_equal_a_fresh_evaluation(toy, drawn):
   """Other clips than those of about.json, so each share may differ by what 48 draws allow."""
-  told = bundled.about_toy()['top1_of_this_file']
+  told = bundled.describe_toy()['top1_of_this_file']
   labels = {split: [f'a {x} {y}' for x, y in synthetic.compositions(split)]
             for split in ('val', 'zero_shot')}
   assert list(toy.labels) == labels['val'] + labels['zero_shot']
@@ -121,7 +121,7 @@ def test_numbers_of_about_json_equal_a_fresh_evaluation(toy, drawn):
 
 
 def test_numbers_of_about_json_are_those_of_the_run():
-  about = bundled.about_toy()
+  about = bundled.describe_toy()
   ours, run = about['top1_of_this_file'], about['report_of_the_run']
   for key, name in (('val, 24 classes', 'val/top1'), ('zero_shot, 8 classes', 'zero_shot/top1'),
                     ('zero_shot, among all 32', 'zero_shot_all/top1')):

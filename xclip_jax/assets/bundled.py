@@ -18,7 +18,7 @@ SAMPLES_FOLDER = Path(__file__).parent / 'samples'
 _SAMPLE_PREFIX = 'sample:'
 
 
-def sample_names() -> list[str]:
+def list_samples() -> list[str]:
   """Lists the names of the sample clips, as 'sample:ring'."""
   return [_SAMPLE_PREFIX + file.stem for file in sorted(SAMPLES_FOLDER.glob('*.mp4'))]
 
@@ -31,12 +31,12 @@ def resolve_sample(name: str) -> str:
   """
   if not name.startswith(_SAMPLE_PREFIX):
     return name
-  if name not in sample_names():
-    raise UserError(f'{name}: the package has no such clip; it has {", ".join(sample_names())}')
+  if name not in list_samples():
+    raise UserError(f'{name}: the package has no such clip; it has {", ".join(list_samples())}')
   return str(SAMPLES_FOLDER / f'{name.removeprefix(_SAMPLE_PREFIX)}.mp4')
 
 
 @functools.cache
-def about_toy() -> dict[str, Any]:
+def describe_toy() -> dict[str, Any]:
   """Reads what is known of the toy model: its commands, accuracies and sample clips."""
   return json.loads((TOY_FOLDER / 'about.json').read_bytes())

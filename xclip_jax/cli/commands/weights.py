@@ -77,7 +77,7 @@ def list_weights(arguments: argparse.Namespace) -> int:
   from xclip_jax.weights import hub
 
   rows = [('NAME', 'MODEL', 'FRAMES', 'SIZE', 'LICENCE', 'PUBLISHED BY THE AUTHORS')]
-  top1 = bundled.about_toy()['top1_of_this_file']['val, 24 classes']
+  top1 = bundled.describe_toy()['top1_of_this_file']['val, 24 classes']
   rows.append((bundled.TOY, 'small', '4', '64', 'Apache-2.0',
                f'moving shapes {100 * top1:.1f} top-1, measured here; in the package'))
   for name, known in hub.KNOWN.items():
