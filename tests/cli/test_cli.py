@@ -168,7 +168,8 @@ def test_an_answer_that_is_no_number_is_a_failure(
   weights, folder, tmp_path, capsys, monkeypatch
 ):
   model = classifier.load(weights)
-  damaged = dataclasses.replace(model, params=jax.tree.map(lambda x: x * np.nan, model.params))
+  damaged = classifier.Classifier(dataclasses.replace(
+    model.weights, params=jax.tree.map(lambda x: x * np.nan, model.weights.params)))
   monkeypatch.setattr(classifier, 'load', lambda *_, **__: damaged)
   code = main.main(['classify', str(folder / 'a.mp4'), '--weights', 'x', '--labels', 'a, b'])
   captured = capsys.readouterr()
@@ -300,8 +301,7 @@ def test_embed_writes_features_of_what_could_be_read(
 
 
 def test_mixed_inputs_compile_two_programs(classify, folder, weights, monkeypatch, tmp_path):
-  read = native.read(weights)
-  fresh = classifier.Classifier(XCLIP(read.config), read.params, read.preprocess)
+  fresh = classifier.Classifier(native.read(weights))
   monkeypatch.setattr(classifier, 'load', lambda *_, **__: fresh)
   traced, encode = collections.Counter(), XCLIP.encode_video
 

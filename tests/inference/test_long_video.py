@@ -28,7 +28,7 @@ def classifier():
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32), shapes)
   params['logit_scale'] = np.float32(4.6)                # as trained: differences show
-  return Classifier(XCLIP(CONFIG), params, native.Preprocess())
+  return Classifier(native.Weights(CONFIG, params))
 
 
 @pytest.fixture(scope='module')
@@ -63,7 +63,8 @@ def test_windows_that_share_frames_are_exact_where_they_are_a_run(classifier, vi
   assert max(apart[::4]) < 2e-5                        # 0, 4 and 8 begin a run
   assert max(apart) > 1e-4                             # between, messages are another run's
   # Without messages no frame hears of another, and all are exact.
-  mute = dataclasses.replace(classifier, model=XCLIP(dataclasses.replace(CONFIG, messages=False)))
+  config = dataclasses.replace(CONFIG, messages=False)
+  mute = Classifier(dataclasses.replace(classifier.weights, config=config))
   for x, y in zip(long_video.classify(mute, video, LABELS, every=2),
                   long_video.classify(mute, video, LABELS, every=2, exact=True), strict=True):
     np.testing.assert_allclose(x.answer.probabilities, y.answer.probabilities, atol=1e-4)

@@ -103,12 +103,13 @@ def test_evaluations_compare_with_the_averages(root, model_and_params):
 
 def test_a_classifier_averages_over_its_templates(model_and_params):
   model, params = model_and_params
-  one = classifier_lib.Classifier(model, params, classifier_lib.native.Preprocess(), TEMPLATES[0])
-  other = dataclasses.replace(one, template=TEMPLATES[1])
-  both = dataclasses.replace(one, template=TEMPLATES).embed_text(NAMES)
+  weights = classifier_lib.native.Weights(model.config, params)
+  load = lambda template: classifier_lib.Classifier(dataclasses.replace(weights, template=template))
+  one, other = load(TEMPLATES[0]), load(TEMPLATES[1])
+  both = load(TEMPLATES).embed_text(NAMES)
   pairs = zip(one.embed_text(NAMES), other.embed_text(NAMES), strict=True)
   np.testing.assert_allclose(both, [mean(pair) for pair in pairs], rtol=1e-4, atol=1e-6)
-  alone = dataclasses.replace(one, template=TEMPLATES[:1]).embed_text(NAMES)
+  alone = load(TEMPLATES[:1]).embed_text(NAMES)
   np.testing.assert_array_equal(alone, one.embed_text(NAMES))
 
 

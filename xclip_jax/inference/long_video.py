@@ -1,17 +1,18 @@
-"""What a long video shows from moment to moment: windows that overlap, each frame encoded once.
+"""Answers for overlapping windows of a long video, whose frames are encoded once each.
 
-  for window in windows.classify(xclip_jax.load('runs/demo'), 'day.mp4', labels, every=8):
+  model = xclip_jax.load('runs/demo')
+  for window in long_video.classify(model, 'day.mp4', labels, every=8):
     print(f'{window.begin:.1f} s', window.answer)
 
-On the command line: `xclip windows`, see cli.py.
+The command `xclip windows` does the same.
 """
 
 import dataclasses
 import functools
 import os
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,112 +24,126 @@ from xclip_jax.data.video.decode import VideoError
 from xclip_jax.errors import UserError
 from xclip_jax.inference.classifier import Answer, Classifier
 from xclip_jax.models import vision
-from xclip_jax.models.xclip import class_probabilities, compare
+from xclip_jax.models.xclip import XCLIP, PixelStatistics, class_probabilities, compare
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TimeWindow:
-  """T frames of a video, `every` apart."""
+  """The answer for T sampled frames of a video."""
 
-  begin: float           # seconds, of the first frame
-  end: float             # and of the last
+  begin: float           # time of the first frame, seconds
+  end: float             # time of the last frame, seconds
   answer: Answer
+
+
+class _Programs(NamedTuple):
+  """The compiled functions that a window needs; each takes the parameters first."""
+
+  encode_frames: Callable[[Any, np.ndarray], tuple[jax.Array, jax.Array]]
+  integrate: Callable[..., Any]
+  score: Callable[..., jax.Array]
 
 
 def classify(
   classifier: Classifier, video: str | os.PathLike, labels: Sequence[str], every: int = 8,
   stride: int = 1, exact: bool = False,
 ) -> Iterator[TimeWindow]:
-  """Classifies windows of T frames of a video of any length; only a few windows are held.
+  """Classifies windows of T frames of a video of any length, holding only a few windows.
 
-  Frames are encoded in runs of T that do not overlap, each once, and windows are put together from
-  them: 1 / T of the work of the vision tower at stride 1. What a frame hears from the others of its
-  run in cross-frame attention is then not always what it would hear from those of the window: an
-  approximation, but for windows that are a run. Order in time (the integration transformer) and the
-  prompts are of the window itself.
+  Frames are encoded in runs of T that do not overlap, each frame once, and windows are put together
+  from encoded frames: 1 / T of the work of the vision tower at stride 1. Cross-frame attention sees
+  the frames of the encoded run, not of the window, so results are approximate unless the two
+  coincide. The integration transformer and the prompts see the window itself.
 
   Args:
-    classifier: of `xclip_jax.load`.
+    classifier: the result of `xclip_jax.load`.
     video: a file.
-    labels: K, as for `Classifier.classify`.
-    every: of how many frames of the video one is taken.
-    stride: how many of those taken the next window begins later, 1 to T.
+    labels: K texts, as for `Classifier.classify`.
+    every: sample one of this many frames of the video.
+    stride: sampled frames from the beginning of one window to that of the next, 1 to T.
     exact: encode every window by itself.
 
   Raises:
-    ValueError: an argument.
-    VideoError: it cannot be read, or has fewer than T * every frames.
+    UserError: an argument is out of range, or the labels cannot be used.
+    VideoError: the video cannot be read, or has fewer than T * every frames.
   """
   T = classifier.config.num_frames
   if every < 1 or not 1 <= stride <= T:
     raise UserError(f'every={every} must be at least 1, and stride={stride} from 1 to {T}, the '
-                     'frames of a window')
-  text = classifier.embed_text(labels)
-  labels = tuple(labels)
-  encode, integrate, score = _programs(classifier.model, classifier.preprocess)
-  params = classifier.params
-
-  def answer(features, row):
-    probabilities = np.asarray(score(params, features, text))[0]
+                    'frames of a window')
+  text, labels = classifier.embed_text(labels), tuple(labels)
+  params, programs = classifier.params, _programs(classifier.model, classifier.weights.preprocess)
+  frames = _sampled_frames if exact else _encoded_frames
+  count = 0
+  window: deque[tuple[float, Any]] = deque()            # (seconds, pixels or features of the frame)
+  for frame in frames(classifier, video, every):
+    count += 1
+    window.append(frame)
+    if len(window) < T:
+      continue
+    seconds, contents = zip(*window, strict=True)
+    if exact:
+      encoded = programs.encode_frames(params, np.stack(contents)[None])
+    else:
+      encoded = tuple(jnp.stack(x)[None] for x in zip(*contents, strict=True))
+    features = programs.integrate(params, *encoded)
+    probabilities = np.asarray(programs.score(params, features, text))[0]
     if not np.isfinite(probabilities).all():
       raise UserError('the model answers with NaN or infinity; its weights are damaged')
-    return TimeWindow(row[0], row[-1], Answer(labels, probabilities))
-
-  seconds: deque[float] = deque()
-  kept: deque[Any] = deque()          # frames, or what they were encoded to
-  count, found = 0, False
-  for run_seconds, clip, real in _runs(classifier, video, every):
-    count += real
-    if exact:
-      items = [clip[t] for t in range(real)]
-    else:
-      frames, patches = encode(params, clip[None])
-      items = [(frames[0, t], patches[0, t]) for t in range(real)]
-    for second, item in zip(run_seconds, items, strict=True):
-      seconds.append(second)
-      kept.append(item)
-      if len(kept) < T:
-        continue
-      if exact:
-        parts = encode(params, np.stack(kept)[None])
-      else:
-        parts = tuple(jnp.stack(x)[None] for x in zip(*kept, strict=True))
-      yield answer(integrate(params, *parts), seconds)
-      found = True
-      for _ in range(stride):
-        seconds.popleft()
-        kept.popleft()
-  if not found:
+    yield TimeWindow(seconds[0], seconds[-1], Answer(labels, probabilities))
+    for _ in range(stride):
+      window.popleft()
+  if count < T:
     raise VideoError(
       f'{os.fspath(video)}: a window takes {T} frames, one of {every} each, and it holds {count} '
       'of those; take a smaller `every`, or a longer video')
 
 
-def _runs(
+def _sampled_frames(
   classifier: Classifier, video: str | os.PathLike, every: int
-) -> Iterator[tuple[list[float], np.ndarray, int]]:
-  """Yields (seconds, uint8 [T, S, S, 3], frames that are not repeats of the last) of each run."""
-  T, preprocess = classifier.config.num_frames, classifier.preprocess
+) -> Iterator[tuple[float, np.ndarray]]:
+  """Yields (seconds, uint8 [H, W, 3]) of one frame of every few, resized and cropped."""
+  preprocess = classifier.weights.preprocess
   transform = augment.EvalTransform(
     classifier.config.image_size, preprocess.resize_ratio, preprocess.filter)
   _, frames = decode.read_frames(video)
-  seconds, clip = [], []
-  for number, (second, frame) in enumerate(frames):
-    if number % every:
-      continue
-    seconds.append(second)
-    clip.append(transform(frame[None])[0])
-    if len(clip) == T:
-      yield seconds, np.stack(clip), T
-      seconds, clip = [], []
-  if clip:
-    yield seconds, np.stack(clip + [clip[-1]] * (T - len(clip))), len(clip)
+  for number, (seconds, frame) in enumerate(frames):
+    if number % every == 0:
+      yield seconds, transform(frame[None])[0]
+
+
+def _encoded_frames(
+  classifier: Classifier, video: str | os.PathLike, every: int
+) -> Iterator[tuple[float, tuple[jax.Array, jax.Array]]]:
+  """Yields (seconds, (frame features [E], patch features [M, E])) of each sampled frame.
+
+  T frames are encoded at once; the last frame is repeated to fill the last run of them.
+  """
+  T = classifier.config.num_frames
+  encode = _programs(classifier.model, classifier.weights.preprocess).encode_frames
+
+  def encode_run(seconds, frames):
+    clip = np.stack(frames + [frames[-1]] * (T - len(frames)))
+    frame_features, patch_features = encode(classifier.params, clip[None])
+    for t, second in enumerate(seconds):
+      yield second, (frame_features[0, t], patch_features[0, t])
+
+  run_seconds: list[float] = []
+  run_frames: list[np.ndarray] = []
+  for second, frame in _sampled_frames(classifier, video, every):
+    run_seconds.append(second)
+    run_frames.append(frame)
+    if len(run_frames) == T:
+      yield from encode_run(run_seconds, run_frames)
+      run_seconds, run_frames = [], []
+  if run_frames:
+    yield from encode_run(run_seconds, run_frames)
 
 
 @functools.cache
-def _programs(model: Any, preprocess: Any) -> tuple[Any, Any, Any]:
-  def encode(params, video):
-    video = vision.normalize(video, preprocess.mean, preprocess.std)
+def _programs(model: XCLIP, statistics: PixelStatistics) -> _Programs:
+  def encode_frames(params, pixels):
+    video = vision.normalize(pixels, statistics.mean, statistics.std)
     return model.apply({'params': params}, video, method='encode_frames')
 
   def integrate(params, frames, patches):
@@ -137,4 +152,4 @@ def _programs(model: Any, preprocess: Any) -> tuple[Any, Any, Any]:
   def score(params, features, text):
     return class_probabilities(compare(model, params, features, text).logits)
 
-  return jax.jit(encode), jax.jit(integrate), jax.jit(score)
+  return _Programs(jax.jit(encode_frames), jax.jit(integrate), jax.jit(score))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from xclip_jax.errors import UserError
-from xclip_jax.models.config import DTYPES, XCLIPConfig
+from xclip_jax.models.config import DTYPES, XCLIPConfig, make_config
 from xclip_jax.models.integration import MultiframeTransformer
 from xclip_jax.models.matmul import einsum
 from xclip_jax.models.prompt import VideoPrompt
@@ -153,6 +153,23 @@ class XCLIP(nn.Module):
     )
 
 
+def init(config: XCLIPConfig | str, key: jax.Array) -> tuple[XCLIP, Any]:
+  """Builds a model and draws its parameters.
+
+  Args:
+    config: the architecture, or the name of a published one: 'B/32', 'B/16', 'L/14', 'L/14@336'.
+    key: jax.random.key(seed).
+
+  Returns:
+    the linen module, and its float32 parameters for model.apply({'params': params}, ...).
+
+  Raises:
+    UserError: no published architecture has that name.
+  """
+  model = XCLIP(make_config(config) if isinstance(config, str) else config)
+  return model, init_params(model, key)
+
+
 def init_params(model: XCLIP, key: jax.Array) -> Any:
   """Draws the parameters of the model."""
   c = model.config
@@ -162,7 +179,7 @@ def init_params(model: XCLIP, key: jax.Array) -> Any:
 
 
 class PixelStatistics(Protocol):
-  """Mean and standard deviation of each colour channel in 0..255; `Preprocess` and `config.data`."""
+  """Mean and standard deviation of each channel, 0..255: `Preprocess` or `config.data`."""
 
   @property
   def mean(self) -> tuple[float, ...]: ...

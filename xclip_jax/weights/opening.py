@@ -15,27 +15,70 @@ from xclip_jax.models.xclip import XCLIP
 from xclip_jax.weights import hub, native, rules
 
 
-def open_weights(
-  source: str | os.PathLike, dtype: str | None = None, merge_tokens: int | None = None,
-  **options: Any,
-) -> native.Weights:
-  """Reads what `load` takes, without a device: parameters are numpy arrays, as they were saved."""
-  weights = _open(source, **options)
-  fields = {} if dtype is None else {'dtype': 'bfloat16' if dtype == 'int8' else dtype,
-                                     'int8_kernels': dtype == 'int8'}
-  fields |= {} if merge_tokens is None else {'merge_tokens': merge_tokens}
-  config = with_available_attention(dataclasses.replace(weights.config, **fields))
-  return dataclasses.replace(weights, config=config)
+@dataclasses.dataclass(frozen=True)
+class OpenOptions:
+  """Options of opening weights; None: as the weights say.
+
+  Fields:
+    dtype: operands of matrix products: 'float32', 'bfloat16', or 'int8', which is bfloat16 with
+      kernels of 8 bits.
+    merge_tokens: pairs of patches merged in each vision block (docs/speed.md).
+    heads, num_frames, image_size, seed, new_modules: see `weights.hub.read`.
+  """
+
+  dtype: str | None = None
+  merge_tokens: int | None = None
+  heads: str = 'file'
+  num_frames: int | None = None
+  image_size: int | None = None
+  seed: int = 0
+  new_modules: XCLIPConfig | None = None
 
 
-def _open(source: str | os.PathLike, **options: Any) -> native.Weights:
+def open_weights(source: str | os.PathLike, **options: Any) -> native.Weights:
+  """Reads weights from a run, a folder, a file or a name; parameters are numpy arrays.
+
+  Args:
+    source: see `xclip_jax.load`.
+    **options: fields of `OpenOptions`.
+
+  Raises:
+    UserError: no weights have that name, or they cannot be read; the message says what to do.
+    CheckpointError: the run has a checkpoint that cannot be read.
+  """
+  chosen = OpenOptions(**options)
+  weights = _open(source, chosen)
+  config = weights.config
+  if chosen.dtype is not None:
+    int8 = chosen.dtype == 'int8'
+    config = dataclasses.replace(
+      config, dtype='bfloat16' if int8 else chosen.dtype, int8_kernels=int8)
+  if chosen.merge_tokens is not None:
+    config = dataclasses.replace(config, merge_tokens=chosen.merge_tokens)
+  return dataclasses.replace(weights, config=with_available_attention(config))
+
+
+def _open(source: str | os.PathLike, options: OpenOptions) -> native.Weights:
   folder = files.as_path(source, 'weights')
-  if not files.exists(folder / 'checkpoints'):
-    if files.exists(folder / 'metrics.jsonl'):
-      raise UserError(f'{folder} is a run without a checkpoint yet; train until one is saved')
-    return hub.read(source, **options)
-  weights = _read_run(folder)
-  return hub.resample(weights, options.get('num_frames'), options.get('image_size'))
+  if files.exists(folder / 'checkpoints'):
+    return hub.resample(_read_run(folder), options.num_frames, options.image_size)
+  if files.exists(folder / 'metrics.jsonl'):
+    raise UserError(f'{folder} is a run without a checkpoint yet; train until one is saved')
+  if _is_finetuning(folder):
+    source = folder / 'weights'
+    if not files.exists(source):
+      raise UserError(
+        f'{folder} is a fine-tuning that has not finished: it has no folder weights; let the same '
+        f'`xclip finetune` command go on, or take its training run {folder / "run"}')
+  return hub.read(
+    source, heads=options.heads, num_frames=options.num_frames, image_size=options.image_size,
+    seed=options.seed, new_modules=options.new_modules)
+
+
+def _is_finetuning(folder: files.AnyPath) -> bool:
+  """Tells whether `xclip finetune` has written a folder: it holds the class list and a run."""
+  return files.exists(folder / 'classes.csv') and any(
+    files.exists(folder / name / 'config.json') for name in ('weights', 'run'))
 
 
 def open_start_weights(

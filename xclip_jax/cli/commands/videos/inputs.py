@@ -1,7 +1,6 @@
 """Videos, labels and weights as they are named on the command line."""
 
 import argparse
-import dataclasses
 import glob
 import os
 import time
@@ -26,9 +25,8 @@ def open_classifier(arguments: argparse.Namespace) -> tuple[Any, dict[str, float
     from xclip_jax.inference import classifier as classifier_lib
 
     imported = time.perf_counter()
-    classifier = classifier_lib.load(arguments.weights, **options.open_options(arguments))
-  if arguments.template is not None:
-    classifier = dataclasses.replace(classifier, template=arguments.template)
+    classifier = classifier_lib.load(
+      arguments.weights, template=arguments.template, **options.open_options(arguments))
   return classifier, {'import': imported - start, 'load': time.perf_counter() - imported}
 
 
