@@ -87,7 +87,8 @@ def fine_tune(workdir: Path, seed: int, name: str, steps: int, lr: float) -> dic
   sets = [video_lists.labelled(k, lists[k], lists['root'], lists['classes'])
           for k in ('new', 'old')]
   found = weight_curve.measure(
-    opening.open_weights(before), opening.open_weights(after), sets, ALPHAS, batch_size=48)
+    opening.open_weights(before), opening.open_weights(after), sets, ALPHAS,
+    weight_curve.CurveOptions(batch_size=48))
   return {'variant': name, 'seed': seed, 'alpha': ALPHAS} | {
     x.name: found.values(x.name) for x in sets}
 

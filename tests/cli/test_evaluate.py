@@ -193,14 +193,16 @@ def test_eight_devices_see_what_one_sees(root, supervised, tmp_path):
 
 def test_an_ensemble_averages_directions_and_keeps_the_norm(root):
   weights = opening.open_weights(root / 'weights0')
-  found = scorer.Scorer(weights, scorer.mesh_lib.make_mesh({'data': -1}))
+  found = scorer.Scorer(
+    XCLIP(weights.config), weights.preprocess, scorer.mesh_lib.make_mesh({'data': -1}))
+  params = found.place(weights.params)
   templates = ['a {} video', 'somebody who tries to {}', '{}']
   _, text = apply_by_hand(root, [], NAMES, None, None, templates)
-  np.testing.assert_allclose(found.encode_texts(NAMES, templates[:1]), text[0], atol=1e-5)
+  np.testing.assert_allclose(found.encode_texts(params, NAMES, templates[:1]), text[0], atol=1e-5)
   norm = np.linalg.norm(text, axis=-1, keepdims=True)
   direction = np.mean(text / norm, axis=0)
   direction /= np.linalg.norm(direction, axis=-1, keepdims=True)
-  got = found.encode_texts(NAMES, templates)
+  got = found.encode_texts(params, NAMES, templates)
   np.testing.assert_allclose(got, direction * norm.mean(0), atol=1e-5)
   assert np.abs(got - text[0]).max() > 1e-2
 
@@ -279,7 +281,7 @@ def test_retrieval_compares_every_caption_with_every_video(root, evaluate, tmp_p
     assert numbers[f'text_to_video/r{k}_of_expected'] == np.sum(np.array(ranks) <= k) / 22
   assert numbers['text_to_video/median_rank'] == np.median(ranks)
   # A caption that another video has, too, ties with it, which is no success.
-  assert found.ranks()[1][GOOD.index(0)] >= 2
+  assert found.retrieval_ranks()[1][GOOD.index(0)] >= 2
   assert code == 1 and 'text to video' in (tmp_path / 'out' / 'report.md').read_text()
 
 

@@ -35,11 +35,13 @@ def write_lossless(path, frames):
 
 def scores_of(weights, path, **views):
   """Logits [V, K] of one video by the Scorer; and how to score clips [V, T, S, S, 3] by hand."""
-  found = scorer.Scorer(weights, mesh_lib.make_mesh({'data': 1}), batch_size=1)
-  text = found.encode_texts(TEXTS)
-  logits, _, failed = found.score([path], text, scorer.Views(**views))
-  assert not failed
   model = XCLIP(weights.config)
+  found = scorer.Scorer(model, weights.preprocess, mesh_lib.make_mesh({'data': 1}), batch_size=1)
+  params = found.place(weights.params)
+  text = found.encode_texts(params, TEXTS)
+  logits, _, _, failed = found.score(
+    params, scorer.PathSource((path,)), text, scorer.Views(**views))
+  assert not failed
   by_hand = lambda clips: jax.jit(lambda x: model.apply(
     {'params': weights.params}, x, text, method='classify').logits)(clips)
   return logits[0], by_hand

@@ -37,9 +37,9 @@ def random_params(evaluation):
 def test_probabilities_are_the_mean_over_crops_and_clips(root):
   several = evaluation(tiny.config(root, eval__clips=2, eval__crops=3))
   params = random_params(several)
-  got = several.predict(params, 'val', 'val')['in order']
+  got = several.score_splits(params)[0]['val']
   assert got.index.tolist() == list(range(41)) and got.expected == 41
-  np.testing.assert_allclose(got.probabilities.sum(1), 1, atol=1e-5)
+  np.testing.assert_allclose(got.averaged.sum(1), 1, atol=1e-5)
   config, model = several.config, several.model
   text = several.encode_text(params, 'val')
   normalize = lambda x: vision.normalize(x, config.data.mean, config.data.std)
@@ -50,7 +50,7 @@ def test_probabilities_are_the_mean_over_crops_and_clips(root):
   views = normalize(views.reshape(18, 3, 32, 32, 3))           # 3 videos x 3 crops x 2 clips
   logits = jax.jit(lambda x: model.apply({'params': params}, x, text, method='classify').logits)
   each = np.array(jax.nn.softmax(logits(views))).reshape(3, 6, -1)
-  np.testing.assert_allclose(got.probabilities[list(rows)], each.mean(1), atol=1e-6)
+  np.testing.assert_allclose(got.averaged[list(rows)], each.mean(1), atol=1e-6)
   assert np.ptp(each, axis=1).max() > 1e-5
 
 
@@ -65,5 +65,5 @@ def test_a_run_takes_every_option_and_its_report_shows_one_clip_a_video(root, tm
   saved = json.loads((tmp_path / 'run' / 'results.json').read_text())
   assert saved['val/evaluated'] == saved['val/expected'] == 41
   again = evaluation(config)
-  clips = again.sample_clips(again.predict(random_params(again), 'val', 'val')['in order'])
+  clips = again.sample_clips(again.score_splits(random_params(again))[0]['val'])
   assert {clip.frames.shape for clip in clips} == {(3, 32, 32, 3)}

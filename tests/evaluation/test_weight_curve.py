@@ -11,6 +11,7 @@ import videos
 from xclip_jax.cli import main
 from xclip_jax.evaluation import scorer, video_lists, weight_curve
 from xclip_jax.models.config import XCLIPConfig
+from xclip_jax.models.xclip import XCLIP
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.weights import apply, interpolate, native
 
@@ -44,12 +45,15 @@ def root(tmp_path_factory):
 def test_each_point_is_what_the_mixed_weights_say_by_themselves(root):
   first, second = random_weights(0), random_weights(1)
   found = video_lists.labelled('val', root / 'val.csv')
-  curve = weight_curve.measure(first, second, [found], ALPHAS, batch_size=4)
+  curve = weight_curve.measure(
+    first, second, [found], ALPHAS, weight_curve.CurveOptions(batch_size=4))
   for alpha in ALPHAS:
+    mixed = interpolate.interpolate(first, second, alpha)
     alone = scorer.Scorer(
-      interpolate.interpolate(first, second, alpha), mesh_lib.make_mesh({'data': -1}), 4)
-    logits, _, _ = alone.score(found.paths, alone.encode_texts(found.texts))
-    np.testing.assert_allclose(curve.at('val', alpha).logits, logits, atol=1e-5)
+      XCLIP(mixed.config), mixed.preprocess, mesh_lib.make_mesh({'data': -1}), 4)
+    params = alone.place(mixed.params)
+    scored = alone.score(params, found.videos, alone.encode_texts(params, found.texts))
+    np.testing.assert_allclose(curve.at('val', alpha).logits, scored.logits, atol=1e-5)
   assert curve.values('val') == [x.summary()['top1'] for x in curve.scores['val']]
 
 

@@ -11,10 +11,9 @@ from xclip_jax.evaluation import scorer
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.storage import state as state_lib
 from xclip_jax.text import prompts
-from xclip_jax.training import evaluate_run
 from xclip_jax.training import job as job_lib
 from xclip_jax.training import step as step_lib
-from xclip_jax.weights.native import Preprocess, Weights
+from xclip_jax.weights.native import Preprocess
 
 c = tiny.config('.', train__freeze_text=False, augment__mixup=0.0, augment__cutmix=0.0)
 model = job_lib.make_model(c)
@@ -47,14 +46,12 @@ def step(K, several):
   return flops(compiled.lower(place(abstract, places), batch, ids, key))
 
 
-evaluator = evaluate_run.Evaluator(model, mesh, Preprocess((0.5,) * 3, (0.5,) * 3))
-zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), abstract.params)
-found = scorer.Scorer(Weights(model.config, zeros, Preprocess(), source='zeros'), mesh)
+found = scorer.Scorer(model, Preprocess(), mesh)
 with jax.set_mesh(mesh):
   encode = lambda jitted: lambda K: flops(jitted.lower(params, array((K, 16), np.int32)))
   cases = {
     'training': lambda K: step(K, False), 'training, two texts a class': lambda K: step(K, True),
-    'evaluation of a run': encode(evaluator._encode_text), 'xclip eval': encode(found._encode_text),
+    'evaluation': encode(found._encode_text),
   }
   for name in sys.argv[1:]:
     print(json.dumps([cases[name](400), cases[name](401)]))

@@ -60,6 +60,19 @@ def class_accuracy(hits: np.ndarray, label: np.ndarray, K: int) -> np.ndarray:
   return right / np.where(total, total, np.nan)
 
 
+def confusion(scores: np.ndarray, label: np.ndarray) -> np.ndarray:
+  """Returns counts, int [K, K], true class by predicted class, of scores [N, K].
+
+  Of equal scores the right class comes last, as in `label_ranks`.
+  """
+  K, rows = scores.shape[1], np.arange(len(label))
+  scores = scores.astype(np.float64)                           # a copy
+  tied = (scores == scores[rows, label][:, None]).sum(axis=1) > 1
+  scores[rows[tied], label[tied]] = -np.inf
+  pairs = np.stack([label, scores.argmax(axis=1)])
+  return np.bincount(np.ravel_multi_index(tuple(pairs), (K, K)), minlength=K * K).reshape(K, K)
+
+
 @dataclasses.dataclass(frozen=True)
 class Reliability:
   """How often a model is right when it is so sure, by bins of its confidence."""

@@ -1,14 +1,15 @@
-"""A model that scores every view of every video against texts, on any number of devices and hosts.
+"""Scorer: logits of every view of every video for texts, on any number of devices and hosts.
 
-What comes out does not depend on the batch size, the devices, the hosts or the threads, but for the
-last bits of a float where a matrix product of another shape adds up in another order.
+Results do not depend on the batch size, devices, hosts or threads, but for the last bits of a float
+where a matrix product of another shape sums in another order.
 """
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -21,21 +22,24 @@ from xclip_jax.models.xclip import XCLIP, compare, encode_pixels
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.parallel import processes
 from xclip_jax.text import prompts, text_features, tokenizer
-from xclip_jax.weights.native import Weights
+from xclip_jax.weights.native import Preprocess
 
-_TEXTS = 256          # texts that are encoded, or compared with a batch of videos, at once
+Progress = Callable[[Iterable[Any]], Iterable[Any]]     # wraps the batches of an evaluation
+READING = pipeline.Reading(clip_seconds=60.0)
+_TEXTS_AT_ONCE = 1024     # texts that are encoded, or compared with a batch of videos, at once
 
 
 @dataclasses.dataclass(frozen=True)
 class Views:
-  """Which clips and crops of a video are seen.
+  """Views of each video that are scored, and how they are averaged.
 
   Fields:
-    clips: of each video; crops: 1 or 3 of each clip; there are V = crops x clips views.
-    choice: how several clips are chosen, 'centred' or 'reference'; see `data.sampling.ClipSampler`.
-    resize: short side before the crops, over the image size; None: as the weights say, and 1 for
-      three crops with 'reference', as there.
+    clips: of each video; crops: 1 or 3 of each clip.
+    choice: how several clips are chosen, 'centred' or 'reference'; see `sampling.ClipSampler`.
+    resize: short side before the crops, over the image size; None: the weights' own, or 1 for three
+      crops with 'reference'.
     sampling: 'sparse' or 'dense', with `stride`.
+    orders: frame orders in which each view is scored, keys of `view_batches.FRAME_ORDERS`.
   """
 
   clips: int = 1
@@ -44,11 +48,32 @@ class Views:
   resize: float | None = None
   sampling: str = 'sparse'
   stride: int = 1
+  orders: tuple[str, ...] = ('in order',)
+
+  @property
+  def count(self) -> int:
+    """V, views of each video."""
+    return len(self.orders) * self.crops * self.clips
+
+
+class ViewLogits(NamedTuple):
+  """Logits of N readable videos of a source.
+
+  Fields:
+    logits: float32 [N, V, K], views by frame order, then crop, then clip.
+    index: int32 [N], rows, ascending; label: int32 [N], class ids that the source gives.
+    failed: reason for every other row.
+  """
+
+  logits: np.ndarray
+  index: np.ndarray
+  label: np.ndarray
+  failed: dict[int, str]
 
 
 @dataclasses.dataclass(frozen=True)
-class _Paths:
-  """Videos by path, as the pipeline reads them; what their labels are is nothing to it."""
+class PathSource:
+  """Videos by path, without labels, as the pipeline reads them."""
 
   paths: tuple[str, ...]
 
@@ -60,174 +85,176 @@ class _Paths:
 
 
 class Scorer:
-  """Weights on a mesh, compiled for one batch size."""
+  """Compiled prediction of one architecture on one mesh.
+
+  Parameters are an argument of every call, so new ones are scored without compiling again.
+  """
 
   def __init__(
-    self, weights: Weights, mesh: Mesh, batch_size: int = 16, threads: int = 4, workers: int = 0
+    self, model: XCLIP, preprocess: Preprocess, mesh: Mesh, batch_size: int = 16,
+    reading: pipeline.Reading = READING,
   ):
-    """Puts weights on the devices.
+    """Prepares the programs; they are compiled at their first use.
 
     Args:
-      weights: what to score with.
+      model: module.
+      preprocess: turns frames into input.
       mesh: all devices of all hosts.
-      batch_size: clips (one view of one video each) predicted at once over all devices, rounded up
-        to a multiple of these.
-      threads: that decode, in each worker if there are any.
-      workers: decoding processes; 0: threads of this process only.
+      batch_size: most clips (one view of one video each) predicted at once over all devices,
+        rounded up to a multiple of the batch shards.
+      reading: threads and processes that decode videos, and their time limit.
     """
-    if min(batch_size, threads) < 1:
-      raise UserError(f'batch_size={batch_size} and threads={threads} must be at least 1')
-    self.weights, self.mesh, self.threads, self.workers = weights, mesh, threads, workers
+    if min(batch_size, reading.threads) < 1:
+      raise UserError(
+        f'batch_size={batch_size} and threads={reading.threads} must be at least 1')
+    self.model, self.preprocess, self.mesh, self.reading = model, preprocess, mesh, reading
     shards = mesh_lib.batch_shards(mesh)
     self.batch_size = -(-batch_size // shards) * shards
-    model, preprocess = XCLIP(weights.config), weights.preprocess
+
+    def predict(params, batch, texts):
+      features = encode_pixels(model, params, batch['video'], preprocess)
+      score_block = lambda text: compare(model, params, features, text).logits
+      if texts.ndim == 2:
+        logits = score_block(texts)                                          # [B * v, K]
+      else:                                      # blocks [n, K', E], one after another
+        logits = jnp.concatenate(list(jax.lax.map(score_block, texts)), axis=1)
+      rows = {name: batch[name] for name in ('label', 'index', 'mask')}
+      return rows | {'logits': logits.reshape(len(rows['index']), -1, logits.shape[-1])}
+
+    # Replicated results: every host holds every row, so nothing is left to gather.
     everywhere = mesh_lib.replicated(mesh)
-    self._params = jax.device_put(cast_for_inference(weights.params, weights.config), everywhere)
+    self._predict = jax.jit(predict, out_shardings=everywhere)
+    self._encode_text = jax.jit(
+      lambda params, ids: text_features.encode(model, params, ids), out_shardings=everywhere)
 
-    def encode_video(params, pixels):
-      return encode_pixels(model, params, pixels, preprocess)
+  def place(self, params: Any) -> Any:
+    """Puts parameters on all devices in the dtypes that inference uses."""
+    params = cast_for_inference(params, self.model.config)
+    return jax.device_put(params, mesh_lib.replicated(self.mesh))
 
-    def score(params, features, text):
-      return compare(model, params, features, text).logits
+  def lower(self, params: Any, batch: Any, texts: Any) -> jax.stages.Lowered:
+    """Lowers the prediction for abstract arguments, to be compiled and inspected."""
+    with jax.set_mesh(self.mesh):
+      return self._predict.lower(params, batch, texts)
 
-    encode = lambda params, ids: text_features.encode(model, params, ids)
-    self._encode_video = jax.jit(encode_video)
-    # Replicated results: every host holds every row.
-    self._compare = jax.jit(score, out_shardings=everywhere)
-    self._encode_text = jax.jit(encode, out_shardings=everywhere)
-    self._gather = jax.jit(lambda x: x, out_shardings=everywhere)
-
-  def use(self, weights: Weights) -> None:
-    """Takes other weights of the same architecture; what is compiled stays.
-
-    Raises:
-      ValueError: another architecture, or other preprocessing.
-    """
-    if (weights.config, weights.preprocess) != (self.weights.config, self.weights.preprocess):
-      raise UserError(f'{weights.source} is another model than {self.weights.source}')
-    self.weights = weights
-    params = cast_for_inference(weights.params, weights.config)
-    self._params = jax.device_put(params, mesh_lib.replicated(self.mesh))
+  def encode_ids(self, params: Any, token_ids: np.ndarray) -> jax.Array:
+    """Encodes int token_ids [K, S] to float32 [K, E] on every device."""
+    parts = []
+    with jax.set_mesh(self.mesh):
+      for part in _blocks(token_ids):
+        placed = jax.device_put(part, mesh_lib.replicated(self.mesh))
+        parts.append(self._encode_text(params, placed))
+      return parts[0] if len(parts) == 1 else jax.jit(jnp.concatenate)(parts)[:len(token_ids)]
 
   def encode_texts(
-    self, texts: Sequence[str], templates: Sequence[str] = ('{}',), truncate: bool = False
-  ) -> np.ndarray:
-    """Encodes K texts, each in every template, to float32 [K, E].
+    self, params: Any, texts: Sequence[str], templates: Sequence[str] = ('{}',),
+    truncate: bool = False,
+  ) -> jax.Array:
+    """Encodes K texts, each in every template, to float32 [K, E] on every device.
 
     With several templates the features of a text are averaged by `prompts.average`, as in training.
 
     Args:
+      params: of the model, on the mesh.
       texts: K.
       templates: each with {} for the text.
-      truncate: cut what is too long for the model, instead of a ValueError.
+      truncate: cuts a text that is too long for the model, instead of a UserError.
     """
     missing = [template for template in templates if '{}' not in template]
     if missing or not templates:
       raise UserError(f'every template must hold {{}} for the label, got {missing or "none"}')
     written = [template.replace('{}', text) for template in templates for text in texts]
-    context = self.weights.config.context_length
-    ids = tokenizer.bucket(tokenizer.Tokenizer(context)(written, truncate=truncate))
-    parts = []
-    with jax.set_mesh(self.mesh):
-      for part, count in _blocks(ids):
-        placed = jax.device_put(part, mesh_lib.replicated(self.mesh))
-        parts.append(np.asarray(self._encode_text(self._params, placed))[:count])
-    features = np.concatenate(parts).reshape(len(templates), len(texts), -1)
+    tokenize = tokenizer.Tokenizer(self.model.config.context_length)
+    features = self.encode_ids(params, tokenizer.bucket(tokenize(written, truncate=truncate)))
     if len(templates) == 1:
-      return features[0]
-    return np.asarray(prompts.average(features.swapaxes(0, 1)))
+      return features
+    average = lambda x: prompts.average(x.reshape(len(templates), len(texts), -1).swapaxes(0, 1))
+    with jax.set_mesh(self.mesh):
+      return jax.jit(average)(features)
+
+  def read(
+    self, videos: pipeline.Source, views: Views, share: pipeline.HostShare
+  ) -> pipeline.Batches:
+    """Starts to read the views of videos in batches; a context manager."""
+    config = self.model.config
+    transform = augment.EvalTransform(
+      config.image_size, self.resize_ratio(views), self.preprocess.filter, views.crops)
+    sampler = sampling.ClipSampler(
+      config.num_frames, views.sampling, views.stride, views.choice)
+    return pipeline.eval_batches(videos, transform, sampler, share, self.reading, views.clips)
 
   def score(
-    self, paths: Sequence[str], text: np.ndarray, views: Views = Views(),
-    clip_seconds: float = 60.0, progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
-  ) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
+    self, params: Any, videos: pipeline.Source, text: jax.Array | np.ndarray,
+    views: Views = Views(), progress: Progress = iter,
+  ) -> ViewLogits:
     """Compares every view of R videos with K texts.
 
     Args:
-      paths: R files.
-      text: float32 features [K, E], from `encode_texts`.
+      params: of the model, on the mesh.
+      videos: source of R videos; each is decoded once.
+      text: float32 features [K, E], from `encode_texts` or `encode_ids`.
       views: of each video.
-      clip_seconds: a video that is not read by then is unreadable; 0: no limit.
-      progress: wraps the batches.
-
-    Returns:
-      logits, float32 [N, V, K], of the videos that could be read; their rows, int32 [N], ascending;
-      and for the other rows, why not.
+      progress: wraps the batches; may raise to end the evaluation.
 
     Raises:
-      ValueError: no videos, views that are none, or a model that answers with no number at all.
+      UserError: no videos, views that do not exist, or logits without any finite number.
     """
-    config = self.weights.config
-    transform = augment.EvalTransform(
-      config.image_size, self.resize_ratio(views), self.weights.preprocess.filter, views.crops)
-    V = views.clips * views.crops
-    videos, at_once = view_batches.sizes(
-      self.batch_size, V, mesh_lib.batch_shards(self.mesh))
+    shards = mesh_lib.batch_shards(self.mesh)
+    batch_size, at_once = view_batches.sizes(self.batch_size, views.count, shards)
     failed: dict[int, str] = {}
 
-    def started(batches, texts):
+    def start_predictions(batches, texts) -> Iterator[dict[str, jax.Array]]:
       for batch in progress(batches):
         failed.update(bad_files.failures(batch))
-        rows = {name: batch[name] for name in ('index', 'mask')}
-        for part in view_batches.parts(batch['video'], at_once):
-          yield self._start(rows, part, texts)
+        rows = {name: batch[name] for name in ('label', 'index', 'mask')}
+        arranged = view_batches.arrange(batch['video'], batch['index'], views.orders)
+        for part in view_batches.split_views(arranged, at_once):
+          sent = mesh_lib.put_batch(rows | {'video': np.ascontiguousarray(part)}, self.mesh)
+          yield self._predict(params, sent, texts)
 
-    index, mask, logits, waiting = [], [], [], []
-    with jax.set_mesh(self.mesh), pipeline.eval_batches(
-      _Paths(tuple(paths)), transform,
-      sampling.ClipSampler(config.num_frames, views.sampling, views.stride, views.choice),
-      pipeline.HostShare(videos, mesh_lib.host_rows(self.mesh, videos)),
-      pipeline.Reading(self.workers, self.threads, clip_seconds), views.clips,
+    table, parts = [], []
+    with jax.set_mesh(self.mesh), self.read(
+      videos, views,
+      pipeline.HostShare(batch_size, mesh_lib.host_rows(self.mesh, batch_size)),
     ) as batches:
-      texts = [jax.device_put(part, mesh_lib.replicated(self.mesh))
-               for part, _ in _blocks(np.asarray(text, np.float32))]
-      for rows, blocks in view_batches.fetch_late(started(batches, texts)):
-        found = np.concatenate(blocks, axis=1)[:, :len(text)]                     # [B * v, K]
-        waiting.append(found.reshape(videos, at_once, -1))
-        if len(waiting) * at_once >= V:
-          index.append(rows['index'])
-          mask.append(rows['mask'])
-          logits.append(view_batches.joined(waiting, V))
-          waiting = []
-    if not index:                                          # `progress` has ended before the first
-      return np.zeros((0, V, len(text)), np.float32), np.zeros(0, np.int32), {}
-    keep = np.concatenate(mask)
-    return _sort_out(np.concatenate(index)[keep], np.concatenate(logits)[keep],
-                     processes.merge_failures(failed))
+      for result in view_batches.fetch_late(start_predictions(batches, self._place_texts(text))):
+        parts.append(result.pop('logits')[:, :, :len(text)])
+        if len(parts) * at_once >= views.count:
+          table.append(result | {'logits': view_batches.join_views(parts, views.count)})
+          parts = []
+    return _sort_rows(table, processes.merge_failures(failed))
 
   def resize_ratio(self, views: Views) -> float:
     """Returns the short side before the crops, over the image size."""
     if views.resize is not None:
       return views.resize
     as_reference = views.choice == 'reference' and views.crops == 3
-    return 1.0 if as_reference else self.weights.preprocess.resize_ratio
+    return 1.0 if as_reference else self.preprocess.resize_ratio
 
-  def _start(
-    self, rows: dict[str, np.ndarray], views: np.ndarray, texts: list[jax.Array]
-  ) -> tuple[dict[str, jax.Array], list[jax.Array]]:
-    """Sends views [B * v, T, H, W, 3] to the devices; results come later, a block of texts each."""
-    features = self._encode_video(
-      self._params, mesh_lib.put_batch(np.ascontiguousarray(views), self.mesh))
-    return (self._gather(mesh_lib.put_batch(rows, self.mesh)),
-            [self._compare(self._params, features, text) for text in texts])
+  def _place_texts(self, text: jax.Array | np.ndarray) -> jax.Array:
+    """Puts text features on every device: [K, E], or blocks [n, K', E] of very many."""
+    if len(text) > _TEXTS_AT_ONCE:
+      text = np.stack(_blocks(np.asarray(text, np.float32)))
+    return jax.device_put(text, mesh_lib.replicated(self.mesh))
 
 
-def _sort_out(
-  index: np.ndarray, logits: np.ndarray, failed: dict[int, str]
-) -> tuple[np.ndarray, np.ndarray, dict[int, str]]:
-  order = np.argsort(index, kind='stable')
-  index, logits = index[order], logits[order]
-  good = np.isfinite(logits).all(axis=(1, 2))
-  if len(good) and not good.any():
+def _sort_rows(table: list[dict[str, np.ndarray]], failed: dict[int, str]) -> ViewLogits:
+  """Orders the rows of all batches, without padding and without rows that are not finite."""
+  rows = {name: np.concatenate([part[name] for part in table]) for name in table[0]}
+  kept = np.flatnonzero(rows['mask'])
+  kept = kept[np.argsort(rows['index'][kept], kind='stable')]
+  finite = np.isfinite(rows['logits'][kept]).all(axis=(1, 2))
+  if len(kept) and not finite.any():
     raise UserError('the model answers with NaN or infinity; its weights are damaged')
-  failed = failed | {int(i): 'the model answers with NaN or infinity' for i in index[~good]}
-  index, logits = index[good], logits[good]
-  return logits, index, dict(sorted(failed.items()))
+  failed = failed | {int(row): 'the model answers with NaN or infinity'
+                     for row in rows['index'][kept[~finite]]}
+  kept = kept[finite]
+  return ViewLogits(rows['logits'][kept], rows['index'][kept], rows['label'][kept],
+                    dict(sorted(failed.items())))
 
 
-def _blocks(rows: np.ndarray) -> list[tuple[np.ndarray, int]]:
-  """Cuts rows into blocks of one size, the last padded with its last row, and their counts."""
-  size = min(len(rows), _TEXTS)
+def _blocks(rows: np.ndarray) -> list[np.ndarray]:
+  """Cuts rows into blocks of one size, the last one padded with its last row."""
+  size = min(len(rows), _TEXTS_AT_ONCE)
   parts = [rows[i:i + size] for i in range(0, len(rows), size)]
-  pad = lambda part: np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-  return [(pad(part), len(part)) for part in parts]
+  return [np.concatenate([x, np.repeat(x[-1:], size - len(x), axis=0)]) for x in parts]

@@ -1,4 +1,4 @@
-"""Lists of videos as evaluation needs them: what is shown, what is asked, and what is right."""
+"""Annotation lists for evaluation: videos, texts, and which of them belong together."""
 
 import collections
 import dataclasses
@@ -7,42 +7,98 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 
 from xclip_jax import files
+from xclip_jax.data.clips import pipeline
 from xclip_jax.data.datasets import annotations, public_formats
 from xclip_jax.errors import UserError
-from xclip_jax.evaluation import scores
+from xclip_jax.evaluation.scorer import PathSource, Progress, Scorer, Views
+from xclip_jax.evaluation.scores import Scores
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluationSet:
-  """R videos of a list, K texts, and which of them are right."""
+  """R videos and K texts.
 
-  name: str                  # short, for tables
-  kind: str                  # of scores.KINDS
-  texts: tuple[str, ...]     # K
-  paths: tuple[str, ...]     # R, absolute
-  shown: tuple[str, ...]     # R, as the list says if they lie in its root
-  label: np.ndarray          # as scores.Scores.label
+  Fields:
+    name: short, for tables.
+    kind: of scores.KINDS.
+    texts: K class names or captions.
+    videos: source of R videos.
+    paths: R, relative to the root of the list if they lie in it.
+    label: as Scores.label; None: the source knows the class ids, which are read with the videos.
+    fingerprint: of paths, labels and texts.
+    about: origin of the list, for results.json.
+  """
+
+  name: str
+  kind: str
+  texts: tuple[str, ...]
+  videos: pipeline.Source
+  paths: tuple[str, ...]
+  label: np.ndarray | None
   fingerprint: str
-  about: dict[str, Any]      # where it comes from, for results.json
+  about: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+  @property
+  def unique_texts(self) -> tuple[str, ...]:
+    """The texts without repeats. Captions written twice are scored once, so that they tie."""
+    return tuple(dict.fromkeys(self.texts))
 
   def score(
-    self, scorer: Any, templates: Sequence[str], views: Any, average: str, clip_seconds: float,
-    progress: Any, truncate: bool = False,
-  ) -> scores.Scores:
-    """Shows every video to a `Scorer`; arguments as there."""
-    # Captions that are written twice are scored once: they tie exactly.
-    unique = tuple(dict.fromkeys(self.texts))
-    column = {text: n for n, text in enumerate(unique)}
-    features = scorer.encode_texts(unique, templates, truncate)
-    logits, index, failed = scorer.score(self.paths, features, views, clip_seconds, progress)
+    self, scorer: Scorer, params: Any, text: jax.Array | np.ndarray, views: Views,
+    average: str = 'probabilities', progress: Progress = iter,
+  ) -> Scores:
+    """Scores every video.
+
+    Args:
+      scorer: of the model.
+      params: of the model, on the scorer's mesh.
+      text: float32 features of `unique_texts`.
+      views: of each video; average: how they are averaged, of `metrics.AVERAGES`.
+      progress: wraps the batches.
+    """
+    logits, index, read_label, failed = scorer.score(params, self.videos, text, views, progress)
+    unique = self.unique_texts
     if len(unique) < len(self.texts):
+      column = {text: n for n, text in enumerate(unique)}
       logits = logits[:, :, [column[text] for text in self.texts]]
-    return scores.Scores(
-      self.kind, self.texts, logits, index, self.label, self.shown, failed, self.fingerprint,
-      average)
+    label = self.label
+    if label is None:
+      label = np.full(len(self.paths), -1, np.int32)
+      label[index] = read_label
+    return Scores(
+      self.kind, self.texts, logits, index, label, self.paths, failed, self.fingerprint, average)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ListFile:
+  """Annotation list and the folder that its paths start from."""
+
+  path: Any
+  root: Any
+
+  @classmethod
+  def open(cls, path: str | os.PathLike, root: str | os.PathLike | None) -> '_ListFile':
+    """Chooses the root: the given one, or the folder of the list; videos are local."""
+    path = files.as_path(path, 'list')
+    if root is not None:
+      files.check_scheme(root, '--root', bucket=False)
+    elif files.is_remote(path):
+      raise UserError(
+        f'{path}: a list in a bucket does not say where its videos are mounted; give --root FOLDER')
+    return cls(path, path.parent if root is None else root)
+
+  def relative(self, paths: Sequence[str]) -> tuple[str, ...]:
+    start = os.path.join(os.path.abspath(self.root), '')
+    return tuple(path.removeprefix(start) for path in paths)
+
+  def about(self, paths: Sequence[str], fingerprint: str) -> dict[str, Any]:
+    repeats = sum(n - 1 for n in collections.Counter(paths).values())
+    return {'list': str(self.path), 'list_sha256': _sha256(self.path), 'fingerprint': fingerprint,
+            'videos_listed_again': repeats}
 
 
 def labelled(
@@ -53,54 +109,60 @@ def labelled(
 
   Args:
     name: for tables.
-    path: as `data.source.read_annotations` takes it.
+    path: as `annotations.read_annotations` takes it.
     root: folder that paths start from; None: the list's.
     classes: CSV with `id,name`, or JSON with {"name": id}; None: classes.csv beside the list.
-    several_labels: whether a video may have several, or none other than one.
+    several_labels: whether a video may have several labels, or none, instead of one.
 
   Raises:
-    ValueError: a file is missing or wrong, or a video has several labels where it must not.
+    UserError: a file is missing or wrong, or a video has several labels where it must not.
   """
-  path, root = _place(path, root)
-  classes = path.parent / 'classes.csv' if classes is None else files.as_path(classes, '--classes')
+  listed = _ListFile.open(path, root)
+  classes = (listed.path.parent / 'classes.csv' if classes is None else
+             files.as_path(classes, '--classes'))
   if not files.exists(classes):
     raise UserError(f'{classes} is not there; name the class list with --classes')
   read = public_formats.read_ssv2_classes if classes.suffix == '.json' else annotations.read_classes
   known = read(classes)
-  examples = annotations.read_annotations(path, root, known)
-  videos = annotations.VideoList(examples, known, root)
+  examples = annotations.read_annotations(listed.path, listed.root, known)
+  videos = annotations.VideoList(examples, known, listed.root)
   if not videos.is_single_label and not several_labels:
-    raise UserError(f'{path}: gives a video several labels; see `xclip eval multi-label`')
+    raise UserError(f'{listed.path}: gives a video several labels; see `xclip eval multi-label`')
   if several_labels:
     label = np.zeros((len(examples), len(known)), bool)
     for row, example in enumerate(examples):
       label[row, list(np.atleast_1d(example.label))] = True
   else:
     label = np.array([example.label for example in examples], np.int32)
-  kind = 'multi-label' if several_labels else 'single-label'
   paths = tuple(example.path for example in examples)
-  about = {'classes': str(classes), 'classes_sha256': _sha256(classes), 'texts': len(known)}
-  return _set(name, kind, known.names, paths, path, root, label, videos.fingerprint, about)
+  about = listed.about(paths, videos.fingerprint) | {
+    'classes': str(classes), 'classes_sha256': _sha256(classes), 'texts': len(known)}
+  return EvaluationSet(
+    name, 'multi-label' if several_labels else 'single-label', known.names, PathSource(paths),
+    listed.relative(paths), label, videos.fingerprint, about)
 
 
 def captions(
   path: str | os.PathLike, root: str | os.PathLike | None = None
 ) -> EvaluationSet:
   """Reads a list of videos and captions; a video with several captions is one video."""
-  path, root = _place(path, root)
-  examples = annotations.read_captions(path, root)
+  listed = _ListFile.open(path, root)
+  examples = annotations.read_captions(listed.path, listed.root)
   texts = tuple(example.caption for example in examples)
   rows = {video: row for row, video in enumerate(dict.fromkeys(x.path for x in examples))}
-  owner = np.array([rows[example.path] for example in examples], np.int32)
-  listed = [annotations.Example(x.path, row) for x, row in zip(examples, owner.tolist(), strict=True)]
-  none = (None,) * len(texts)
-  fingerprint = annotations.VideoList(listed, annotations.ClassList(texts, none), root).fingerprint
-  return _set(path.stem, 'captions', texts, tuple(rows), path, root, owner, fingerprint,
-              {'texts': len(texts)})
+  paths, owner = tuple(rows), np.array([rows[example.path] for example in examples], np.int32)
+  # For the fingerprint: captions in place of class names, videos in place of labels.
+  pairs = [annotations.Example(x.path, rows[x.path]) for x in examples]
+  classes = annotations.ClassList(texts, (None,) * len(texts))
+  fingerprint = annotations.VideoList(pairs, classes, listed.root).fingerprint
+  about = listed.about(paths, fingerprint) | {'texts': len(texts)}
+  return EvaluationSet(
+    listed.path.stem, 'captions', texts, PathSource(paths), listed.relative(paths), owner,
+    fingerprint, about)
 
 
 def short_names(paths: Sequence[str | os.PathLike]) -> list[str]:
-  """Returns a name for each list: that of its file, with as many folders as tell them apart."""
+  """Returns a name for each list: its file's, with as many folders as tell the lists apart."""
   absolute = lambda path: path if files.is_remote(path) else os.path.abspath(path)
   parts = [files.as_path(absolute(path), 'list').with_suffix('').parts for path in paths]
   for depth in range(1, max(map(len, parts))):
@@ -110,28 +172,5 @@ def short_names(paths: Sequence[str | os.PathLike]) -> list[str]:
   raise UserError('a list is named twice')
 
 
-def _set(
-  name: str, kind: str, texts: tuple[str, ...], paths: tuple[str, ...], file: str | os.PathLike,
-  root: str | os.PathLike, label: np.ndarray, fingerprint: str, about: dict[str, Any],
-) -> EvaluationSet:
-  start = os.path.join(os.path.abspath(root), '')
-  shown = tuple(path.removeprefix(start) for path in paths)
-  repeats = sum(n - 1 for n in collections.Counter(paths).values())
-  about = {'list': str(file), 'list_sha256': _sha256(file), 'fingerprint': fingerprint,
-           'videos_listed_again': repeats} | about
-  return EvaluationSet(name, kind, texts, paths, shown, label, fingerprint, about)
-
-
 def _sha256(path: str | os.PathLike) -> str:
   return hashlib.sha256(annotations.read_content(path)).hexdigest()
-
-
-def _place(path: str | os.PathLike, root: str | os.PathLike | None) -> tuple[Any, Any]:
-  """Returns the path of a list, and the folder that its paths start from; videos are local."""
-  path = files.as_path(path, 'list')
-  if root is not None:
-    files.check_scheme(root, '--root', bucket=False)
-  elif files.is_remote(path):
-    raise UserError(
-      f'{path}: a list in a bucket does not say where its videos are mounted; give --root FOLDER')
-  return path, path.parent if root is None else root

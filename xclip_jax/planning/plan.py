@@ -21,14 +21,16 @@ from jax.experimental import topologies
 
 from xclip_jax.data.datasets.annotations import ClassList
 from xclip_jax.errors import UserError
+from xclip_jax.evaluation import scorer
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.planning import flops
 from xclip_jax.planning import hlo as hlo_lib
 from xclip_jax.storage import state as state_lib
-from xclip_jax.training import evaluate_run, optimizer, start_weights
 from xclip_jax.training import job as job_lib
+from xclip_jax.training import optimizer, start_weights
 from xclip_jax.training import step as step_lib
 from xclip_jax.training.objectives import anchoring
+from xclip_jax.weights import native
 
 GIB = 1 << 30
 
@@ -312,7 +314,8 @@ def _lower_eval(
   everywhere = jax.tree.map(lambda _: mesh_lib.replicated(mesh), params)
   batch = _batch(config.eval.batch_size, model.config, mesh)
   batch['index'] = batch['label']
-  evaluator = evaluate_run.Evaluator(model, mesh, config.data)
+  preprocess = native.Preprocess(tuple(config.data.mean), tuple(config.data.std))
+  evaluator = scorer.Scorer(model, preprocess, mesh, config.eval.batch_size)
   return evaluator.lower(
     _placed(params, everywhere), batch, _texts(model.config, mesh, classes, None))
 

@@ -1,27 +1,34 @@
-"""The page and the pictures of an evaluation, and of a comparison of two."""
+"""Pages of `xclip eval`: an evaluation, a comparison of two models, a mean of results."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patheffects import withStroke
-from matplotlib.ticker import MaxNLocator, PercentFormatter, StrMethodFormatter
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from xclip_jax import files
-from xclip_jax.evaluation import average, metrics
+from xclip_jax.evaluation import average
 from xclip_jax.evaluation.compare import ModelComparison
 from xclip_jax.evaluation.scores import Scores
-from xclip_jax.reports import markdown, run_page
-from xclip_jax.reports.run_page import fit
-from xclip_jax.reports.theme import AMBER, BLUE, CHANCE, INK, MUTED, RED, STYLE, TRACK
+from xclip_jax.reports import class_pictures, markdown
+from xclip_jax.reports.theme import (
+  AMBER,
+  BLUE,
+  CHANCE,
+  INK,
+  MUTED,
+  PALE_BLUE,
+  PALE_INK,
+  STYLE,
+  TRACK,
+  legend_below,
+  show_percent,
+)
 from xclip_jax.text_format import percent, points
 
-BARS = 40             # with more classes than this a picture shows the best and worst half of it
-_NAMES = 2.3          # inches for the names of classes, beside bars
 PICTURES = ('confusion', 'per_class', 'reliability', 'recall', 'differences')
 _CAPTIONS = {
   'confusion': 'Each row shows where the videos of one class went; a perfect model fills the '
@@ -36,61 +43,70 @@ _CAPTIONS = {
 def write(
   folder: Path, title: str, summary: str, parts: Mapping[str, Scores], facts: Mapping[str, str]
 ) -> None:
-  """Writes report.md and its pictures.
+  """Writes report.md and its pictures into an existing folder; arguments as `page`."""
+  paragraphs = page(folder, title, summary, parts, facts)
+  files.write_text(folder / 'report.md', '\n\n'.join(paragraphs) + '\n')
+
+
+def page(
+  folder: Path, title: str, summary: str, parts: Mapping[str, Scores], facts: Mapping[str, str]
+) -> list[str]:
+  """Writes the pictures of a page and returns its paragraphs.
 
   Args:
-    folder: is there.
-    title: heading of the page.
+    folder: of the pictures.
+    title: heading.
     summary: one sentence with the result.
-    parts: scores by the name of the list they are of.
-    facts: what was evaluated, and how.
+    parts: scores by the name of their list.
+    facts: rows of the table that describes the evaluation.
   """
-  page = [f'# {markdown.escape(title)}', markdown.escape(summary), _numbers(parts)]
-  page += [markdown.table(('', ''), facts.items())]
+  paragraphs = [f'# {markdown.escape(title)}', markdown.escape(summary), _numbers(parts)]
+  paragraphs += [markdown.table(('', ''), facts.items())]
   for n, (name, scores) in enumerate(parts.items(), start=1):
     number = f'_{n}' if len(parts) > 1 else ''
-    page += [f'## {markdown.escape(name)}'] if number else []
-    page += markdown.failures(scores.failed)
-    page += _draw(folder, _pictures(scores), number)
+    paragraphs += [f'## {markdown.escape(name)}'] if number else []
+    paragraphs += markdown.failures(scores.failed)
+    paragraphs += _draw(folder, _pictures(scores), number)
     if scores.kind == 'single-label' and len(scores.index):
-      page.append(markdown.class_tables(scores.predictions()))
-  files.write_text(folder / 'report.md', '\n\n'.join(page) + '\n')
+      paragraphs.append(markdown.class_tables(scores))
+  return paragraphs
 
 
 def write_comparison(folder: Path, comparison: ModelComparison) -> None:
   """Writes report.md and the picture of the differences into an existing folder."""
   x = comparison
   a, b = (markdown.escape(name) for name in x.names)
-  rows = [(x.classes[k], percent(x.accuracies[0][k]), percent(x.accuracies[1][k]),
-           points(x.accuracies[1][k] - x.accuracies[0][k])) for k in _ranked(*x.accuracies)]
+  first, second = x.accuracies
+  rows = [(x.classes[k], percent(first[k]), percent(second[k]), points(second[k] - first[k]))
+          for k in class_pictures.rank_by_gain(first, second)]
   facts = {
     'a': str(x.predictions[0]), 'b': str(x.predictions[1]),
     'videos': f'{x.videos:,} of {x.expected:,}, those that were evaluated in both',
     'test': f'paired bootstrap, {x.resamples:,} resamples, seed {x.seed}',
   }
-  page = [
+  paragraphs = [
     f'# {a} and {b}', x.sentence(), markdown.table(('', ''), facts.items()),
-    *_draw(folder, {'differences': _differences(x)}, ''),
+    *_draw(folder, {'differences': class_pictures.draw_differences(x)}, ''),
     markdown.table(('class', 'a', 'b', 'b - a'), rows),
   ]
-  files.write_text(folder / 'report.md', '\n\n'.join(page) + '\n')
+  files.write_text(folder / 'report.md', '\n\n'.join(paragraphs) + '\n')
 
 
 def write_average(folder: Path, result: Mapping[str, Any]) -> None:
   """Writes report.md about a mean from `average.average` into an existing folder."""
-  page = [f'# {result["protocol"]}: mean of {len(result["results"])} results',
+  paragraphs = [f'# {result["protocol"]}: mean of {len(result["results"])} results',
           *map(markdown.escape, average.summary_lines(result))]
   for x in result['lists']:
-    page += [f'## {markdown.escape(x["name"])}', markdown.table(
+    paragraphs += [f'## {markdown.escape(x["name"])}', markdown.table(
       ('', 'mean', 'standard deviation'),
       [(k, f'{x["mean"][k]:.4f}', f'{x["std"][k]:.4f}') for k in x['mean']])]
-  page.append('\n'.join(f'- {markdown.escape(path)}' for path in result['results']))
-  files.write_text(folder / 'report.md', '\n\n'.join(page) + '\n')
+  paragraphs.append('\n'.join(f'- {markdown.escape(path)}' for path in result['results']))
+  files.write_text(folder / 'report.md', '\n\n'.join(paragraphs) + '\n')
 
 
 def _numbers(parts: Mapping[str, Scores]) -> str:
   kind = next(iter(parts.values())).kind
-  found = {name: (scores, scores.summary()) for name, scores in parts.items()}
+  rows = {name: (scores, scores.summary()) for name, scores in parts.items()}
   videos = lambda row: f'{row["evaluated"]:,} of {row["expected"]:,}'
   if kind == 'captions':
     return markdown.table(
@@ -99,7 +115,7 @@ def _numbers(parts: Mapping[str, Scores]) -> str:
         *(percent(row[f'{way}/r{k}']) for k in (1, 5, 10)),
         *(_number(row[f'{way}/{x}_rank']) for x in ('median', 'mean')),
         percent(row[f'{way}/r1_of_expected']))
-       for name, (_, row) in found.items() for way, n, expected in (
+       for name, (_, row) in rows.items() for way, n, expected in (
          ('text_to_video', row['captions_evaluated'], row['captions']),
          ('video_to_text', row['evaluated'], row['expected']))])
   if kind == 'multi-label':
@@ -107,14 +123,14 @@ def _numbers(parts: Mapping[str, Scores]) -> str:
       ('', 'classes with videos', 'videos', 'mAP', 'mAP of expected'),
       [(name, f'{row["classes_with_videos"]:,} of {len(scores.texts):,}', videos(row),
         percent(row['map']), percent(row['map_of_expected']))
-       for name, (scores, row) in found.items()])
+       for name, (scores, row) in rows.items()])
   return markdown.table(
     ('', 'classes', 'videos', 'top-1', 'top-5', 'chance (top-1)', 'mean of classes',
      'calibration error', 'top-1 of expected'),
     [(name, f'{len(scores.texts):,}', videos(row), percent(row['top1']),
       percent(row.get('top5', np.nan)), percent(1 / len(scores.texts)),
       percent(row['mean_class_accuracy']), percent(row['ece']), percent(row['top1_of_expected']))
-     for name, (scores, row) in found.items()])
+     for name, (scores, row) in rows.items()])
 
 
 def _number(value: float) -> str:
@@ -126,129 +142,51 @@ def _pictures(scores: Scores) -> dict[str, Figure]:
     return {}
   with matplotlib.rc_context(STYLE):
     if scores.kind == 'captions':
-      return {'recall': _recall(scores)}
-    found = {'per_class': _per_class(scores)}
-    if scores.kind == 'single-label':
-      found = {'confusion': run_page.confusion(scores.predictions(), 'Confusion')} | found
-      found['reliability'] = _reliability(scores)
-  return found
+      return {'recall': _draw_recall(scores)}
+    per_class = {'per_class': class_pictures.draw_per_class(scores)}
+    if scores.kind == 'multi-label':
+      return per_class
+    confusion = class_pictures.draw_confusion(scores, 'Confusion')
+    return {'confusion': confusion} | per_class | {'reliability': _draw_reliability(scores)}
 
 
 def _draw(folder: Path, pictures: Mapping[str, Figure], number: str) -> list[str]:
+  """Writes pictures; returns paragraphs of Markdown that show them."""
   for name, figure in pictures.items():
     with matplotlib.rc_context(STYLE):
       files.write_figure(folder / f'{name}{number}.png', figure)
   return [f'![{name}]({name}{number}.png)\n\n*{_CAPTIONS[name]}*' for name in pictures]
 
 
-def _reliability(scores: Scores) -> Figure:
-  found = scores.reliability()
-  bins = len(found.count)
+def _draw_reliability(scores: Scores) -> Figure:
+  bins = scores.reliability()
+  edges, width = np.arange(len(bins.count)) / len(bins.count), 0.94 / len(bins.count)
   figure = Figure(figsize=(4.4, 5.0))
   ax = figure.add_axes((0.13, 0.36, 0.82, 0.56))
   below = figure.add_axes((0.13, 0.1, 0.82, 0.17))
-  edges = np.arange(bins) / bins
-  ax.bar(edges, np.nan_to_num(found.accuracy), 0.94 / bins, align='edge', color='#8fb6d0',
+  ax.bar(edges, np.nan_to_num(bins.accuracy), width, align='edge', color=PALE_BLUE,
          label='share of right ones')
-  some = found.count > 0
-  ax.plot(found.confidence[some], found.accuracy[some], 'o', color=INK, markersize=4,
+  filled = bins.count > 0
+  ax.plot(bins.confidence[filled], bins.accuracy[filled], 'o', color=INK, markersize=4,
           markeredgewidth=0, label='mean confidence')
-  ax.plot([0, 1], [0, 1], color=INK, **CHANCE, label='perfect')
+  ax.plot([0, 1], [0, 1], color=INK, **CHANCE | {'zorder': 1.5}, label='perfect')
   ax.set(xlim=(0, 1), ylim=(0, 1.04), ylabel='accuracy')
-  ax.set_title(f'Calibration: error {percent(found.ece)}')
+  ax.set_title(f'Calibration: error {percent(bins.ece)}')
   below.legend(*ax.get_legend_handles_labels(), loc='upper left', bbox_to_anchor=(-0.02, -0.55),
                borderaxespad=0, ncols=3)
-  below.bar(edges, found.count / found.count.sum(), 0.94 / bins, align='edge', color='#b4bdc6')
+  below.bar(edges, bins.count / bins.count.sum(), width, align='edge', color=PALE_INK)
   below.set(xlim=(0, 1), xlabel='confidence', ylabel='videos')
   below.yaxis.set_major_locator(MaxNLocator(3))
-  for axis in (ax.xaxis, ax.yaxis, below.xaxis, below.yaxis):
-    axis.set_major_formatter(PercentFormatter(1, decimals=0))
+  show_percent(ax.xaxis, ax.yaxis, below.xaxis, below.yaxis)
   return figure
 
 
-def _per_class(scores: Scores) -> Figure:
-  values, counts = scores.per_class()
-  single = scores.kind == 'single-label'
-  what = 'Top-1 accuracy of each class' if single else 'Average precision of each class'
-  mean = metrics.mean(values[np.isfinite(values)])
-  chosen = _cut([int(k) for k in np.argsort(-values, kind='stable') if np.isfinite(values[k])])
-  row = lambda k: (scores.texts[k], values[k], percent(values[k], 0) + (
-    f' of {counts[k]:,}' if single else f', {counts[k]:,} videos'))
-  figure, ax = _bars([None if k is None else row(k) for k in chosen], lambda value: BLUE)
-  ax.set(xlim=(0, 1.15))
-  ax.axvline(mean, color=AMBER, **CHANCE, zorder=0.9)
-  shown = sum(k is not None for k in chosen)
-  few = f', best and worst {shown // 2} of {np.isfinite(values).sum():,}' if None in chosen else ''
-  ax.set_title(f'{what}{few}; mean {percent(mean)}', x=-_NAMES / ax.get_position().width / 8,
-               ha='left')
-  return figure
-
-
-def _bars(
-  rows: Sequence[tuple[str, float, str] | None], color: Callable[[float], str]
-) -> tuple[Figure, Axes]:
-  """Draws (name, value, text) as horizontal bars, the first on top; None is a gap."""
-  height = max(0.165 * len(rows), 0.5)
-  figure = Figure(figsize=(8, height + 1))
-  ax = figure.add_axes((_NAMES / 8, 0.45 / (height + 1), 1 - _NAMES / 8, height / (height + 1)))
-  ax.grid(False)
-  for y, row in enumerate(rows):
-    if row is None:
-      ax.text(0, y, '  ...', va='center', color=MUTED)
-      continue
-    _, value, text = row
-    ax.barh(y, value, 0.72, color=color(value))
-    left = value < 0
-    ax.annotate(text, (value, y), (-3 if left else 3, 0), textcoords='offset points', va='center',
-                ha='right' if left else 'left', fontsize=7, color=MUTED,
-                path_effects=[withStroke(linewidth=3, foreground='white')])
-  names = [fit(row[0], 7.5, 72 * _NAMES - 8) if row else '' for row in rows]
-  ax.set_yticks(range(len(rows)), names, fontsize=7.5, color=INK)
-  ax.set(ylim=(len(rows) - 0.4, -0.6), xticks=[])
-  ax.spines['bottom'].set_visible(False)
-  ax.axvline(0, color='#c9d0d7', linewidth=0.8)
-  return figure, ax
-
-
-def _cut(ranked: list[int]) -> list[int | None]:
-  half = BARS // 2
-  return [*ranked] if len(ranked) <= BARS else [*ranked[:half], None, *ranked[-half:]]
-
-
-def _ranked(a: np.ndarray, b: np.ndarray) -> list[int]:
-  """Returns classes by what b gains over a, most first; those without videos are left out."""
-  return [int(k) for k in np.argsort(a - b, kind='stable') if np.isfinite(a[k] - b[k])]
-
-
-def _differences(comparison: ModelComparison) -> Figure:
-  classes, (a, b), whole = comparison.classes, comparison.accuracies, comparison.difference
-  with matplotlib.rc_context(STYLE):
-    chosen = _cut(_ranked(a, b))
-    figure, ax = _bars(
-      [(classes[k], b[k] - a[k], points(b[k] - a[k])) if k is not None else None for k in chosen],
-      lambda value: BLUE if value > 0 else RED)
-    values = [b[k] - a[k] for k in chosen if k is not None] + [whole.low, whole.high]
-    low, high = min(*values, -0.01), max(*values, 0.01)
-    space = 0.12 * (high - low)                   # for the numbers at the ends of bars
-    ax.set(xlim=(low - space, high + space))
-    ax.axvspan(whole.low, whole.high, color=AMBER, alpha=0.3, linewidth=0, zorder=0.8)
-    ax.axvline(whole.difference, color=AMBER, linewidth=1, zorder=0.9)
-    left = {'x': -_NAMES / ax.get_position().width / 8, 'ha': 'left'}
-    first, second = comparison.names
-    title = f'{fit(second, 10, 200)} minus {fit(first, 10, 200)}, points of top-1'
-    ax.set_title(title, pad=24, **left)
-    ax.annotate(f'all videos: {points(whole.difference)}, 95% interval {points(whole.low)} to '
-                f'{points(whole.high)} (the band)', (0, 1), (-72 * _NAMES, 10), 'axes fraction',
-                textcoords='offset points', color=MUTED)
-  return figure
-
-
-def _recall(scores: Scores) -> Figure:
+def _draw_recall(scores: Scores) -> Figure:
   figure = Figure(figsize=(6.4, 3.4))
   ax = figure.add_axes((0.1, 0.16, 0.86, 0.7))
-  ways = zip(('text to video', 'video to text'), scores.ranks(), (BLUE, AMBER), strict=True)
+  by_text, by_video = scores.retrieval_ranks()
   pool = max(len(scores.index), 2)
-  for name, ranks, color in ways:
+  for name, ranks, color in (('text to video', by_text, BLUE), ('video to text', by_video, AMBER)):
     k = np.arange(1, pool + 1)
     shares = np.searchsorted(np.sort(ranks), k, side='right') / len(ranks)
     ax.step(k, shares, where='post', color=color, linewidth=2,
@@ -258,8 +196,8 @@ def _recall(scores: Scores) -> Figure:
   ax.set(xscale='log', xlim=(1, pool), ylim=(0, 1.02), xlabel='k')
   ax.xaxis.set_major_formatter(StrMethodFormatter('{x:,.0f}'))
   ax.xaxis.set_minor_formatter('')
-  ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+  show_percent(ax.yaxis)
   ax.grid(True, axis='x', color=TRACK)
   ax.set_title('Recall at k')
-  ax.legend(loc='upper left', bbox_to_anchor=(-0.02, -0.18), borderaxespad=0, ncols=3)
+  legend_below(ax, 3)
   return figure

@@ -20,7 +20,7 @@ from xclip_jax.models.xclip import XCLIP
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.parallel import processes
 from xclip_jax.storage import state as state_lib
-from xclip_jax.training import evaluate_lists, evaluate_run, optimizer
+from xclip_jax.training import evaluate_run, optimizer
 from xclip_jax.training.objectives import targets
 
 
@@ -121,13 +121,11 @@ def prepare(config: Any, workdir: files.AnyPath, mode: str = 'train') -> Job:
     config.optim, params, total, warmup, config.train.accumulation, config.train.freeze_text)
   keep_average = optimizer.make_average(config.train, total) is not None
   abstract = state_lib.abstract(model, tx, keep_average, projectors)
-  make_evaluation = evaluate_run.Evaluation if config.train.task == 'single-label' else (
-    evaluate_lists.ListEvaluation)
   return Job(
     config=config, workdir=workdir, splits=splits, mesh=mesh, model=model, total=total,
     warmup=warmup,
     shardings=mesh_lib.infer(abstract, config.sharding, mesh),
-    evaluation=make_evaluation(config, model, mesh, splits),
+    evaluation=evaluate_run.Evaluation(config, model, mesh, splits),
     training_targets=targets.build_targets(
       splits['train'], config.train.task, model.config.context_length,
       config.data.truncate_captions),

@@ -1,6 +1,7 @@
 """`xclip weights`: weights that have a name, and weights between two models."""
 
 import argparse
+import dataclasses
 import functools
 import os
 import re
@@ -128,10 +129,11 @@ def curve(arguments: argparse.Namespace) -> int:
       for name, path, chosen in zip(names, arguments.lists, classes, strict=True)]
     with startup.paused_collector():
       first, second = _open_both(arguments)
+    settings = weight_curve.CurveOptions(
+      arguments.template, batch_size=arguments.batch_size,
+      reading=dataclasses.replace(weight_curve.READING, threads=arguments.threads))
     result = weight_curve.measure(
-      first, second, sets, arguments.alphas, templates=arguments.template,
-      batch_size=arguments.batch_size, threads=arguments.threads,
-      progress=lambda desc: functools.partial(
+      first, second, sets, arguments.alphas, settings, lambda desc: functools.partial(
         output.show_progress, unit='batch', desc=desc, quiet=arguments.quiet))
     weight_curve_page.write(folder, result, (arguments.first, arguments.second),
                             {'lists': [x.about for x in sets], 'templates': arguments.template})

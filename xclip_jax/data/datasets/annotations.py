@@ -197,6 +197,17 @@ class VideoList:
     """Returns whether every video has exactly one class id, as single-label training needs."""
     return isinstance(self._labels, np.ndarray)
 
+  @property
+  def listed_paths(self) -> tuple[str, ...]:
+    """Paths of the videos, relative to the root if they lie in it."""
+    return tuple(self._paths)
+
+  @property
+  def labels(self) -> np.ndarray:
+    """Class ids, int32 [R], of a single-label list."""
+    assert isinstance(self._labels, np.ndarray)
+    return self._labels
+
   @functools.cached_property
   def fingerprint(self) -> str:
     """Returns the SHA-256 of class names, paths below the root and labels, hexadecimal."""

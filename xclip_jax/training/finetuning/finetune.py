@@ -64,9 +64,11 @@ def run(
   after = opening.open_weights(out / 'run')
   before = opening.open_start_weights(job.given, after.config, config.seed)
   val = video_lists.labelled('val', lists['val'], clips.root, lists['classes'], clips.several)
+  options = weight_curve.CurveOptions(
+    batch_size=config.eval.batch_size,
+    reading=dataclasses.replace(weight_curve.READING, threads=config.data.threads))
   curve = weight_curve.measure(
-    before, after, [val] + ([job.base] if job.base else []), batch_size=config.eval.batch_size,
-    threads=config.data.threads, progress=progress)
+    before, after, [val] + ([job.base] if job.base else []), options=options, progress=progress)
   alpha = curve.best()
   chosen = dataclasses.replace(
     interpolate.interpolate(before, after, alpha), licence=job.weights.licence, notes=())

@@ -42,13 +42,13 @@ def show(arguments: argparse.Namespace) -> int:
   if not arguments.output.endswith('.png'):
     raise UserError(f'-o {arguments.output} must end in .png')
   with output_files.open_file(arguments.output, arguments.overwrite) as write:
-    from xclip_jax.reports import run_page
+    from xclip_jax.reports import contact_sheet
 
     clips, failed = _read_clips(arguments)
     if not clips:
       raise UserError(f'{arguments.list}: no video could be read; see `xclip data check`')
     picture = io.BytesIO()
-    run_page.draw_clips(clips, picture)
+    contact_sheet.write(clips, picture)
     write(picture.getvalue())
   replaced = f'; {failed} unreadable videos were replaced' if failed else ''
   print(f'{arguments.output}: {len(clips)} clips{replaced}')
@@ -59,7 +59,7 @@ def _read_clips(arguments: argparse.Namespace) -> tuple[list[Any], int]:
   """Returns augmented clips to draw, and the number of videos that could not be read."""
   from xclip_jax.data.clips import augment, pipeline, sampling
   from xclip_jax.data.datasets import annotations
-  from xclip_jax.reports import run_page
+  from xclip_jax.reports import contact_sheet
 
   classes = annotations.read_classes(list_files.classes_of(arguments))
   root = list_files.root_of(arguments)
@@ -77,5 +77,5 @@ def _read_clips(arguments: argparse.Namespace) -> tuple[list[Any], int]:
     for batch in itertools.islice(batches, arguments.count):
       failed += int(batch['failed'][0] >= 0)
       if batch['mask'][0]:
-        clips.append(run_page.Clip(batch['video'][0], classes.names[batch['label'][0]], ()))
+        clips.append(contact_sheet.Clip(batch['video'][0], classes.names[batch['label'][0]], ()))
   return clips, failed

@@ -44,10 +44,10 @@ def run(
       stack.callback(process_exit.on_exit(
         functools.partial(shutil.rmtree, folder, ignore_errors=True)))
     is_quiet = arguments.quiet or process > 0
-    weights, scorer = _open_scorer(arguments, is_quiet)
+    weights, scorer, params = _open_scorer(arguments, is_quiet)
     if templates is None:
       templates = ['{}'] if protocol == 'retrieval' else _templates_of(weights)
-    scores, settings = _score(arguments, scorer, sets, templates, is_quiet)
+    scores, settings = _score(arguments, (scorer, params), sets, templates, is_quiet)
     if folder:
       from xclip_jax.evaluation import results
       from xclip_jax.reports import evaluation_page
@@ -67,24 +67,29 @@ def run(
   return output.FAILED_IN_PART if failed else 0
 
 
-def _open_scorer(arguments: argparse.Namespace, is_quiet: bool) -> tuple[Any, Any]:
-  """Returns the weights, and a `Scorer` of them on all devices."""
+def _open_scorer(arguments: argparse.Namespace, is_quiet: bool) -> tuple[Any, Any, Any]:
+  """Returns the weights, a `Scorer` of their model, and their parameters on all devices."""
   with startup.paused_collector():
     startup.prepare_compilation(is_quiet)
+    from xclip_jax.data.clips import pipeline
     from xclip_jax.evaluation import scorer as scorer_lib
+    from xclip_jax.models.xclip import XCLIP
     from xclip_jax.parallel import mesh as mesh_lib
     from xclip_jax.weights import opening
 
     weights = opening.open_weights(arguments.weights, **options.open_options(arguments))
     for note in weights.notes:
       print(f'{weights.source}: {note}', file=sys.stderr)
-    mesh = mesh_lib.make_mesh({'data': -1})
-    return weights, scorer_lib.Scorer(weights, mesh, arguments.batch_size, arguments.threads)
+    scorer = scorer_lib.Scorer(
+      XCLIP(weights.config), weights.preprocess, mesh_lib.make_mesh({'data': -1}),
+      arguments.batch_size,
+      pipeline.Reading(threads=arguments.threads, clip_seconds=arguments.clip_seconds))
+    return weights, scorer, scorer.place(weights.params)
 
 
 def _score(
-  arguments: argparse.Namespace, scorer: Any, sets: Sequence[Any], templates: list[str],
-  is_quiet: bool,
+  arguments: argparse.Namespace, model: tuple[Any, Any], sets: Sequence[Any],
+  templates: list[str], is_quiet: bool,
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Returns the scores of every set by its name, and the settings that led to them."""
   from xclip_jax.evaluation import scorer as scorer_lib
@@ -93,11 +98,11 @@ def _score(
     arguments.clips, arguments.crops, arguments.views, arguments.resize, arguments.sampling,
     arguments.stride)
   progress = functools.partial(output.show_progress, unit='batch', quiet=is_quiet)
-  scores = {
-    x.name: x.score(scorer, templates, views, arguments.average, arguments.clip_seconds, progress,
-                    arguments.truncate)
-    for x in sets
-  }
+  scorer, params = model
+  scores = {}
+  for x in sets:
+    text = scorer.encode_texts(params, x.unique_texts, templates, arguments.truncate)
+    scores[x.name] = x.score(scorer, params, text, views, arguments.average, progress)
   return scores, {
     'templates': templates, 'average': arguments.average, 'clips': arguments.clips,
     'crops': arguments.crops, 'views': arguments.views, 'resize': scorer.resize_ratio(views),
