@@ -216,3 +216,8 @@ def test_training_loads_neither_torch_nor_tensorflow():
     'tensorflow_datasets',
   )
   assert found == ['jax']
+
+
+def test_a_run_loads_no_plotting_before_it_writes_a_page():
+  names = ('matplotlib', 'xclip_jax.reports.run_page')
+  assert loaded_after('import xclip_jax.training.run, xclip_jax.evaluation.compare', *names) == []

@@ -25,7 +25,8 @@ def root(tmp_path_factory):
 
 def evaluation(config):
   mesh = mesh_lib.make_mesh(config.mesh)
-  return evaluate_run.Evaluation(config, job_lib.make_model(config), mesh, open_splits(config.data))
+  splits = open_splits(config.data, config.train.task)
+  return evaluate_run.Evaluation(config, job_lib.make_model(config), mesh, splits)
 
 
 def random_params(evaluation):

@@ -157,7 +157,7 @@ def _run_config(weights: native.Weights) -> dict[str, Any] | None:
   """Reads the config of the run that trained the weights; None if no run did."""
   if weights.dialect != 'run':
     return None
-  file = files.as_path(weights.source, 'weights') / 'config.json'
+  file: Any = files.as_path(weights.source, 'weights') / 'config.json'
   return native.read_json(file) if files.exists(file) else None
 
 

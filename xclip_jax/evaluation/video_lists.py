@@ -118,12 +118,13 @@ def labelled(
     UserError: a file is missing or wrong, or a video has several labels where it must not.
   """
   listed = _ListFile.open(path, root)
-  classes = (listed.path.parent / 'classes.csv' if classes is None else
-             files.as_path(classes, '--classes'))
-  if not files.exists(classes):
-    raise UserError(f'{classes} is not there; name the class list with --classes')
-  read = public_formats.read_ssv2_classes if classes.suffix == '.json' else annotations.read_classes
-  known = read(classes)
+  class_file = (listed.path.parent / 'classes.csv' if classes is None else
+                files.as_path(classes, '--classes'))
+  if not files.exists(class_file):
+    raise UserError(f'{class_file} is not there; name the class list with --classes')
+  is_json = class_file.suffix == '.json'
+  read = public_formats.read_ssv2_classes if is_json else annotations.read_classes
+  known = read(class_file)
   examples = annotations.read_annotations(listed.path, listed.root, known)
   videos = annotations.VideoList(examples, known, listed.root)
   if not videos.is_single_label and not several_labels:
@@ -131,12 +132,13 @@ def labelled(
   if several_labels:
     label = np.zeros((len(examples), len(known)), bool)
     for row, example in enumerate(examples):
-      label[row, list(np.atleast_1d(example.label))] = True
+      assert example.label is not None
+      label[row, np.atleast_1d(example.label)] = True
   else:
     label = np.array([example.label for example in examples], np.int32)
   paths = tuple(example.path for example in examples)
   about = listed.about(paths, videos.fingerprint) | {
-    'classes': str(classes), 'classes_sha256': _sha256(classes), 'texts': len(known)}
+    'classes': str(class_file), 'classes_sha256': _sha256(class_file), 'texts': len(known)}
   return EvaluationSet(
     name, 'multi-label' if several_labels else 'single-label', known.names, PathSource(paths),
     listed.relative(paths), label, videos.fingerprint, about)

@@ -12,8 +12,8 @@ import numpy as np
 
 from xclip_jax.data.clips import pipeline
 from xclip_jax.errors import UserError
-from xclip_jax.evaluation import scores
 from xclip_jax.evaluation.scorer import READING, Progress, Scorer, Views
+from xclip_jax.evaluation.scores import Scores
 from xclip_jax.evaluation.video_lists import EvaluationSet
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.parallel import mesh as mesh_lib
@@ -22,6 +22,7 @@ from xclip_jax.weights import interpolate
 from xclip_jax.weights.native import Weights
 
 ALPHAS = tuple(n / 10 for n in range(11))
+ONE_VIEW = Views()
 METRICS = {'single-label': ('top1', 'top-1'), 'multi-label': ('map', 'mAP')}
 
 
@@ -37,7 +38,7 @@ class CurveOptions:
   """
 
   templates: Sequence[str] | None = None
-  views: Views = Views()
+  views: Views = ONE_VIEW
   batch_size: int = 16
   reading: pipeline.Reading = READING
 
@@ -54,7 +55,7 @@ class Curve:
 
   alphas: tuple[float, ...]
   lists: tuple[str, ...]
-  scores: dict[str, tuple[scores.Scores, ...]]
+  scores: dict[str, tuple[Scores, ...]]
 
   def values(self, name: str) -> list[float]:
     """Returns the main number for each alpha: top-1, or mAP of multi-label lists."""
@@ -65,11 +66,11 @@ class Curve:
     return METRICS[self.scores[name][0].kind][1]
 
   def best(self, names: Sequence[str] | None = None) -> float:
-    """Returns the alpha with the best mean over lists (default: all); of equal ones the smallest."""
+    """Returns the smallest alpha with the best mean over lists (default: all)."""
     mean = np.mean([self.values(name) for name in names or self.lists], axis=0)
     return self.alphas[int(np.argmax(mean > np.nanmax(mean) - 1e-9))]
 
-  def at(self, name: str, alpha: float) -> scores.Scores:
+  def at(self, name: str, alpha: float) -> Scores:
     """Returns the scores of one list at one alpha."""
     return self.scores[name][self.alphas.index(alpha)]
 
@@ -110,7 +111,7 @@ def measure(
   templates = options.templates or own
   scorer = Scorer(XCLIP(second.config), second.preprocess, mesh_lib.make_mesh({'data': -1}),
                   options.batch_size, options.reading)
-  measured: dict[str, list[scores.Scores]] = {x.name: [] for x in sets}
+  measured: dict[str, list[Scores]] = {x.name: [] for x in sets}
   params = None
   for alpha in alphas:
     params = None                                # frees the devices before the next model comes

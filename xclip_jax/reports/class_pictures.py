@@ -51,8 +51,8 @@ def draw_confusion(scores: Scores, title: str) -> Figure:
   if K <= NAMED_CLASSES:
     _name_sides(ax, scores.texts, side)
   if K <= 12:
-    for (i, j), share in np.ndenumerate(shares):
-      if share is not np.ma.masked:
+    for (i, j), share in np.ndenumerate(shares.filled(np.nan)):
+      if np.isfinite(share):
         ax.text(j + 0.5, i + 0.5, f'{100 * share:.0f}', ha='center', va='center',
                 color='white' if share > 0.5 else INK)
   bar = figure.colorbar(image, cax=ax.inset_axes((1 + 0.15 / side, 0, 0.12 / side, 1)))
@@ -70,7 +70,7 @@ def draw_per_class(scores: Scores) -> Figure:
   mean = metrics.mean(values[np.isfinite(values)])
   ranked = [int(k) for k in np.argsort(-values, kind='stable') if np.isfinite(values[k])]
   shown = _best_and_worst(ranked)
-  number = lambda k: percent(values[k], 0) + (
+  number = lambda k: percent(float(values[k]), 0) + (
     f' of {counts[k]:,}' if single else f', {counts[k]:,} videos')
   figure, ax = _draw_bars(
     [None if k is None else (scores.texts[k], values[k], number(k)) for k in shown],

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
 from xclip_jax.reports.theme import BLUE, CHANCE, MUTED, legend_below, show_percent
@@ -40,9 +41,8 @@ def draw(
     lines: evaluation metrics.
     training: key of the same metric on training batches; '' if there is none.
   """
-  figure = Figure(figsize=(8, 3.3), layout='constrained')
+  figure = Figure(figsize=(8, 3.3), layout=ConstrainedLayoutEngine(wspace=0.09))
   left, right = figure.subplots(1, 2)
-  figure.get_layout_engine().set(wspace=0.09)
   _draw_noisy(left, *_series(history, 'loss'), BLUE, 'training batches')
   infinite = sum('loss' in row and not np.isfinite(row['loss']) for row in history)
   if infinite:

@@ -13,11 +13,11 @@ PALE_BLUE, PALE_INK, EDGE = '#8fb6d0', '#b4bdc6', '#c9d0d7'
 BLUE, AMBER, PLUM, GREEN, RED = '#2f6690', '#e0a03b', '#8e6c9e', '#3c9d74', '#cf5261'
 BLUES = LinearSegmentedColormap.from_list('blues', ['#f5f7f9', PALE_BLUE, BLUE, '#12304a'])
 # Lines of chance and of means lie behind bars, curves and numbers.
-CHANCE: dict[str, Any] = {'linewidth': 1, 'linestyle': (0, (4, 3)), 'zorder': 0.9}
+CHANCE: Any = {'linewidth': 1, 'linestyle': (0, (4, 3)), 'zorder': 0.9}
 # Numbers beside bars: a white box keeps lines from striking through them.
-NUMBER: dict[str, Any] = {
+NUMBER: Any = {
   'fontsize': 7.5, 'bbox': {'facecolor': 'white', 'edgecolor': 'none', 'pad': 1}}
-STYLE: dict[str, Any] = {
+STYLE: Any = {
   'font.family': 'DejaVu Sans', 'font.size': 8.5, 'text.color': INK,   # ships with matplotlib
   'text.parse_math': False, 'savefig.dpi': 160,              # a class name may hold a dollar sign
   'axes.titlesize': 10, 'axes.titleweight': 'bold', 'axes.titlelocation': 'left',

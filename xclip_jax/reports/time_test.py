@@ -108,7 +108,7 @@ def _wins(scores: Scores, partner: Partner) -> np.ndarray:
 def _is_clear(differences: np.ndarray) -> bool:
   """Tells whether values lean to the positive side more than chance explains (z above 2.58)."""
   up, down = np.sum(differences > 0), np.sum(differences < 0)
-  return bool(up - down > 2.58 * np.sqrt(up + down))
+  return bool(int(up) - int(down) > 2.58 * np.sqrt(int(up) + int(down)))
 
 
 def _has_pairs(partner: Partner) -> bool:
