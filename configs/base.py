@@ -1,6 +1,6 @@
-"""The config that all others are, plus differences: every field is in xclip_jax/config/fields.py.
+"""Every field with its default; xclip_jax/config/fields.py explains each.
 
-It is in the package so that commands have it where only that is installed.
+  xclip train --config base --workdir runs/mine --config.data.root=/data/mine
 """
 
 from xclip_jax.config import get_config

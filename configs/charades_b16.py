@@ -1,18 +1,17 @@
-"""Charades, 157 actions, several a video: B/16 at 16 frames, a sigmoid for each class, mAP.
+"""Charades, 157 actions, several in a video: B/16 at 16 frames, a sigmoid for each class, mAP.
 
-  python train.py --config configs/charades_b16.py --workdir runs/charades \\
-      --config.data.root=/data/charades
+  xclip train --config charades_b16 --workdir runs/charades --config.data.root=/data/charades
 
 Lists `train.csv` and `val.csv` hold `path,label`, labels as `3;17;20`. Meant for 8 devices, 64
-clips an update; ten clips a video in the end, the mean of their logits. X-CLIP publishes no result.
-Not run here.
+clips an update; the final evaluation takes the mean of the logits of ten clips a video. X-CLIP
+publishes no result. Not run here.
 """
 
-from configs import base
+from xclip_jax import config
 
 
 def get_config():
-  c = base.get_config()
+  c = config.get_config()
   c.train.task = 'multi-label'
   c.model.variant, c.model.num_frames, c.model.dtype = 'B/16', 16, 'bfloat16'
   c.train.init_from, c.train.batch_size, c.optim.lr = 'ViT-B/16', 64, 2e-6

@@ -1,13 +1,13 @@
-"""Learns to tell moving shapes apart, from random weights, on a laptop: what `make demo` runs.
+"""Moving shapes, told apart by a small model from random weights on a laptop; `make demo` runs it.
 
-  python train.py --config configs/demo.py --workdir runs/demo
+  xclip train --config demo --workdir runs/demo
 """
 
-from configs import base
+from xclip_jax import config
 
 
 def get_config():
-  c = base.get_config()
+  c = config.get_config()
   c.data.name = 'synthetic'
   c.data.zero_shot, c.data.zero_shot_classes = 'zero_shot.csv', 'classes_zero_shot.csv'
   c.model.num_frames = 4
@@ -16,12 +16,12 @@ def get_config():
     vision_mlp=192, text_width=64, text_layers=2, text_heads=2, text_mlp=256, context_length=16,
     mit_heads=3, mit_mlp=192, prompt_layers=1, prompt_heads=3,
   )
-  c.augment.update(  # left is not right, and a red shape stays red
+  c.augment.update(                        # left is not right, and a red shape stays red
     crop='center', flip=0.0, color_jitter=0.0, grayscale=0.0, mixup=0.0, cutmix=0.0,
     label_smoothing=0.0,
   )
   c.train.batch_size, c.train.steps, c.train.freeze_text = 32, 1200, False
-  c.train.init_scale = (                 # larger, so that order is learnt: see docs/demo.md
+  c.train.init_scale = (                   # larger, so that the order is learnt: docs/demo.md
     ('mit/pos_embed', 50.0), ('vision/pos_embed', 5.0), ('text/token_embed/.*', 10.0), ('.*', 1.0),
   )
   c.optim.lr, c.optim.warmup_steps, c.optim.lag_steps = 5e-4, 100, -1

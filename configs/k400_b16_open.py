@@ -1,21 +1,20 @@
-"""Kinetics-400 for zero-shot on other sets, after Open-VCLIP: B/16, frame mean, 8 frames.
+"""Kinetics-400 for zero-shot recognition on other sets, after Open-VCLIP: B/16, 8 frames, mean.
 
-  python train.py --config configs/k400_b16_open.py --workdir runs/k400_b16_open \\
-      --config.data.root=/data/k400
+  xclip train --config k400_b16_open --workdir runs/k400_b16_open --config.data.root=/data/k400
 
 CLIP's two towers are trained with interpolated weight regularisation (up to 0.6, weight 0.5), and
 the parameters averaged from the second of 22 epochs on, without mixup, CutMix and label smoothing;
 512 clips an update, on 8 GPUs of 32 GB as 16 micro-batches of 32. Open-VCLIP also lets patches
 attend to the frames beside theirs, trains with 28 templates (`data.templates`; give your own), and
-mixes its weights with CLIP's in the end: `xclip weights interpolate ViT-B/16 runs/k400_b16_open
+mixes the trained weights with CLIP's: `xclip weights interpolate ViT-B/16 runs/k400_b16_open
 --alpha 0.5 -o mixed`. Published, zero-shot: UCF101 83.4, HMDB51 53.9, K600 73.0 %. Not run here.
 """
 
-from configs import base
+from xclip_jax import config
 
 
 def get_config():
-  c = base.get_config()
+  c = config.get_config()
   c.model.variant, c.model.num_frames, c.model.dtype = 'B/16', 8, 'bfloat16'
   c.model.fields.update(messages=False, mit=False, prompt=False)
   c.augment.mixup = c.augment.cutmix = c.augment.label_smoothing = 0.0
