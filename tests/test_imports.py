@@ -27,9 +27,8 @@ FLOORS = (
 )
 # Libraries that the modules of a folder (or of one module, named in full) may import.
 LIBRARIES = {
-  'train': {'absl', 'ml_collections'},
-  'configs': {'ml_collections'},
   'cli': {'numpy', 'tqdm'},
+  'cli.commands.train': {'absl'},
   'cli.commands.videos.vector_files': {'numpy', 'pyarrow'},
   'planning': {'jax', 'numpy', 'optax'},
   'training': {'jax', 'matplotlib', 'numpy', 'optax', 'tqdm'},
@@ -49,7 +48,7 @@ LIBRARIES = {
   'data.tools.tfds_build': {'absl', 'apache_beam', 'tensorflow_datasets'},
   'text.tokenizer': {'ftfy', 'numpy', 'regex'},
   'compilation_cache': {'jax'},
-  'config': {'ml_collections'},
+  'config': {'absl', 'ml_collections'},
   'files': {'etils', 'fsspec', 'google', 'numpy'},
   'assets': set(),
   'errors': set(),

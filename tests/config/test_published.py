@@ -1,16 +1,17 @@
 """Every published recipe is a config, and says what the authors' settings say."""
 
 import ast
-import importlib
 import pathlib
 import re
+import sys
 
 import numpy as np
 import optax
 import pytest
 
-from configs import base
-from xclip_jax.config import validation
+from xclip_jax import config as fields
+from xclip_jax.config import published, validation
+from xclip_jax.errors import ConfigError
 from xclip_jax.parallel import tree_names
 from xclip_jax.storage import state
 from xclip_jax.training import job as job_lib
@@ -36,13 +37,21 @@ PUBLISHED = {
 }
 
 
+OTHERS = {'base', 'demo', 'k400_b16_frame_mean', 'k400_b16_open', 'charades_b16', 'msrvtt_b16'}
+
+
 def load(name, *arguments):
-  return importlib.import_module(f'configs.{name}').get_config(*arguments)
+  return published.load(':'.join((name, *arguments)))
+
+
+def about(name):
+  """The docstring of the file that holds a config, in one line."""
+  return ' '.join(ast.get_docstring(ast.parse(published.path(name).read_text())).split())
 
 
 def test_there_is_a_config_for_every_published_model():
-  found = {path.stem for path in FOLDER.glob('*_*f.py')}
-  assert found == PUBLISHED.keys()
+  assert set(published.names()) == PUBLISHED.keys() | OTHERS
+  assert len(published.names()) == len(PUBLISHED) + len(OTHERS)          # no name twice
 
 
 @pytest.mark.parametrize('name', PUBLISHED)
@@ -62,17 +71,24 @@ def test_settings_are_the_published_ones(name):
   assert frames in params['mit']['pos_embed'].shape
 
 
+@pytest.mark.parametrize('name', published.names())
+def test_a_config_is_short_and_its_file_says_how_and_what_came_out(name):
+  text, docstring = published.path(name).read_text(), about(name)
+  assert len(text.partition('def get_config')[2].splitlines()) <= 25
+  command = re.search(r'xclip train --config (\w+)', docstring)
+  assert command and command[1] in published.names()
+  if name in PUBLISHED:
+    assert 'on 8 GPUs' in docstring
+  if name not in ('base', 'demo'):
+    assert 'Not run here.' in docstring
+    assert name in text
+
+
 @pytest.mark.parametrize('name', PUBLISHED)
-def test_a_config_is_short_and_its_docstring_says_how_and_what_came_out(name):
-  text = (FOLDER / f'{name}.py').read_text()
-  about = ast.get_docstring(ast.parse(text), clean=False)
-  code = text[text.index('from configs'):].splitlines()
-  assert len(code) <= 25
-  assert f'python train.py --config configs/{name}.py' in about
-  assert 'micro-batches of' in about and 'GPUs' in about
-  assert PUBLISHED[name][-1] in about and 'Not run here.' in about
-  clips = PUBLISHED[name][2] // PUBLISHED[name][3]
-  assert re.search(rf'{PUBLISHED[name][3]} micro-batches of {clips}\b', ' '.join(about.split()))
+def test_the_table_says_what_was_published(name):
+  row = next(x for x in published.path(name).read_text().splitlines() if f"'{name}': " in x)
+  *_, top_1 = PUBLISHED[name]
+  assert top_1 in row or (name == 'k400_b16_32f' and f'HMDB51 {top_1}' in about(name))
 
 
 def test_the_frame_mean_baseline_is_the_authors():
@@ -80,12 +96,11 @@ def test_the_frame_mean_baseline_is_the_authors():
   assert c.model.variant == 'B/16' and c.model.num_frames == 32
   assert (c.train.batch_size, c.train.epochs, c.optim.lr) == (256, 10, 8e-6)
   assert not c.train.freeze_text and c.train.init_from == 'ViT-B/16'
-  assert set(load('k400_b16_frame_mean').to_dict()) == set(base.get_config().to_dict())
+  assert set(load('k400_b16_frame_mean').to_dict()) == set(fields.get_config().to_dict())
   params = state.abstract(job_lib.make_model(c), optax.identity()).params
   assert params.keys() == {'vision', 'text', 'logit_scale'}
   optimizer.make(c.optim, params, 10, 1)                 # every rule finds a parameter
-  about = importlib.import_module('configs.k400_b16_frame_mean').__doc__
-  assert '51.3' in about and '76.8' in about and '71.2' in about and 'Not run here.' in about
+  assert all(x in about('k400_b16_frame_mean') for x in ('51.3', '76.8', '71.2'))
 
 
 def test_the_open_vocabulary_recipe_is_open_vclips():
@@ -100,8 +115,7 @@ def test_the_open_vocabulary_recipe_is_open_vclips():
   steps = 22 * 469                                                # one epoch of 240,000 clips
   first = next(n for n in range(0, steps, 7) if optimizer.make_average(c.train, steps)(n) < 1)
   assert 469 <= first <= 469 + 14
-  about = importlib.import_module('configs.k400_b16_open').__doc__
-  assert all(x in about for x in ('83.4', '53.9', '73.0', 'Not run here.'))
+  assert all(x in about('k400_b16_open') for x in ('83.4', '53.9', '73.0'))
 
 
 @pytest.mark.parametrize(('name', 'task', 'loss'), [
@@ -111,8 +125,6 @@ def test_configs_of_other_tasks_ask_for_what_there_is(name, task, loss):
   job_lib.check_config(c)
   assert (c.train.task, validation.resolve_loss(c.train)) == (task, loss)
   assert job_lib.make_model(job_lib.resolve_config(c)).config.logit_bias == (loss == 'sigmoid')
-  about = importlib.import_module(f'configs.{name}').__doc__
-  assert f'configs/{name}.py' in about and 'Not run here.' in ' '.join(about.split())
 
 
 @pytest.mark.parametrize('shots', ['2', '4', '8', '16'])
@@ -151,6 +163,72 @@ def test_augmentation_of_every_recipe_is_the_authors():
 
 
 def test_every_field_of_a_config_is_a_field_of_base():
-  known = set(base.get_config().to_dict())
+  known = set(fields.get_config().to_dict())
   for name in PUBLISHED:
     assert set(load(name).to_dict()) == known
+
+
+@pytest.mark.parametrize('name', published.names())
+def test_a_path_of_old_stands_for_the_published_config(name):
+  config = published.load(name)
+  assert published.load(f'configs/{name}.py') == config
+  assert published.load(f'/somewhere/else/configs/{name}.py') == config
+
+
+def test_a_published_name_wins_over_a_file_beside_it(tmp_path, monkeypatch):
+  (tmp_path / 'demo').write_text('no config')
+  monkeypatch.chdir(tmp_path)
+  assert published.load('demo').data.name == 'synthetic'
+
+
+CONFIG = 'from xclip_jax import config\n\n\ndef get_config():\n  c = config.get_config()\n'
+
+
+@pytest.mark.parametrize(('text', 'message'), [
+  (f'{CONFIG}  c.train.batch_size = 3 / 0\n  return c\n', 'line 6: ZeroDivisionError: division by'),
+  (f'{CONFIG}  c = confg\n', 'line 6: NameError'),
+  (f'{CONFIG}  return c)\n', 'line 6: SyntaxError: unmatched'),
+  (f'{CONFIG}  return 3\n', 'must return a ConfigDict.*found int'),
+  ('from configs import base\n', r'line 1: .*`from xclip_jax import config`'),
+  ('x = 3\n', 'has no function get_config'),
+])
+def test_what_is_wrong_with_a_file_is_one_line(tmp_path, monkeypatch, text, message):
+  monkeypatch.chdir(tmp_path)
+  elsewhere = [x for x in sys.path if not (pathlib.Path(x) / 'configs').exists()]
+  monkeypatch.setattr(sys, 'path', elsewhere)
+  for name in [x for x in sys.modules if x.partition('.')[0] == 'configs']:
+    monkeypatch.delitem(sys.modules, name)
+  file = tmp_path / 'mine.py'
+  file.write_text(text)
+  with pytest.raises(ConfigError, match=message) as error:
+    published.load(str(file))
+  assert '\n' not in str(error.value) and 'mine.py' in str(error.value)
+
+
+def test_a_file_may_take_an_argument_and_import_from_the_current_folder(tmp_path, monkeypatch):
+  (tmp_path / 'my_sizes.py').write_text('BATCH = 24\n')
+  (tmp_path / 'mine.py').write_text(
+    'import my_sizes\nfrom xclip_jax import config\n\ndef get_config(lr="1"):\n'
+    '  c = config.get_config()\n  c.optim.lr, c.train.batch_size = float(lr), my_sizes.BATCH\n'
+    '  c.model.fields.image_size, c.data.synthetic.seed = 32, 3\n  return c\n')
+  monkeypatch.chdir(tmp_path)
+  before = list(sys.path)
+  c = published.load('mine.py:0.5')
+  assert (c.optim.lr, c.train.batch_size, c.model.fields.image_size) == (0.5, 24, 32)
+  assert c.is_locked and sys.path == before
+  del sys.modules['my_sizes']
+
+
+@pytest.mark.parametrize(('source', 'message'), [
+  ('none.py', 'no such file, and no published config of that name'),
+  ('k400_b16_9f', 'did you mean k400_b16_8f'),
+  ('runs/demo.py', r'no such file.*Published: base, demo, '),
+  ('demo:3', "get_config takes no argument, found '3'"),
+  ('configs/kinetics.py:k400_b16_9f', "there is no run 'k400_b16_9f'; did you mean k400_b16_8f"),
+  ('hmdb51_b16_32f:many', 'K must be a number'),
+  ('README.md', 'is not a Python file'),
+])
+def test_what_is_no_config_is_told_from_what_there_is(source, message, monkeypatch):
+  monkeypatch.chdir(FOLDER.parent)
+  with pytest.raises(ConfigError, match=message):
+    published.load(source)

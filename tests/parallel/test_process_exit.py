@@ -160,7 +160,7 @@ def test_another_config_is_said_whatever_the_workdir_is_called(root, tmp_path):
   changes = {'train__steps': 2, 'report': False, 'data__zero_shot': ''}
   assert end(train(run, root, **changes), 300)[0] == [0]
   codes, said = end(train(run, root, count=2, optim__lr=0.25, **changes), 300)
-  assert codes == [1, 1], said
+  assert codes == [2, 2], said
   for text in said:
     assert 'holds a run with another config' in text and 'optim.lr: ' in text, said
     assert 'is gone' not in text
@@ -338,7 +338,7 @@ def test_two_training_runs_in_one_workdir(root, tmp_path):
   first, = train(run, root, **changes)
   wait_for_steps(run, 1, [first])
   codes, said = end(train(run, root, **changes))
-  assert codes == [1] and f'in use by process {first.pid}' in said[0], said
+  assert codes == [2] and f'in use by process {first.pid}' in said[0], said
   assert end([first], 300)[0] == [0]
   assert not (run / run_lock.NAME).exists()
 

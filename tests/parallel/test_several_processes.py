@@ -237,7 +237,7 @@ def test_what_is_wrong_on_one_host_is_said_on_all(root, tmp_path):
       env=tiny.environment(), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     for i, place in enumerate(places)]
   codes, said = end(processes)
-  assert codes == [1, 1], said
+  assert codes == [2, 2], said
   assert 'error: process 1: ' in said[0] and all('cannot be read' in text for text in said)
 
 

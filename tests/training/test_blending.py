@@ -1,6 +1,5 @@
 """Mixup and CutMix draw once for each group of rows, as the reference does for each GPU's batch."""
 
-import importlib
 import os
 import pathlib
 import subprocess
@@ -13,8 +12,8 @@ import pytest
 
 import quick
 import tiny
-from configs import base, k400_b16_8f
-from xclip_jax.config import batch_sizes
+from configs import base
+from xclip_jax.config import batch_sizes, published
 from xclip_jax.training.objectives import losses
 
 PROGRAMS = pathlib.Path(__file__).parents[1] / 'programs'
@@ -39,7 +38,7 @@ def blocks(matrix, sizes):
 
 
 def test_an_update_of_the_published_recipe_has_thirty_two_draws():
-  c = k400_b16_8f.get_config()
+  c = published.load('k400_b16_8f')
   rows = c.train.batch_size // c.train.accumulation
   options = losses.Blending(c.augment.mixup, 0.0, c.augment.cutmix_share, c.augment.blend_rows)
   draws = set()
@@ -122,5 +121,5 @@ def test_a_group_that_leaves_a_clip_alone_is_refused(rows):
   ('k400_b32_8f', 8), ('k400_b16_8f', 8), ('k400_b16_16f', 4), ('k400_l14_8f', 4),
   ('k600_b16_16f', 4), ('hmdb51_b16_32f', 4), ('ucf101_b16_32f', 4)])
 def test_groups_are_what_a_gpu_of_the_original_held(name, rows):
-  c = importlib.import_module(f'configs.{name}').get_config()
+  c = published.load(name)
   assert c.augment.blend_rows == rows == c.train.batch_size // c.train.accumulation // 8

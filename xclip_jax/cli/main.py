@@ -11,15 +11,16 @@ from collections.abc import Sequence
 
 import xclip_jax
 from xclip_jax.cli import options, output, startup
-from xclip_jax.cli.commands import convert, data, evaluation, finetune, plan, weights
+from xclip_jax.cli.commands import convert, data, evaluation, finetune, plan, train, weights
 from xclip_jax.cli.commands.videos import classify, embed, windows
 
-COMMANDS = (classify, embed, windows, finetune, weights, convert, data, evaluation, plan)
+COMMANDS = (
+  classify, embed, windows, train, finetune, evaluation, plan, weights, convert, data)
 
 # Arguments that are no paths; and paths that may be in a bucket.
-_TEXTS = ('labels', 'template', 'coordinator')
+_TEXTS = ('labels', 'template', 'coordinator', 'more')
 _MAY_BE_REMOTE = ('weights', 'source', 'first', 'second', 'labels_file', 'templates_file', 'list',
-                  'lists', 'classes', 'base', 'base_classes')
+                  'lists', 'classes', 'base', 'base_classes', 'workdir')
 _EPILOG = """examples:
   xclip classify --weights toy sample:ring          (a model and a clip in the package)
   xclip classify clip.mp4 --weights runs/demo --labels "a dog running, a cat asleep"
@@ -90,6 +91,8 @@ def build_parser() -> options.CommandParser:
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
   parser = build_parser()
   arguments, rest = parser.parse_known_args(argv)
+  if hasattr(arguments, 'more'):                  # `--config.FIELD=VALUE` of `xclip train`
+    arguments.more, rest = rest, []
   if any(x.startswith('-') for x in rest) or (rest and not hasattr(arguments, 'videos')):
     parser.error(f'unrecognized arguments: {" ".join(rest)}')
   if rest:                                        # videos after options, which argparse leaves

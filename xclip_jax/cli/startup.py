@@ -45,8 +45,10 @@ def exiting_on_sigterm() -> Iterator[None]:
   if threading.current_thread() is not threading.main_thread():
     yield
     return
-  before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+  handler = lambda *_: sys.exit(128 + signal.SIGTERM)
+  before = signal.signal(signal.SIGTERM, handler)
   try:
     yield
   finally:
-    signal.signal(signal.SIGTERM, before)
+    if signal.getsignal(signal.SIGTERM) is handler:      # a run serves SIGTERM to its very end
+      signal.signal(signal.SIGTERM, before)

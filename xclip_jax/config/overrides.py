@@ -1,4 +1,4 @@
-"""Changes of config fields from a command line, and the check that a field exists."""
+"""Changes of config fields from a command line."""
 
 import contextlib
 import difflib
@@ -7,12 +7,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from absl import flags
-from ml_collections import config_dict, config_flags
+from ml_collections import config_flags
 
-from xclip_jax.config import fields
+from xclip_jax.config import validation
 from xclip_jax.errors import ConfigError
 
-# Sections whose entries are free: fields of XCLIPConfig, arguments of `synthetic.prepare`.
+# Fields that are mappings with free names: fields of XCLIPConfig, arguments of `synthetic.prepare`.
 _OPEN = ('model.fields', 'data.synthetic')
 
 
@@ -34,7 +34,7 @@ def apply_flags(config: Any, arguments: Sequence[str]) -> list[str]:
   for argument in arguments:
     match = re.match(r'--?(?:no)?config\.([^=[]+)', argument)
     if match:
-      _check_field(config, match[1], argument)
+      _check_field(match[1], argument)
   values = flags.FlagValues()
   values.append_flag_values(flags.FLAGS)
   try:
@@ -50,33 +50,13 @@ def apply_flags(config: Any, arguments: Sequence[str]) -> list[str]:
 def set_fields(config: Any, changes: Mapping[str, Any]) -> None:
   """Sets fields of a locked config by dotted name; ConfigError if one cannot have its value."""
   for field, value in changes.items():
-    _check_field(config, field, f'config.{field}={value!r}')
+    _check_field(field, f'config.{field}={value!r}')
     try:
       with config.unlocked() if field.startswith(_OPEN) else contextlib.nullcontext():
         config.update_from_flattened_dict({field: value})
     except (KeyError, AttributeError, TypeError) as error:
       reason = str(error.args[0]).splitlines()[0] if error.args else type(error).__name__
       raise ConfigError(f'config.{field}={value!r}: {reason}') from error
-
-
-def check_fields(config: Any, source: str) -> None:
-  """Raises ConfigError unless a config has exactly the fields of `fields.get_config()`.
-
-  Args:
-    config: ConfigDict to check.
-    source: name of its file, for the message.
-  """
-  known, given = (_flatten(c) for c in (fields.get_config(), config))
-  for field in given:
-    if field not in known and not field.startswith(tuple(f'{x}.' for x in _OPEN)):
-      raise ConfigError(
-        f'{source}: config.{field} is not a field{did_you_mean(field, known, "config.")} '
-        'xclip_jax/config/fields.py lists all')
-  missing = [field for field in known if field not in given and field not in _OPEN]
-  if missing:
-    raise ConfigError(
-      f'{source}: config.{missing[0]} is missing; start from xclip_jax.config.get_config(), which '
-      'has every field')
 
 
 def did_you_mean(name: str, known: Iterable[str], prefix: str = '') -> str:
@@ -87,19 +67,11 @@ def did_you_mean(name: str, known: Iterable[str], prefix: str = '') -> str:
   return f'; did you mean {prefix}{close[0]}?' if close else '.'
 
 
-def _flatten(config: Any) -> list[str]:
-  """Returns the dotted names of all fields; an empty section counts as a field."""
-  names = []
-  for key, value in config.items():
-    inner = _flatten(value) if isinstance(value, config_dict.ConfigDict) else []
-    names += [f'{key}.{name}' for name in inner] or [key]
-  return names
-
-
-def _check_field(config: Any, field: str, text: str) -> None:
-  """Raises ConfigError if a dotted name is neither a field nor a section nor an open entry."""
-  known = _flatten(config)
-  sections = {name.rpartition('.')[0] for name in known} | set(_OPEN)
+def _check_field(field: str, text: str) -> None:
+  """Raises ConfigError if a dotted name is neither a field, nor a section, nor in an open field."""
+  known = list(validation.field_names())
+  sections = {name.rpartition('.')[0] for name in known}
   if field in known or field in sections or field.rpartition('.')[0] in _OPEN:
     return
-  raise ConfigError(f'{text}: config.{field} is not a field{did_you_mean(field, known, "config.")}')
+  raise ConfigError(
+    f'{text}: config.{field} is no field of a run{did_you_mean(field, known, "config.")}')

@@ -48,14 +48,13 @@ def load(source: str) -> Any:
     A ConfigDict with the fields of `config.get_config()`.
 
   Raises:
-    ConfigError: there is neither such a file nor such a name, the file fails, or it sets a field
-      that does not exist.
+    ConfigError: there is neither such a file nor such a name, or the file fails.
   """
   place, colon, argument = source.partition(':')
   arguments = (argument,) if colon else ()
   file = Path(place).expanduser()
-  if not file.is_file():
-    name = file.name.removesuffix('.py')
+  name = file.name.removesuffix('.py')
+  if place in _published() or not file.is_file():
     if name not in _published() or file.parent.name not in ('', 'configs'):
       raise ConfigError(_describe_missing(source))
     file = path(name)
@@ -65,7 +64,6 @@ def load(source: str) -> Any:
   if not isinstance(config, config_dict.ConfigDict):
     raise ConfigError(f'{source}: get_config must return a ConfigDict, as xclip_jax.config.'
                       f'get_config does; found {type(config).__name__}')
-  overrides.check_fields(config, source)
   return config.lock()
 
 

@@ -21,6 +21,8 @@ from typing import Any, NoReturn
 
 import jax
 
+from xclip_jax.errors import UserError
+
 GONE = ('another process of this run is gone, so this one stops, too. Start the same command on '
         'all hosts again; training goes on from its last checkpoint.')
 _STORE = 'xclip_jax/run/'
@@ -202,9 +204,20 @@ def fail(
   """
   if is_peer_failure(error):
     exit_now(GONE, error)
-  _publish(_cause_of(error), 130 if isinstance(error, KeyboardInterrupt) else 1)
+  _publish(_cause_of(error), exit_code(error))
   code = (_print_error if show is None or isinstance(error, SystemExit) else show)(error)
   _exit(None, code)
+
+
+def exit_code(error: BaseException) -> int:
+  """Returns the exit code of a run that an error ends.
+
+  It is 2 for a UserError, which the same command would meet again, 130 for Ctrl-C, and 1 for what
+  fails in the course of a run: a full disk, a loss that is not finite, a bug.
+  """
+  if isinstance(error, KeyboardInterrupt):
+    return 130
+  return 2 if isinstance(error, UserError) and not isinstance(error, RuntimeError) else 1
 
 
 def print_message(error: BaseException) -> int:
@@ -236,7 +249,7 @@ def publish_failure() -> Iterator[None]:
     yield
   except BaseException as error:
     if not _may_be_peer_failure(error):
-      _publish(_cause_of(error), 1)
+      _publish(_cause_of(error), exit_code(error))
     raise
 
 

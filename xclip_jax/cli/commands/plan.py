@@ -2,16 +2,12 @@
 
 import argparse
 import ast
-import contextlib
 import dataclasses
-import importlib.util
 import math
 import os
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xclip_jax import errors
 from xclip_jax.cli import options, output, output_files, startup
 from xclip_jax.errors import UserError
 
@@ -25,7 +21,7 @@ def add_commands(commands: Any) -> None:
   command = options.add_command(
     commands, 'plan', plan, 'tell memory and speed of a run on machines that are not here', """
     xclip plan --variant L/14 --batch 256 --mesh data=8,fsdp=4 --platform v5e:4x8
-    xclip plan --config configs/k400_b16_8f.py --platform v5e:2x4 --set model.dtype=bfloat16
+    xclip plan --config k400_b16_8f --platform v5e:2x4 --set model.dtype=bfloat16
     xclip plan --variant B/16 --batch 8 --step eval --platform v5e
     xclip plan --variant B/16 --batch 64 --platform cuda:h100_sxm.txtpb \\
         --set model.attention=cudnn""")
@@ -34,8 +30,9 @@ def add_commands(commands: Any) -> None:
       help='a TPU topology such as v5e:4x8 (v4, v5e, v5p, v6e), v5e:4x8*2 for two slices; '
            'v5e alone is one chip; cuda:FILE, a GPU that the file describes (docs/plan.md), '
            'cuda:FILE*8 for eight; cpu:N')
-  add('--config', metavar='FILE', help='a config file, as train.py takes it (default: the fields '
-                                       'of xclip_jax/config/fields.py)')
+  add('--config', metavar='NAME',
+      help='name of a published config, or a file of your own, as `xclip train` takes it (default: '
+      'the fields of xclip_jax/config/fields.py)')
   add('--set', action='append', default=[], metavar='FIELD=VALUE', dest='changes',
       help='change a field of the config, e.g. model.remat=dots; repeat the option for more')
   add('--variant', metavar='NAME', help='model.variant: B/32, B/16, L/14 or L/14@336')
@@ -109,17 +106,11 @@ def _keep_jax_on_cpus(platform: str) -> None:
 
 def _read_config(arguments: argparse.Namespace) -> Any:
   """Returns the config of the file or the default one, changed by the options."""
-  from xclip_jax import config as fields
+  from xclip_jax.config import fields, overrides, published
 
-  config = (_run_config_file(arguments.config) if arguments.config else fields.get_config()).lock()
-  for field, value in _changes(arguments).items():
-    try:
-      # A variant may be given any field of the model; every other field must exist already.
-      with config.unlocked() if field.startswith('model.fields.') else contextlib.nullcontext():
-        config.update_from_flattened_dict({field: value})
-    except (KeyError, AttributeError, TypeError) as error:
-      reason = str(error.args[0]).splitlines()[0] if error.args else type(error).__name__
-      raise UserError(f'config.{field}={value!r}: {reason}') from error
+  given = arguments.config
+  config = published.load(given) if given else fields.get_config().lock()
+  overrides.set_fields(config, _changes(arguments))
   return config
 
 
@@ -157,26 +148,6 @@ def _mesh_axes(text: str) -> dict[str, int]:
     except ValueError as error:
       raise UserError(f'--mesh {text}: wanted as in data=8,fsdp=4') from error
   return axes
-
-
-def _run_config_file(path: str) -> Any:
-  """Returns the config that a file's `get_config` makes."""
-  file = Path(path)
-  if not file.is_file():
-    raise UserError(f'--config {path}: no such file')
-  sys.path.insert(0, str(Path.cwd()))              # holds the package `configs`, as for train.py
-  spec = importlib.util.spec_from_file_location('xclip_plan_config', file)
-  if spec is None or spec.loader is None:
-    raise UserError(f'--config {path}: a file with Python is wanted, named as in run.py')
-  module = importlib.util.module_from_spec(spec)
-  try:
-    spec.loader.exec_module(module)
-    return module.get_config()
-  except UserError:
-    raise
-  except Exception as error:                       # the file is the user's
-    raise UserError(
-      f'--config {path} fails with {type(error).__name__}: {errors.one_line(error)}') from error
 
 
 def _rehearse(config: Any, devices: Any, arguments: argparse.Namespace) -> 'Rehearsal':

@@ -1,53 +1,45 @@
 """The `xclip train` command, which train.py runs from a checkout, too."""
 
 import argparse
+import faulthandler
 import functools
-import gc
 import sys
-import traceback
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 from xclip_jax import errors
+from xclip_jax.cli import options, output, startup
 
-_EXAMPLES = """examples:
-  xclip train --config demo --workdir runs/demo
-  xclip train --config k400_b16_8f --workdir runs/k400 --config.data.root=/data/k400
-  xclip train --config clips.py --workdir runs/clips --config.train.batch_size=128
-  xclip train --config clips.py --workdir runs/clips --mode eval
-"""
+_STOPPED = 'stopped by Ctrl-C; the same command goes on from the last checkpoint'
 
 
 def add_commands(commands: Any) -> None:
   """Adds `train` to the subcommands of `xclip`."""
-  command = commands.add_parser(
-    'train', help='train a model, or evaluate a run, as a config says', description=train.__doc__,
-    epilog=_EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False)
+  command = options.add_command(
+    commands, 'train', train, 'train a model, or evaluate a run, as a config says', """
+    xclip train --config demo --workdir runs/demo
+    xclip train --config k400_b16_8f --workdir runs/k400 --config.data.root=/data/k400
+    xclip train --config clips.py --workdir runs/clips --config.train.batch_size=128
+    xclip train --config clips.py --workdir runs/clips --mode eval""")
+  command.allow_abbrev = False             # --config.train.steps is no abbreviation
   add = command.add_argument
-  add('--config', required=True, metavar='C',
-      help='name of a published config, or a file of your own (docs/train.md); NAME:ARGUMENT where '
-           'it takes an argument')
+  add('--config', required=True, metavar='NAME',
+      help='name of a published config, or a file of your own (docs/train.md); NAME:ARGUMENT if '
+      'it takes an argument')
   add('--config.FIELD', metavar='VALUE', dest='config_field', help='change a field of the config; '
-      'xclip_jax/config/fields.py explains each; may be repeated for other fields')
-  add('--workdir', required=True, metavar='W', help='folder of the run, also gs://BUCKET/FOLDER; '
-      'the same command continues an interrupted run')
+      'xclip_jax/config/fields.py explains each; repeat the option for other fields')
+  add('--workdir', required=True, metavar='FOLDER', help='folder of the run, also '
+      'gs://BUCKET/FOLDER; the same command continues an interrupted run')
   add('--mode', choices=('train', 'eval'), default='train',
       help='train, or only evaluate the checkpoint in the workdir (default: train)')
-  add('--distributed', choices=('off', 'auto'),
-      help='auto: join the other processes of a TPU pod, Slurm or MPI job; off: run alone, even '
-           'where a launcher has started several tasks (default: alone)')
-  add('--coordinator', metavar='HOST:PORT', help='address of process 0, if the cluster is not '
-      'detected; goes with --num-processes and --process-id (docs/scale.md)')
-  add('--num-processes', '--num_processes', type=int, metavar='N',
-      help='number of processes of the run')
-  add('--process-id', '--process_id', type=int, metavar='I',
-      help='number of this process, from 0')
-  add('--join-timeout', '--join_timeout', type=int, metavar='S',
-      help='seconds to wait for the other processes at the start (default: 300)')
-  add('--verbosity', '-v', type=int, metavar='N',
+  options.add_host_options(command)
+  for name in ('num_processes', 'process_id', 'join_timeout'):       # as train.py has them
+    add(f'--{name}', type=int, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+  add('--verbosity', '-v', type=int, metavar='LEVEL',
       help='log level: -1 warnings, 0 information, 1 also the traceback of an error that is shown '
-           'in one line (default: errors only)')
-  command.set_defaults(run=train, takes_more=True)
+      'in one line (default: errors only)')
+  command.set_defaults(more=(), when_stopped=_STOPPED)
   command.format_help = functools.partial(_format_help, command)
 
 
@@ -55,23 +47,24 @@ def train(arguments: argparse.Namespace) -> int:
   """Trains a model and writes checkpoints, metrics and a report into a folder.
 
   A run that was interrupted goes on where it stopped when the same command is given again. Exit
-  code: 0, also after SIGTERM; 2 if something given to the command cannot be used; 1 after a bug or
-  the failure of another process; 130 after Ctrl-C.
+  code: 0, also after SIGTERM; 1 if the run fails on its way; 2 if what it was given cannot be used;
+  70 after a bug; 130 after Ctrl-C.
   """
-  gc.enable()                              # `xclip` has switched it off for the start of a command
   config = _read_config(arguments.config, arguments.more)
-  from absl import flags, logging
+  with startup.paused_collector():
+    from absl import flags, logging
 
-  from xclip_jax.parallel import process_exit, processes, stop_signals
-  from xclip_jax.training import run as run_lib
+    from xclip_jax.parallel import process_exit, processes, stop_signals
+    from xclip_jax.training import run as run_lib
 
+  faulthandler.enable()                    # a crash in C shows where Python was
   flags.FLAGS.mark_as_parsed()             # Grain's workers read absl's flags
   logging.use_absl_handler()
   # By default the progress bar says enough.
   logging.set_verbosity(logging.ERROR if arguments.verbosity is None else arguments.verbosity)
   stop_signals.serve()
-  stop_signals.leave_at_once(stop_signals.STARTING)
-  with process_exit.failing_at_once(say_error):
+  stop_signals.exit_at_once(stop_signals.STARTING)
+  with process_exit.end_all_on_failure(say_error):
     processes.join(
       arguments.distributed, arguments.coordinator, arguments.num_processes, arguments.process_id,
       arguments.join_timeout)
@@ -86,18 +79,18 @@ def say_error(error: BaseException) -> int:
   """
   from absl import logging
 
+  from xclip_jax.parallel import process_exit
+
   if isinstance(error, KeyboardInterrupt):
-    print('\nerror: stopped by Ctrl-C; the same command goes on from the last checkpoint',
-          file=sys.stderr)
-    return 130
+    print(f'\nerror: {_STOPPED}', file=sys.stderr)
+    return output.STOPPED
   if errors.is_shown_in_one_line(error):
     logging.debug('raised here:', exc_info=True)      # --verbosity=1 shows it
     kind = '' if isinstance(error, errors.UserError) else f'{type(error).__name__}: '
     print(f'error: {kind}{error}', file=sys.stderr)
-    return 2
-  traceback.print_exception(error)
-  print(errors.REPORT, file=sys.stderr)
-  return 1
+    return process_exit.exit_code(error)
+  print(errors.explain(error), file=sys.stderr)
+  return output.BUG
 
 
 def _read_config(source: str, flags: Sequence[str]) -> Any:
@@ -113,8 +106,6 @@ def _read_config(source: str, flags: Sequence[str]) -> Any:
 
 def _format_help(command: argparse.ArgumentParser) -> str:
   """Returns the help of the command, with the names of the published configs at its end."""
-  import textwrap
-
   from xclip_jax.config import published
 
   names = textwrap.fill(', '.join(published.names()), 78, initial_indent='  ',
