@@ -27,7 +27,7 @@ def test_every_form_of_ml_collections_sets_a_field():
 
 
 @pytest.mark.parametrize(('argument', 'message'), [
-  ('--config.train.step=3', r'config.train.step is no field of a run; did you mean config.train.steps\?'),
+  ('--config.train.step=3', r'no field of a run; did you mean config.train.steps\?'),
   ('--config.accumulation=3', r'did you mean config.train.accumulation\?'),
   ('--noconfig.reprt', r'config.reprt is no field of a run; did you mean config.report\?'),
   ('--config.zzz=3', r'config.zzz is no field of a run\.'),
