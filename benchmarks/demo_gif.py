@@ -18,7 +18,7 @@ from PIL import Image, ImageColor, ImageDraw, ImageFont
 
 import xclip_jax
 from xclip_jax import files
-from xclip_jax.data.datasets import synthetic
+from xclip_jax.data.datasets import synthetic, synthetic_scenes
 from xclip_jax.reports import theme
 
 WIDTH, COLUMNS, GAP = 800, 4, 18          # pixels; the grid has two rows of four clips
@@ -56,16 +56,16 @@ def read_clips() -> list[Clip]:
   recipe = synthetic.Recipe()
   model = xclip_jax.load('toy')
   clips = []
-  for number, (shape, motion) in enumerate(synthetic.compositions('zero_shot')):
+  for number, (shape, motion) in enumerate(synthetic_scenes.compositions('zero_shot')):
     answer = model.classify(str(folder / 'videos' / 'zero_shot' / f'{number:05d}.mp4'))
     scene = recipe.scene('zero_shot', number)
     clips.append(Clip(render_smoothly(scene), f'a {shape} {motion}', answer.top(GUESSES)))
   return clips
 
 
-def render_smoothly(scene: synthetic.Scene) -> np.ndarray:
+def render_smoothly(scene: synthetic_scenes.Scene) -> np.ndarray:
   """Draws a scene as uint8 [T, TILE, TILE, 3] without most of its noise, which GIF cannot pack."""
-  draws = [synthetic.render(dataclasses.replace(scene, grain=grain), TILE) for grain in range(24)]
+  draws = [synthetic_scenes.render(dataclasses.replace(scene, grain=grain), TILE) for grain in range(24)]
   return np.round(np.mean(draws, axis=0)).astype(np.uint8)
 
 
@@ -124,7 +124,7 @@ def choose_palette(frames: list[Image.Image], colors: int) -> Image.Image:
   ink = lambda color: shades * np.array(ImageColor.getrgb(color)) + (1 - shades) * 255
   light = np.array([0.88, 0.94, 1.0, 1.06])[:, None]
   exact = [ink(x) for x in (theme.INK, theme.MUTED, theme.GREEN, theme.RED, theme.TRACK)]
-  exact += [np.clip(255 * light * color, 0, 255) for color in synthetic.COLORS.values()]
+  exact += [np.clip(255 * light * color, 0, 255) for color in synthetic_scenes.COLORS.values()]
   exact = np.round(np.concatenate(exact)).astype(np.uint8)
   together = Image.fromarray(np.concatenate([np.asarray(frame) for frame in frames[::5]]))
   rest = together.quantize(colors - len(exact), method=Image.Quantize.MEDIANCUT).getpalette()

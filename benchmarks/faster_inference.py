@@ -63,7 +63,8 @@ def main() -> None:
 def folder_of(run: str) -> Path:
   from xclip_jax.data.datasets import synthetic
   config = json.loads((Path(run) / 'config.json').read_text())
-  return Path(synthetic.prepare(config['data']['root'] or None, **config['data']['synthetic']))
+  recipe = synthetic.Recipe(**config['data']['synthetic'])
+  return Path(synthetic.prepare(config['data']['root'] or None, recipe))
 
 
 def accuracy(run: str, name: str, options: list[str]) -> dict[str, Any]:

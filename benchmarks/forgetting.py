@@ -98,11 +98,11 @@ def write_lists(folder: Path, seed: int) -> dict[str, Path]:
   from xclip_jax.data.datasets import annotations, synthetic
   from xclip_jax.data.tools import derive_lists
 
-  root = synthetic.prepare(seed=seed)
+  root = synthetic.prepare(recipe=synthetic.Recipe(seed=seed))
   old, new = (annotations.read_classes(root / f'{x}.csv') for x in ('classes', 'classes_zero_shot'))
   folder.mkdir(parents=True, exist_ok=True)
   chosen = folder / 'chosen.csv'
-  chosen.write_text(derive_lists.few_shot(root / 'zero_shot.csv', new, SHOTS, seed))
+  chosen.write_bytes(derive_lists.few_shot(root / 'zero_shot.csv', new, SHOTS, seed))
   shown = {row['path'] for _, row in annotations.read_rows(chosen, ('path',))[1]}
   rows = {
     name: [(row['path'], classes.names[int(row['label'])])

@@ -18,7 +18,7 @@ import numpy as np
 
 from xclip_jax import files
 from xclip_jax.assets import bundled
-from xclip_jax.data.datasets import synthetic
+from xclip_jax.data.datasets import synthetic, synthetic_scenes
 from xclip_jax.data.video.decode import VideoError
 from xclip_jax.inference import classifier
 from xclip_jax.parallel import tree_names
@@ -32,7 +32,7 @@ SAMPLE_SIZE = 64              # pixels, as in the demo's sets
 
 def class_names(split: str) -> list[str]:
   """Lists the class names of a split, by label."""
-  return [f'a {shape} {motion}' for shape, motion in synthetic.compositions(split)]
+  return [f'a {shape} {motion}' for shape, motion in synthetic_scenes.compositions(split)]
 
 
 def read_rows(root: pathlib.Path, split: str) -> tuple[list[str], list[str]]:
@@ -63,12 +63,12 @@ def draw_samples(folder: pathlib.Path) -> dict[str, dict[str, object]]:
   facts = {}
   for number, (shape, motion) in enumerate(SAMPLES):
     rng = np.random.default_rng((SAMPLE_SEED, number))
-    scene = synthetic.draw_scene(rng, shape, motion, frames=16)
-    video = synthetic.encode(synthetic.render(scene, SAMPLE_SIZE), f'xclip-jax: {scene.caption}')
+    scene = synthetic_scenes.draw_scene(rng, shape, motion, frames=16)
+    video = synthetic.encode(synthetic_scenes.render(scene, SAMPLE_SIZE), f'xclip-jax: {scene.caption}')
     files.write_bytes(folder / f'{shape}.mp4', video)
     facts[f'sample:{shape}'] = {
       'label': f'a {shape} {motion}', 'caption': scene.caption, 'seed': [SAMPLE_SEED, number],
-      'composition_in_training': not synthetic.is_held_out(shape, motion),
+      'composition_in_training': not synthetic_scenes.is_held_out(shape, motion),
     }
   return facts
 

@@ -14,7 +14,7 @@ import pytest
 import xclip_jax
 from xclip_jax.assets import bundled
 from xclip_jax.cli import main
-from xclip_jax.data.datasets import synthetic
+from xclip_jax.data.datasets import synthetic, synthetic_scenes
 from xclip_jax.data.video import decode
 from xclip_jax.errors import UserError
 from xclip_jax.weights import inspection, native
@@ -70,11 +70,11 @@ def test_samples_are_what_about_json_says(tmp_path):
   for name, row in bundled.describe_toy()['samples'].items():
     shape, motion = row['label'].removeprefix('a ').split(' ', 1)
     rng = np.random.default_rng(row['seed'])
-    scene = synthetic.draw_scene(rng, shape, motion, 16)
+    scene = synthetic_scenes.draw_scene(rng, shape, motion, 16)
     assert scene.caption == row['caption']
-    assert row['composition_in_training'] != synthetic.is_held_out(shape, motion)
+    assert row['composition_in_training'] != synthetic_scenes.is_held_out(shape, motion)
     video = decode.read_video(name, np.arange)
-    drawn = synthetic.render(scene, 64)
+    drawn = synthetic_scenes.render(scene, 64)
     assert video.shape == drawn.shape == (16, 64, 64, 3)
     assert np.abs(video.astype(int) - drawn).mean() < 6       # what H.264 loses
 
@@ -101,7 +101,7 @@ def test_an_unknown_sample_is_answered_with_those_that_exist(toy, capsys):
 def test_numbers_of_about_json_equal_a_fresh_evaluation(toy, drawn):
   """Other clips than those of about.json, so each share may differ by what 48 draws allow."""
   told = bundled.describe_toy()['top1_of_this_file']
-  labels = {split: [f'a {x} {y}' for x, y in synthetic.compositions(split)]
+  labels = {split: [f'a {x} {y}' for x, y in synthetic_scenes.compositions(split)]
             for split in ('val', 'zero_shot')}
   assert list(toy.labels) == labels['val'] + labels['zero_shot']
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import tiny
-from xclip_jax.data.datasets import annotations, synthetic
+from xclip_jax.data.datasets import annotations, synthetic_scenes
 from xclip_jax.inference import classifier as classifier_lib
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.parallel import tree_names
@@ -318,7 +318,7 @@ def test_the_synthetic_set_opens_by_name(tmp_path, monkeypatch):
   splits = job_lib.open_splits(config.data)
   assert {k: len(v.videos) for k, v in splits.items()} == dict(train=24, val=24, zero_shot=8)
   assert not set(splits['val'].classes.names) & set(splits['zero_shot'].classes.names)
-  assert len(splits['zero_shot'].classes) == len(synthetic.compositions('zero_shot'))
+  assert len(splits['zero_shot'].classes) == len(synthetic_scenes.compositions('zero_shot'))
 
 
 def test_every_state_leaf_has_a_place(root):

@@ -11,7 +11,7 @@ import av
 import numpy as np
 import pytest
 
-from xclip_jax.data.datasets import synthetic
+from xclip_jax.data.datasets import synthetic, synthetic_scenes
 
 SMALL = synthetic.Recipe(seed=3, train=72, val=24, zero_shot=8, size=32, frames=8)
 
@@ -36,25 +36,25 @@ def snapshot(folder: pathlib.Path) -> dict[str, tuple[bytes, int]]:
           for path in folder.rglob('*') if path.is_file()}
 
 
-@pytest.mark.parametrize('motion', synthetic.MOTIONS)
+@pytest.mark.parametrize('motion', synthetic_scenes.MOTIONS)
 def test_a_clip_played_backwards_is_a_clip_of_the_partner(motion):
-  partner = synthetic.REVERSE[motion]
-  for number, shape in enumerate(synthetic.SHAPES):
-    scene = synthetic.draw_scene(np.random.default_rng(number), shape, motion, 8)
+  partner = synthetic_scenes.REVERSE[motion]
+  for number, shape in enumerate(synthetic_scenes.SHAPES):
+    scene = synthetic_scenes.draw_scene(np.random.default_rng(number), shape, motion, 8)
     # The same draw under the partner's name: reversal maps one distribution onto the other.
-    other = synthetic.draw_scene(np.random.default_rng(number), shape, partner, 8)
-    backwards = synthetic.reverse(scene)
+    other = synthetic_scenes.draw_scene(np.random.default_rng(number), shape, partner, 8)
+    backwards = synthetic_scenes.reverse(scene)
     assert (backwards.motion, backwards.caption) == (partner, other.caption)
-    frames = synthetic.render(scene, 32)
-    np.testing.assert_array_equal(synthetic.render(backwards, 32), frames[::-1])
-    np.testing.assert_array_equal(synthetic.render(other, 32), frames[::-1])
+    frames = synthetic_scenes.render(scene, 32)
+    np.testing.assert_array_equal(synthetic_scenes.render(backwards, 32), frames[::-1])
+    np.testing.assert_array_equal(synthetic_scenes.render(other, 32), frames[::-1])
     assert (frames[0] != frames[-1]).any()
 
 
-@pytest.mark.parametrize('shape', synthetic.SHAPES)
+@pytest.mark.parametrize('shape', synthetic_scenes.SHAPES)
 def test_the_scene_moves_the_way_its_name_says(shape):
   def change(motion: str, seed: int) -> tuple[float, ...]:
-    scene = synthetic.draw_scene(np.random.default_rng(seed), shape, motion, 8)
+    scene = synthetic_scenes.draw_scene(np.random.default_rng(seed), shape, motion, 8)
     place = scene.center - 0.5
     turn = np.unwrap(np.arctan2(place[:, 1], place[:, 0]))      # y is down: clockwise is positive
     turn = turn[-1] - turn[0] if motion.startswith('circling') else 0
@@ -65,19 +65,19 @@ def test_the_scene_moves_the_way_its_name_says(shape):
             'moving down': (0, 1, 0, 0), 'circling clockwise': (0, 0, 1, 0),
             'circling counter-clockwise': (0, 0, -1, 0), 'growing': (0, 0, 0, 1),
             'shrinking': (0, 0, 0, -1)}
-  for motion in synthetic.MOTIONS:
+  for motion in synthetic_scenes.MOTIONS:
     for seed in range(10):
       assert tuple(np.sign(change(motion, seed))) == wanted[motion]
 
 
-@pytest.mark.parametrize('shape', synthetic.SHAPES)
+@pytest.mark.parametrize('shape', synthetic_scenes.SHAPES)
 @pytest.mark.parametrize('motion', ['moving left', 'moving down', 'circling clockwise', 'growing'])
 def test_the_motion_can_be_measured_in_the_pixels(shape, motion):
-  scene = synthetic.draw_scene(np.random.default_rng(5), shape, motion, 16)
+  scene = synthetic_scenes.draw_scene(np.random.default_rng(5), shape, motion, 16)
   grid = (np.arange(64) + 0.5) / 64
   plain = dataclasses.replace(      # white paint on black ground: the shape is what is bright
     scene, color='white', ground=np.zeros(3), tint=np.zeros_like(scene.tint))
-  video = synthetic.render(plain, 64)[..., 0] > 128
+  video = synthetic_scenes.render(plain, 64)[..., 0] > 128
   area = video.mean((1, 2))
   x, y = ((video * g).sum((1, 2)) / video.sum((1, 2)) for g in (grid, grid[:, None]))
   if motion == 'moving left':
@@ -93,13 +93,13 @@ def test_the_motion_can_be_measured_in_the_pixels(shape, motion):
 
 
 def test_every_shape_and_motion_is_seen_but_no_held_out_pair():
-  seen, held_out = synthetic.compositions('train'), synthetic.compositions('zero_shot')
+  seen, held_out = synthetic_scenes.compositions('train'), synthetic_scenes.compositions('zero_shot')
   assert (len(seen), len(held_out)) == (24, 8)
-  assert synthetic.compositions('val') == seen
+  assert synthetic_scenes.compositions('val') == seen
   assert set(seen).isdisjoint(held_out)
-  for shape in synthetic.SHAPES:
+  for shape in synthetic_scenes.SHAPES:
     motions = [motion for other, motion in held_out if other == shape]
-    assert len(motions) == 2 and synthetic.REVERSE[motions[0]] == motions[1]
+    assert len(motions) == 2 and synthetic_scenes.REVERSE[motions[0]] == motions[1]
   assert min(collections.Counter(motion for _, motion in seen).values()) == 3
   assert min(collections.Counter(motion for _, motion in held_out).values()) >= 1
 
@@ -133,7 +133,7 @@ def test_annotations_and_classes_agree(small_set):
 def test_a_stored_clip_shows_its_scene(small_set):
   for split, number in (('train', 0), ('train', 71), ('zero_shot', 5)):
     frames = read_frames(small_set / f'videos/{split}/{number:05d}.mp4')
-    drawn = synthetic.render(SMALL.scene(split, number), SMALL.size)
+    drawn = synthetic_scenes.render(SMALL.scene(split, number), SMALL.size)
     assert frames.shape == drawn.shape == (8, 32, 32, 3)
     error = np.abs(frames[:, None].astype(int) - drawn[None]).mean((2, 3, 4))    # [stored, drawn]
     assert error.argmin(1).tolist() == list(range(8))
@@ -143,22 +143,22 @@ def test_a_stored_clip_shows_its_scene(small_set):
 
 
 def test_ffmpeg_without_x264_still_writes_clips(tmp_path):
-  drawn = synthetic.render(SMALL.scene('train', 1), 32)
+  drawn = synthetic_scenes.render(SMALL.scene('train', 1), 32)
   (tmp_path / 'clip.mp4').write_bytes(synthetic.encode(drawn, codec='mpeg4'))
   assert np.abs(read_frames(tmp_path / 'clip.mp4').astype(int) - drawn).mean() < 9
 
 
 def test_clips_depend_only_on_seed_split_and_number(small_set, tmp_path, monkeypatch):
-  monkeypatch.setattr(synthetic, '_SHARE', 60)  # so that a small set is drawn by two processes
+  monkeypatch.setattr(synthetic, '_MIN_CLIPS', 60)  # so that a small set is drawn by two processes
   again = synthetic.write(tmp_path / 'again', SMALL, processes=2)
   assert {name: data for name, (data, _) in snapshot(again).items()} == {
     name: data for name, (data, _) in snapshot(small_set).items()}
   larger = dataclasses.replace(SMALL, train=90)
   other = dataclasses.replace(SMALL, seed=4)
-  first = synthetic.render(SMALL.scene('train', 7), 32)
-  np.testing.assert_array_equal(synthetic.render(larger.scene('train', 7), 32), first)
-  assert (synthetic.render(other.scene('train', 7), 32) != first).any()
-  assert (synthetic.render(SMALL.scene('val', 7), 32) != first).any()
+  first = synthetic_scenes.render(SMALL.scene('train', 7), 32)
+  np.testing.assert_array_equal(synthetic_scenes.render(larger.scene('train', 7), 32), first)
+  assert (synthetic_scenes.render(other.scene('train', 7), 32) != first).any()
+  assert (synthetic_scenes.render(SMALL.scene('val', 7), 32) != first).any()
 
 
 @pytest.mark.parametrize('manifest', ['kept', 'lost', 'damaged'])
@@ -203,10 +203,11 @@ def test_a_whole_set_is_returned_untouched(small_set):
 def test_sets_with_other_parameters_have_other_folders(tmp_path, monkeypatch):
   monkeypatch.setenv('XCLIP_CACHE', str(tmp_path))
   counts = {'train': 2, 'val': 1, 'zero_shot': 1, 'size': 32, 'frames': 2}
-  folders = {synthetic.prepare(**counts), synthetic.prepare(**counts, seed=1),
-             synthetic.prepare(**{**counts, 'train': 3})}
+  recipe = synthetic.Recipe(**counts)
+  other_recipes = (dataclasses.replace(recipe, seed=1), dataclasses.replace(recipe, train=3))
+  folders = {synthetic.prepare(recipe=x) for x in (recipe, *other_recipes)}
   assert len(folders) == 3 and {folder.parent for folder in folders} == {tmp_path}
-  assert synthetic.prepare(tmp_path / 'here', **counts).parent == tmp_path / 'here'
+  assert synthetic.prepare(tmp_path / 'here', recipe).parent == tmp_path / 'here'
 
 
 def test_a_folder_with_another_set_is_refused(small_set):
@@ -219,7 +220,7 @@ def test_a_folder_with_another_set_is_refused(small_set):
   ('frames', 1.5, 'frames must be an integer')])
 def test_impossible_parameters_are_named(field, value, message):
   with pytest.raises(ValueError, match=message):
-    synthetic.prepare(**{field: value})
+    synthetic.Recipe(**{field: value})
 
 
 def test_the_command_draws_into_the_folder_it_is_given(tmp_path, capsys):
