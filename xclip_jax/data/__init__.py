@@ -149,7 +149,8 @@ def _read_lists(data: Any, root: Path, task: str) -> dict[str, Split]:
     lists = {'train': train, 'val': public_formats.read_folder(root / data.val, classes)[1]}
   elif data.name == 'kinetics':
     classes, train = public_formats.read_kinetics(path_of('train'), videos)
-    lists = {'train': train, 'val': public_formats.read_kinetics(path_of('val'), videos, classes)[1]}
+    _, val = public_formats.read_kinetics(path_of('val'), videos, classes)
+    lists = {'train': train, 'val': val}
   elif data.name == 'hmdb51':
     classes, lists = public_formats.read_hmdb51(path_of('split_files'), data.split, videos)
   elif data.name == 'ucf101':

@@ -1,4 +1,4 @@
-"""Work in other processes, which may crash, be killed, or lose the process that started them."""
+"""Worker processes that may crash, be killed, or lose the process that started them."""
 
 import concurrent.futures
 import multiprocessing
@@ -9,21 +9,24 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-Item, Result = TypeVar('Item'), TypeVar('Result')
+Item = TypeVar('Item')
+Result = TypeVar('Result')
 
-# Threads and fork do not go together, and what a process was given should be all it knows.
+# Spawned, not forked: a fork copies the locks of running threads, and hidden state.
 SPAWN = multiprocessing.get_context('spawn')
 
 
 def leave_with_parent() -> None:
-  """End this process when the one that started it is gone, however it went.
+  """Ends this process as soon as its parent process has ended, for whatever reason.
 
-  A process that is killed cannot tell those it has started, and they would wait for ever.
+  A killed process cannot stop its children, which would wait for ever.
   """
-  parent = multiprocessing.parent_process().pid
+  parent = multiprocessing.parent_process()
+  assert parent is not None, 'this is a main process'
+  parent_id = parent.pid
 
   def watch():
-    while os.getppid() == parent:
+    while os.getppid() == parent_id:
       time.sleep(1)
     os._exit(1)
 
@@ -34,14 +37,18 @@ def unordered(
   job: Callable[[Item], Result], items: Sequence[Item], processes: int, crashed: Result,
   chunk: int = 8,
 ) -> Iterator[tuple[Item, Result]]:
-  """Yield (item, result) in any order; an item that kills its process is told from the others.
+  """Runs a job on every item in worker processes, and singles out items that kill their process.
 
   Args:
-    job: what to do with an item; can be pickled, as can items and results.
-    items: to work on.
-    processes: 1: this one, where nothing is caught. With more, call it under a `__main__` guard.
-    crashed: result for an item that killed the process it was in.
-    chunk: items a process is given at once.
+    job: function of an item; it, the items and the results can be pickled.
+    items: the items.
+    processes: number of processes; 1: this process, where a crash is not caught. With more, call
+      it under a `__main__` guard.
+    crashed: result of an item that killed its process.
+    chunk: number of items that a process gets at once.
+
+  Yields:
+    (item, result) in any order.
   """
   if processes == 1 or len(items) < 2:
     yield from ((item, job(item)) for item in items)
@@ -57,9 +64,9 @@ def unordered(
             chunks.remove(running[done])
             yield from results
         finally:
-          pool.shutdown(wait=False, cancel_futures=True)  # who is interrupted waits for no more
+          pool.shutdown(wait=False, cancel_futures=True)  # not after Ctrl-C
     except concurrent.futures.process.BrokenProcessPool:
-      # One of those that had begun, which are at the front, was the cause.
+      # An item of a begun chunk was the cause, and begun chunks are at the front.
       begun, chunks = chunks[:2 * processes + 1], chunks[2 * processes + 1:]
       yield from _one_by_one(job, [item for chunk in begun for item in chunk], crashed)
 
@@ -83,7 +90,7 @@ def _pool(processes: int) -> concurrent.futures.ProcessPoolExecutor:
 
 
 def _begin() -> None:
-  signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C goes to all; the main process decides
+  signal.signal(signal.SIGINT, signal.SIG_IGN)     # Ctrl-C is for the main process to handle
   leave_with_parent()
 
 

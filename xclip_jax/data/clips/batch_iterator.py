@@ -1,5 +1,6 @@
 """Iteration over batches that are read in threads or in worker processes."""
 
+import dataclasses
 import weakref
 from typing import Any
 
@@ -13,8 +14,26 @@ from xclip_jax.errors import UserError
 _RESTARTS = 3     # times that killed workers are replaced
 
 
+@dataclasses.dataclass(frozen=True)
+class Reading:
+  """Holds the number of decoding processes and threads, and the time limit for one video.
+
+  None of them changes a batch, except that a video over the time limit counts as unreadable.
+
+  Fields:
+    workers: number of decoding processes; 0: threads of this process only.
+    threads: number of decoding threads, in each worker if there are any. In training each holds a
+      batch in memory, in evaluation a row.
+    clip_seconds: time limit for reading one video; 0: none.
+  """
+
+  workers: int = 0
+  threads: int = 4
+  clip_seconds: float = 0.0
+
+
 class Batches:
-  """Iterate over batches once; a context manager that stops its workers.
+  """Iterates over batches once; a context manager that stops its workers.
 
   `len` is the number of batches from the start, and a TypeError for an endless stream. A worker
   process that is killed (out of memory, a crash in a codec) is replaced without a trace in the
@@ -22,19 +41,28 @@ class Batches:
   """
 
   def __init__(
-    self, dataset: grain.MapDataset, *, step: int, workers: int, threads: int, endless: bool,
+    self, dataset: grain.MapDataset, reading: Reading, *, step: int = 0, endless: bool,
     rows: int | None = None,
   ):
-    """Args: rows, if given, are the elements of the dataset that make a batch; else one does."""
+    """Starts to read.
+
+    Args:
+      dataset: batches, or rows.
+      reading: workers and threads.
+      step: first element to read.
+      endless: the dataset has no end, and iteration no length.
+      rows: number of elements that make a batch; None: each element is a batch.
+    """
     self._dataset = dataset
     self._step = step               # the next element
     self._rows = rows
-    self._workers = workers
-    # This buffers one element a thread: a batch, or a row.
-    self._read_options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=threads)
+    self._workers = reading.workers
+    # One element, a batch or a row, is buffered for each thread.
+    self._read_options = grain.ReadOptions(
+      num_threads=reading.threads, prefetch_buffer_size=reading.threads)
     self._endless = endless
     self._restarts = 0
-    self._open_iterator = []  # one, or none when closed
+    self._open_iterator: list[Any] = []  # one iterator, or none when closed
     self._stop = weakref.finalize(self, _close_all, self._open_iterator)  # runs at exit, too
     self._open()
 
@@ -58,9 +86,9 @@ class Batches:
   def __next__(self) -> dict[str, np.ndarray]:
     element = self._next()
     if not self._rows:
-      # Workers hand over views of shared memory that must not outlive them; a copy is an array.
+      # Copies: the arrays of workers are views of shared memory, which must not outlive them.
       return {k: np.array(x) for k, x in element.items()} if self._workers else element
-    # Filled row by row: no more is in memory than this batch and what threads are reading.
+    # Filled row by row: in memory are this batch and the rows that threads are reading, no more.
     batch = {k: np.empty((self._rows, *np.shape(x)), np.asarray(x).dtype)
              for k, x in element.items()}
     for row in range(self._rows):
@@ -79,8 +107,8 @@ class Batches:
       except StopIteration:
         raise
       except Exception as error:
-        _close_all(self._open_iterator)  # left open, it would go on without the failed worker
-        if not self._workers or not isinstance(error, RuntimeError):  # grain's for a dead worker
+        _close_all(self._open_iterator)  # an open iterator would go on without the failed worker
+        if not self._workers or not isinstance(error, RuntimeError):  # grain's: a worker has died
           raise
         if self._restarts == _RESTARTS:
           raise RuntimeError(
@@ -100,12 +128,12 @@ class Batches:
     self.close()
 
   def close(self) -> None:
-    """Stop threads and workers; calling it again does nothing."""
+    """Stops threads and workers; calling it again does nothing."""
     self._stop()
 
 
-def _close_all(iterators: list[grain.DatasetIterator]) -> None:
-  # Let go as well as close: grain's destructors fail noisily in an interpreter half shut down.
+def _close_all(iterators: list[Any]) -> None:
+  # Also removed from the list: grain's destructors fail noisily when the interpreter shuts down.
   while iterators:
     iterators.pop().close()
 

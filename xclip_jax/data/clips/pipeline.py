@@ -1,25 +1,25 @@
-"""Videos to batches, in threads or worker processes, the same on any number of them.
+"""Batches of clips, read in threads or worker processes; their number changes no batch.
 
 A batch is a dict of numpy arrays, B rows on this host:
 
   video   uint8 [B, T, S, S, 3]
   label   int32 [B]   class id
-  index   int32 [B]   row of the source that is shown; -1: padding
-  mask    bool  [B]   False: padding, or nothing could be read; the row must not count
-  failed  int32 [B]   row of a file that could not be read, else -1
-  error   S200  [B]   the path of that file and the reason, else empty
-  colors  float32 [B, T, 9]   what the device is to do to colours, if the transform leaves it that
+  index   int32 [B]   row of the source whose clip this is; -1: padding
+  mask    bool  [B]   False: padding, or no readable video; the row must not count
+  failed  int32 [B]   row of the source whose file could not be read, else -1
+  error   S200  [B]   path of that file and the reason, UTF-8, else empty
+  colors  float32 [B, T, 9]   colour operations left to the device, if the transform leaves any
 
 With several views of a video (clips, crops) in evaluation, video is uint8 [B, V, T, S, S, 3].
 
-Row i of the training stream depends on the seed and i alone, so a step number is all the state
-there is: resuming is slicing, and workers, threads and hosts change nothing but speed.
+Row i of the training stream depends on the seed and i alone, so the step number is the whole state:
+resuming is slicing, and workers, threads and hosts change nothing but speed.
 """
 
 import copy
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import cv2
 import grain
@@ -27,11 +27,13 @@ import numpy as np
 
 from xclip_jax.data import bad_files, shared_memory
 from xclip_jax.data.clips import augment, sampling
-from xclip_jax.data.clips.batch_iterator import Batches
+from xclip_jax.data.clips.batch_iterator import Batches as Batches
+from xclip_jax.data.clips.batch_iterator import Reading as Reading
 from xclip_jax.data.video import decode
 from xclip_jax.errors import UserError
 
 _SUBSTITUTES = 8  # number of other rows tried in place of an unreadable one
+_FOUR_THREADS = Reading()
 
 
 class Source(Protocol):
@@ -47,7 +49,7 @@ class Source(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class HostShare:
-  """The rows of every global batch that this host reads.
+  """Names the rows of every global batch that this host reads.
 
   Fields:
     batch_size: rows over all hosts; the global batch is the same whoever reads it.
@@ -58,7 +60,7 @@ class HostShare:
   rows: Sequence[int] | np.ndarray | None = None
 
   def check_rows(self, source: Source, repeats: int = 1) -> np.ndarray:
-    """Returns the row numbers of this host, int [B], or raises UserError if they cannot be read."""
+    """Returns the row numbers of this host, int [B]; UserError if they cannot be read."""
     if not len(source):
       raise UserError('there are no videos to read; the annotation file lists none')
     if repeats < 1:
@@ -75,7 +77,7 @@ class HostShare:
 
 @dataclasses.dataclass(frozen=True)
 class TrainStream:
-  """The random order of a training stream, and the batch it starts from.
+  """Decides the random order of a training stream, and its first batch.
 
   Fields:
     seed: decides the order of videos, the frames of clips and their augmentation.
@@ -89,33 +91,17 @@ class TrainStream:
   repeats: int = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Reading:
-  """The processes and threads that decode videos, and their time limit; none changes a batch.
-
-  Fields:
-    workers: number of decoding processes; 0: threads of this process only.
-    threads: number of decoding threads, in each worker if there are any. In training each holds a
-      batch in memory, in evaluation a row.
-    clip_seconds: time limit for reading one video, which counts as unreadable after it; 0: none.
-  """
-
-  workers: int = 0
-  threads: int = 4
-  clip_seconds: float = 0.0
-
-
 def train_batches(
   source: Source,
   transform: augment.TrainTransform,
   sampler: sampling.ClipSampler,
   share: HostShare,
   stream: TrainStream,
-  reading: Reading = Reading(),
+  reading: Reading = _FOUR_THREADS,
 ) -> Batches:
   """Shuffles, decodes and augments videos without end.
 
-  A video that cannot be read is replaced by another one drawn from the same random numbers, and
+  A video that cannot be read is replaced by another one, drawn from the same random numbers, and
   reported in `failed` and `error`.
 
   Args:
@@ -130,9 +116,9 @@ def train_batches(
   batch_bytes = len(rows) * sampler.num_frames * transform.image_size**2 * 3
   shared_memory.check(reading.workers, batch_bytes)
   # Sharding after repeat and random_map keeps global batches and random numbers the same for any
-  # number of hosts; batching before the workers keeps the order the same for any number of those.
+  # number of hosts; batching before mp_prefetch keeps the order the same for any number of workers.
   clips = (
-    grain.MapDataset.source(source)
+    grain.MapDataset.source(cast(grain.sources.RandomAccessDataSource[dict], source))
     .seed(stream.seed % 2**32)
     .shuffle()
     .repeat()
@@ -143,11 +129,11 @@ def train_batches(
   dataset = dataset.batch(len(videos), drop_remainder=True)
   if repeats > 1:
     read = (videos[:, None] * repeats + np.arange(repeats)).ravel()
-    everything = slice(None)                            # a view, not a copy of the videos
+    all_rows = slice(None)                              # a view of the videos, not a copy
     dataset = dataset.map(_FlattenRepeats(
-      everything if len(read) == len(rows) else np.searchsorted(read, rows)))
+      all_rows if len(read) == len(rows) else np.searchsorted(read, rows)))
   return Batches(
-    dataset, step=stream.start_step, workers=reading.workers, threads=reading.threads, endless=True)
+    dataset, reading, step=stream.start_step, endless=True)
 
 
 def eval_batches(
@@ -155,7 +141,7 @@ def eval_batches(
   transform: augment.EvalTransform,
   sampler: sampling.ClipSampler,
   share: HostShare,
-  reading: Reading = Reading(),
+  reading: Reading = _FOUR_THREADS,
   clips: int = 1,
 ) -> Batches:
   """Reads every video once, in order, over all hosts together.
@@ -181,13 +167,12 @@ def eval_batches(
   videos = grain.MapDataset.range(padded).map(
     _EvalClip(source, transform, sampler, clips, reading.clip_seconds))
   return Batches(
-    _HostRows(videos, share.batch_size, rows), step=0, workers=reading.workers,
-    threads=reading.threads, endless=False, rows=len(rows))
+    _HostRows(videos, share.batch_size, rows), reading, endless=False, rows=len(rows))
 
 
 @dataclasses.dataclass(frozen=True)
 class RowSubset:
-  """Some rows of a source, as a source; their elements keep the `index` that they have there."""
+  """Selects rows of a source; the elements keep their `index` in that source."""
 
   source: Source
   rows: tuple[int, ...]
@@ -200,7 +185,7 @@ class RowSubset:
 
 
 class _HostRows(grain.MapDataset):
-  """Keeps, of every global batch, the rows of one host."""
+  """Selects the rows of one host from every global batch."""
 
   def __init__(self, parent: grain.MapDataset, batch_size: int, rows: np.ndarray):
     super().__init__(parent)
@@ -218,7 +203,7 @@ class _HostRows(grain.MapDataset):
 
 @dataclasses.dataclass(frozen=True)
 class _TrainClip:
-  """Element of a source and random numbers -> one row of a training batch, or R stacked ones."""
+  """Turns an element of the source into one row of a training batch, or R stacked rows."""
 
   source: Source
   transform: augment.TrainTransform
@@ -240,8 +225,8 @@ class _TrainClip:
     return self._rows(black, element, mask=False, failed=element['index'], error=error)
 
   def _read(self, element, rng) -> tuple[list[dict[str, np.ndarray]] | None, str]:
-    # A copy: what is drawn after a failure does not depend on how far the reading got, and a read
-    # that was left behind has no hand in it.
+    # A copy of the generator: the draws after a failure do not depend on how far reading got, and
+    # a read that was given up cannot change them.
     rng = copy.deepcopy(rng)
     choose = lambda count: np.concatenate([
       self.sampler.train(count, rng.integers) for _ in range(self.repeats)
@@ -251,8 +236,8 @@ class _TrainClip:
     ]
     return _read(element, choose, transform, self.clip_seconds)
 
-  def _rows(self, clips: list[dict[str, np.ndarray]], element: dict, **about: Any) -> dict:
-    rows = [_row(clip, element, **about) for clip in clips]
+  def _rows(self, clips: list[dict[str, np.ndarray]], element: dict, **failure: Any) -> dict:
+    rows = [_row(clip, element, **failure) for clip in clips]
     if self.repeats == 1:
       return rows[0]
     return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -270,7 +255,7 @@ class _FlattenRepeats:
 
 @dataclasses.dataclass(frozen=True)
 class _EvalClip:
-  """Row of the padded source -> one row of an evaluation batch."""
+  """Turns a row number of the padded source into one row of an evaluation batch."""
 
   source: Source
   transform: augment.EvalTransform
@@ -301,7 +286,7 @@ def _read(
   element: dict, choose: Callable[[int], np.ndarray], transform: Callable[[np.ndarray], Any],
   seconds: float,
 ) -> tuple[Any, str]:
-  """Return (transformed, '') or (None, reason); raises for nothing that a file can cause."""
+  """Returns (transformed frames, '') or (None, reason) if the file cannot be read as a video."""
   path = element['path']
   if 'error' in element:
     return None, f'{path}: {element["error"]}'
@@ -309,13 +294,14 @@ def _read(
     return transform(decode.read_video(element.get('video', path), choose, seconds, path)), ''
   except decode.VideoError as error:
     return None, str(error)
-  except (cv2.error, MemoryError) as error:  # absurd picture sizes
+  except (cv2.error, MemoryError) as error:  # from absurd picture sizes
     return None, f'{path}: {error}'
 
 
 def _row(
   clip: dict[str, np.ndarray], element: dict, mask: bool = True, failed: int = -1, error: str = ''
 ) -> dict[str, Any]:
+  """Returns one row of a batch."""
   return dict(
     **clip,
     label=np.int32(element['label']),

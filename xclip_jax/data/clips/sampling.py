@@ -1,4 +1,4 @@
-"""Which frames of a video a clip is made of."""
+"""Sampling of clips: the frames of a video that make a clip of T frames."""
 
 import dataclasses
 from collections.abc import Callable
@@ -12,15 +12,15 @@ Randint = Callable[..., np.ndarray]  # `Generator.integers` or `RandomState.rand
 
 @dataclasses.dataclass(frozen=True)
 class ClipSampler:
-  """Choose the frames of a clip, or of several clips of one video.
+  """Chooses the frames of one clip, or of several clips, of a video.
 
   Fields:
     num_frames: T.
     sampling: 'sparse' (T frames that span the whole video, the reference) or 'dense' (T frames
       `stride` apart, in a window of the video).
-    stride: of dense clips, in frames.
-    views: how evaluation draws more than one clip: 'centred' (spread evenly, always the same) or
-      'reference' (each as in training).
+    stride: distance between the frames of a dense clip, in frames.
+    views: how evaluation chooses more than one clip: 'centred' (spread evenly, always the same) or
+      'reference' (each drawn as in training).
   """
 
   num_frames: int
@@ -37,13 +37,16 @@ class ClipSampler:
       raise UserError(f"views must be 'centred' or 'reference', found {self.views!r}")
 
   def train(self, num_video_frames: int, randint: Randint) -> np.ndarray:
-    """Draw one clip: int [T]."""
+    """Draws the frames of one training clip: int [T]."""
     if self.sampling == 'dense':
       return dense_train_indices(num_video_frames, self.num_frames, self.stride, randint)
     return train_indices(num_video_frames, self.num_frames, randint)
 
   def test(self, num_video_frames: int, clips: int, randint: Randint) -> np.ndarray:
-    """Take `clips` clips: int [clips, T]; only 'reference' views of several use randint."""
+    """Chooses the frames of evaluation clips: int [clips, T].
+
+    Only several clips of 'reference' views call randint.
+    """
     if clips > 1 and self.views == 'reference':
       return np.stack([self.train(num_video_frames, randint) for _ in range(clips)])
     if self.sampling == 'dense':
@@ -54,14 +57,14 @@ class ClipSampler:
 def train_indices(
   num_video_frames: int, num_frames: int, randint: Randint
 ) -> np.ndarray:
-  """Draw one frame from each of T equal segments, as the reference does in training.
+  """Draws one frame from each of T equal segments, as the reference does in training.
 
   The last `num_video_frames % num_frames` frames are never drawn. A video with fewer than T frames
-  is spread over the clip with repeats, and then nothing is random; the last slot may wrap around to
-  frame 0, which is how the published models were trained.
+  is spread over the clip with repeats, without randomness; the last slot may wrap around to frame
+  0, as in the training of the published models.
 
   Args:
-    num_video_frames: frames the video really has, at least 1.
+    num_video_frames: number of decodable frames, at least 1.
     num_frames: T.
     randint: `Generator.integers` or `RandomState.randint`; called as `randint(high, size=T)`.
 
@@ -76,15 +79,16 @@ def train_indices(
 
 
 def test_indices(num_video_frames: int, num_frames: int) -> np.ndarray:
-  """Take the middle frame of each of T equal segments: int [T]."""
+  """Returns the middle frame of each of T equal segments: int [T]."""
   segment = num_video_frames / num_frames
   return (np.arange(num_frames) * segment + segment / 2).astype(int)
 
 
 def view_indices(num_video_frames: int, num_frames: int, clips: int) -> np.ndarray:
-  """Cut each of T equal segments into `clips` parts; clip v takes the middle of the v-th of each.
+  """Returns the frames of `clips` clips that are spread evenly over the video.
 
-  The clips together are spread evenly over the video; one clip is `test_indices`.
+  Each of T equal segments is cut into `clips` parts; clip v takes the middle of part v of every
+  segment. One clip is `test_indices`.
 
   Returns:
     int [clips, T].
@@ -95,9 +99,9 @@ def view_indices(num_video_frames: int, num_frames: int, clips: int) -> np.ndarr
 def dense_train_indices(
   num_video_frames: int, num_frames: int, stride: int, randint: Randint
 ) -> np.ndarray:
-  """Draw a window of T frames that are `stride` apart, any that fits being equally likely.
+  """Draws a window of T frames that are `stride` apart; all windows that fit are equally likely.
 
-  Where none fits it starts at frame 0, and the last frame of the video is repeated.
+  If none fits, the window starts at frame 0, and the last frame of the video is repeated.
 
   Returns:
     int [T], each in 0..num_video_frames-1.
@@ -109,7 +113,7 @@ def dense_train_indices(
 def dense_test_indices(
   num_video_frames: int, num_frames: int, stride: int, clips: int = 1
 ) -> np.ndarray:
-  """Spread `clips` windows of T frames, `stride` apart, evenly; one is in the middle.
+  """Spreads `clips` windows of T frames, `stride` apart, evenly; a single window is centred.
 
   Returns:
     int [clips, T]; a short video as in `dense_train_indices`.
