@@ -1,4 +1,4 @@
-"""What happens to the pixels of a clip: uint8 [T, H, W, 3] in, uint8 [T, S, S, 3] out.
+"""Crops, flips and colours of clips: uint8 [T, H, W, 3] in, uint8 [T, S, S, 3] out.
 
 The operations and their order are the reference's (X-CLIP, ECCV 2022; OpenCV's bilinear filter,
 which does not antialias). Normalisation, mixup and cutmix happen on the device.
@@ -20,21 +20,22 @@ _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.2, 0.1
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-  """Crop, mirror and recolour a clip at random.
+  """Crops, mirrors and recolours a clip at random.
 
   Fields:
     image_size: S.
     crop: 'multiscale' (a random box of another size and shape, stretched to S x S) or 'center'.
-    flip, color_jitter, grayscale: probabilities, one coin for the whole clip.
-    rand_augment: N, operations of RandAugment after these; the same for all frames.
+    flip, color_jitter, grayscale: probabilities; one coin is tossed for the whole clip.
+    rand_augment: N, number of RandAugment operations after these; the same for all frames.
     rand_magnitude: M of RandAugment, 0..10.
-    erase: probability of random erasing, last of all.
-    colors: where jitter and greyscale are applied: 'host', or 'device' in the training step, by
-      xclip_jax/training/objectives/color_jitter.py. RandAugment and erasing, which come after, keep them on the host.
+    erase: probability of random erasing, the last operation.
+    colors: machine that applies jitter and greyscale: 'host', or 'device' in the training step (see
+      training/objectives/color_jitter.py). With RandAugment or erasing, which come after colours,
+      it is always the host.
 
   Random numbers are drawn in this order: the box (multiscale only), the coins of flip, color_jitter
   and grayscale, then for each frame of a jittered clip the order of the four colour operations and
-  their factors, then what RandAugment and erasing need, if they are on.
+  their factors, then the numbers of RandAugment and erasing, if they are on.
   """
 
   image_size: int
@@ -61,7 +62,7 @@ class TrainTransform:
         raise UserError(f'{name} must be a probability in 0..1, found {getattr(self, name)}')
 
   def __call__(self, frames: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return uint8 [T, S, S, 3]; the same frames and rng state give the same clip."""
+    """Returns uint8 [T, S, S, 3]; the same frames and rng state give the same clip."""
     frames, colors = self._crop_and_draw(frames, rng)
     frames = apply_colors(frames, colors)
     if self.rand_augment:
@@ -71,10 +72,10 @@ class TrainTransform:
     return np.ascontiguousarray(frames)
 
   def row(self, frames: np.ndarray, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """Return what a training batch holds of a clip.
+    """Returns the arrays of one clip in a training batch.
 
-    That is `video`, as above; and where the device is to change colours, the clip before that, and
-    `colors`, float32 [T, 9].
+    `video` is uint8 [T, S, S, 3]. If the device applies colours, `video` is the clip before that,
+    and `colors`, float32 [T, 9], are the operations to apply.
     """
     if self.colors == 'host' or self.rand_augment or self.erase:
       return {'video': self(frames, rng)}
@@ -84,13 +85,13 @@ class TrainTransform:
   def _crop_and_draw(
     self, frames: np.ndarray, rng: np.random.Generator
   ) -> tuple[np.ndarray, np.ndarray]:
-    """Everything up to the colours, and what to do to these."""
+    """Crops and mirrors a clip: uint8 [T, S, S, 3] and its drawn colour operations, [T, 9]."""
     size = self.image_size
     if self.crop == 'center':
       frames = EvalTransform(size)(frames)
     else:
       frames = _resize_short_side(frames, int(_RESIZE_RATIO * size))
-      boxes = multiscale_boxes(*frames.shape[1:3], size)
+      boxes = multiscale_boxes(frames.shape[1], frames.shape[2], size)
       x, y, width, height = boxes[rng.integers(len(boxes))]
       frames = _resize(frames[:, y:y + height, x:x + width], size, size)
     flip, jitter, gray = rng.random(3) < (self.flip, self.color_jitter, self.grayscale)
@@ -101,7 +102,7 @@ class TrainTransform:
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-  """Resize the short side to `resize_ratio * image_size` and take S x S: the centre, or three.
+  """Resizes the short side to `resize_ratio * image_size` and crops S x S: the centre, or three.
 
   Fields:
     image_size: S.
@@ -126,12 +127,12 @@ class EvalTransform:
       raise UserError(f"filter must be 'opencv' or 'pillow', found {self.filter!r}")
 
   def __call__(self, frames: np.ndarray) -> np.ndarray:
-    """Return uint8 [T, S, S, 3], or [3, T, S, S, 3] with three crops."""
+    """Returns uint8 [T, S, S, 3], or [3, T, S, S, 3] with three crops."""
     size = self.image_size
     resize = _resize_short_side if self.filter == 'opencv' else _resize_antialiased
     frames = resize(frames, int(self.resize_ratio * size + 1e-6))     # 230 / 224 * 224 < 230
     y, x = ((side - size) // 2 for side in frames.shape[1:3])
-    crop = lambda y, x: frames[:, y:y + size, x:x + size]
+    crop = lambda top, left: frames[:, top:top + size, left:left + size]
     if self.crops == 1:
       return np.ascontiguousarray(crop(y, x))
     # The far crop starts at twice the middle's offset: a pixel short of the edge in odd sizes.
@@ -139,7 +140,7 @@ class EvalTransform:
 
 
 def multiscale_boxes(height: int, width: int, image_size: int) -> list[tuple[int, int, int, int]]:
-  """List the equally likely boxes of the reference's multi-scale crop of an H x W frame.
+  """Returns the equally likely boxes of the reference's multi-scale crop of an H x W frame.
 
   Returns:
     fifty (x, y, box width, box height): ten sizes whose sides differ by at most one scale, each in
@@ -181,12 +182,12 @@ def _resize(frames: np.ndarray, width: int, height: int) -> np.ndarray:
 def draw_colors(
   num_frames: int, jitter: bool, gray: bool, rng: np.random.Generator
 ) -> np.ndarray:
-  """Draw what happens to the colours of a clip, as torchvision's ColorJitter draws it per frame.
+  """Draws colour operations for each frame of a clip, as torchvision's ColorJitter does.
 
   Returns:
     float64 [T, 9]. Columns 0..3: the order of operations, 0 brightness, 1 contrast, 2 saturation,
     3 hue, 4 nothing; 4..6: factors of the first three; 7: turn of the hue, 256 being a whole one;
-    8: 1 if the clip loses its colour in the end. Nothing is drawn for a clip without jitter.
+    8: 1 if the clip becomes grey in the end. Nothing is drawn for a clip without jitter.
   """
   colors = np.full((num_frames, 9), 4.0)
   colors[:, 8] = gray
@@ -199,14 +200,14 @@ def draw_colors(
 
 
 def apply_colors(frames: np.ndarray, colors: np.ndarray) -> np.ndarray:
-  """Change colours as drawn: uint8 [T, H, W, 3] and [T, 9] -> uint8 [T, H, W, 3]."""
+  """Applies drawn colour operations: uint8 [T, H, W, 3] and [T, 9] -> uint8 [T, H, W, 3]."""
   if (colors[:, :4] == 4).all() and not colors[:, 8].any():
     return frames
   return np.stack([_recolor(*pair) for pair in zip(frames, colors, strict=True)])
 
 
 def _recolor(frame: np.ndarray, colors: np.ndarray) -> np.ndarray:
-  """Apply torchvision's operations in the order drawn: uint8 [H, W, 3] -> same."""
+  """Applies torchvision's operations to a frame in the drawn order: uint8 [H, W, 3]."""
   brightness, contrast, saturation, hue, gray = colors[4:]
   for step in colors[:4]:
     if step == 0:
@@ -224,11 +225,11 @@ def _recolor(frame: np.ndarray, colors: np.ndarray) -> np.ndarray:
 
 
 def _blend_with(frame: np.ndarray, level: int, factor: float) -> np.ndarray:
-  """Move all values away from (factor > 1) or towards a grey level, clipped to 0..255."""
+  """Moves all values away from (factor > 1) or towards a grey level, clipped to 0..255."""
   table = factor * np.arange(256) + (1 - factor) * level
   return cv2.LUT(frame, np.clip(np.round(table), 0, 255).astype(np.uint8))
 
 
 def _to_gray(frame: np.ndarray) -> np.ndarray:
-  """Return Rec.601 luma in three equal channels."""
+  """Returns Rec.601 luma in three equal channels."""
   return cv2.cvtColor(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)

@@ -1,16 +1,17 @@
 """RandAugment and random erasing for clips: uint8 [T, H, W, 3] in and out.
 
-What is drawn holds for all frames of a clip, and so do the tables that an operation derives from
-the pixels (equalize, autocontrast, contrast): its frames stay alike, and nothing flickers. A clip
-of one frame gives what Pillow gives for the picture.
+Random numbers are drawn once for all frames of a clip, and an operation derives one table from the
+pixels of all frames (equalize, autocontrast, contrast), so that a clip does not flicker. A clip of
+one frame gives the same as Pillow does for the picture.
 """
 
 from collections.abc import Callable
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
-_GRAY = (128, 128, 128)                      # what moves in from outside the picture
+_GRAY = (128, 128, 128)                      # of pixels outside the picture
 _SMOOTH = np.array([[1, 1, 1], [1, 5, 1], [1, 1, 1]], np.float32) / 13
 _ERASED_AREA = (0.02, 0.33)                  # of the picture; Random Erasing, AAAI 2020
 _ERASED_ASPECT = (0.3, 1 / 0.3)
@@ -19,16 +20,16 @@ _ERASED_ASPECT = (0.3, 1 / 0.3)
 def rand_augment(
   clip: np.ndarray, num_ops: int, magnitude: float, rng: np.random.Generator
 ) -> np.ndarray:
-  """Apply N random operations of one magnitude (RandAugment, Cubuk et al., 2020).
+  """Applies N random operations of one magnitude (RandAugment, Cubuk et al., 2020).
 
-  Operations are drawn with replacement from OPERATIONS, and a direction for each; draws do not
+  Operations are drawn with replacement from OPERATIONS, with a direction for each; the draws do not
   depend on pixels.
 
   Args:
     clip: uint8 [T, H, W, 3].
     num_ops: N.
     magnitude: M, 0..10; at 0 no operation but autocontrast and equalize does anything.
-    rng: gives all randomness.
+    rng: source of all random numbers.
   """
   names = list(OPERATIONS)
   drawn = rng.integers(len(names), size=num_ops)
@@ -39,10 +40,10 @@ def rand_augment(
 
 
 def erase(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-  """Hide a random box behind noise that stands still (Random Erasing, Zhong et al., 2020).
+  """Hides a random box behind still noise (Random Erasing, Zhong et al., 2020).
 
   The box covers 2 to 33 % of the picture with an aspect ratio of 0.3 to 3.3, in all frames alike;
-  after ten boxes that do not fit the clip stays whole.
+  after ten drawn boxes that do not fit, the clip is returned as it is.
   """
   height, width = clip.shape[1:3]
   for _ in range(10):
@@ -58,14 +59,14 @@ def erase(clip: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def _look_up(clip: np.ndarray, table: np.ndarray) -> np.ndarray:
-  """Map values by a table of 256 numbers, or [256, 3] for a table a channel."""
+  """Maps values by a table of 256 numbers, or [256, 3] for a table a channel."""
   table = np.clip(table, 0, 255).astype(np.uint8)
   table = table.reshape(1, 256, 3) if table.ndim == 2 else table
   return cv2.LUT(clip.reshape(-1, *clip.shape[2:]), table).reshape(clip.shape)
 
 
 def _gray(clip: np.ndarray) -> np.ndarray:
-  """Rec.601 luma, uint8 [T * H, W]."""
+  """Returns Rec.601 luma, uint8 [T * H, W]."""
   return cv2.cvtColor(clip.reshape(-1, *clip.shape[2:]), cv2.COLOR_RGB2GRAY)
 
 
@@ -129,12 +130,12 @@ def _sharpness(clip, strength, sign):
   return sharpened
 
 
-def _warp(clip: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-  """Take each output pixel [x, y] from matrix @ [x, y, 1]; gray where that is outside."""
+def _warp(clip: np.ndarray, matrix: npt.ArrayLike) -> np.ndarray:
+  """Takes each output pixel [x, y] from matrix @ [x, y, 1], gray if that is outside the clip."""
   size = clip.shape[2], clip.shape[1]
   flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
-  matrix = np.asarray(matrix, float)
-  warp = lambda frame: cv2.warpAffine(frame, matrix, size, flags=flags, borderValue=_GRAY)
+  rows = np.asarray(matrix, float)
+  warp = lambda frame: cv2.warpAffine(frame, rows, size, flags=flags, borderValue=_GRAY)
   return np.stack([warp(frame) for frame in clip])
 
 
@@ -159,7 +160,8 @@ def _translate_y(clip, strength, sign):
   return _warp(clip, [[1, 0, 0], [0, 1, sign * 0.45 * strength * clip.shape[1]]])
 
 
-# The paper's fourteen. Ranges are AutoAugment's; 0.45 of the picture is its 150 of 331 pixels.
+# The fourteen operations of the paper. Ranges are AutoAugment's; 0.45 of the picture is its 150 of
+# 331 pixels.
 OPERATIONS: dict[str, Callable[[np.ndarray, float, int], np.ndarray]] = {
   'identity': lambda clip, strength, sign: clip,
   'autocontrast': _autocontrast,

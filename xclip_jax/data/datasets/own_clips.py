@@ -1,4 +1,4 @@
-"""Somebody's own clips: which there are, which can be used, which are held out."""
+"""Clips of a user: reading them from a folder or CSV, checking them, and holding some out."""
 
 import collections
 import csv
@@ -20,7 +20,7 @@ from xclip_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class Clip:
-  """One video: absolute path, names of its classes, and 'train' or 'val' if that was given."""
+  """Describes one video: absolute path, class names, and 'train', 'val' or '' if not yet split."""
 
   path: str
   labels: tuple[str, ...]
@@ -29,14 +29,14 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True)
 class Clips:
-  """What a place holds.
+  """Holds the clips of a user and their classes.
 
   Fields:
     root: folder that all paths start from.
-    clips: that can be used.
-    classes: names, in order.
+    clips: usable clips.
+    classes: class names, in order.
     several: whether a video may have several labels.
-    left_out: path and reason of what cannot be used.
+    left_out: path and reason of each clip that cannot be used.
   """
 
   root: Path
@@ -46,41 +46,45 @@ class Clips:
   left_out: tuple[tuple[str, str], ...] = ()
 
   def of(self, split: str) -> list[Clip]:
+    """Returns the clips of a split."""
     return [clip for clip in self.clips if clip.split == split]
 
   def count(self, split: str) -> dict[str, int]:
-    """Clips of each class."""
-    found = collections.Counter(label for clip in self.of(split) for label in clip.labels)
-    return {name: found[name] for name in self.classes}
+    """Returns the number of clips of each class in a split."""
+    counts = collections.Counter(label for clip in self.of(split) for label in clip.labels)
+    return {name: counts[name] for name in self.classes}
 
 
-def read(place: str | os.PathLike, root: str | os.PathLike | None = None) -> Clips:
-  """Read which clips there are and what they show.
+def read(source: str | os.PathLike, root: str | os.PathLike | None = None) -> Clips:
+  """Reads clips and their class names from a folder or a CSV.
+
+  Class names are those of folders or labels, with blanks for underscores.
 
   Args:
-    place: a folder with a subfolder of videos for each class, or with two such folders `train` and
+    source: a folder with a subfolder of videos for each class, or with two such folders `train` and
       `val`; or a CSV with `path,label`, whose labels are names, several separated by `;`.
-    root: folder that the paths of a CSV start from; None: its own.
-
-  Names come from folders or labels, with blanks for underscores.
+    root: folder that the paths of a CSV start from; None: the folder of the CSV.
 
   Raises:
-    ValueError: there is no such place, or it is none of these.
+    UserError: the source does not exist, or is none of these.
   """
-  place = Path(os.path.abspath(place))
+  place = Path(os.path.abspath(source))
   if place.is_dir():
     given = [name for name in ('train', 'val') if (place / name).is_dir()]
     if len(given) == 1 and not _holds_videos(place / given[0]):
       other = {'train': 'val', 'val': 'train'}[given[0]]
       raise UserError(f'{place} has a folder {given[0]} and no folder {other}; add it, or put the '
                        'folders of the classes into one')
-    found, classes = [], None
+    rows, classes = [], None
     for split in given if len(given) == 2 else ['']:
       classes, listing = public_formats.read_folder(place / split, classes)
-      found += [(x.path, (classes.names[x.label],), split) for x in listing.examples]
+      for example in listing.examples:
+        assert isinstance(example.label, int)          # of a folder
+        rows.append((example.path, (classes.names[example.label],), split))
+    assert classes is not None
     names, several = classes.names, False
   elif place.is_file():
-    found, names, several = _read_csv(place, Path(root) if root else place.parent)
+    rows, names, several = _read_csv(place, Path(root) if root else place.parent)
     place = Path(os.path.abspath(root)) if root else place.parent
   else:
     raise UserError(f'{place} is not there; give a folder with a subfolder for each class, or a '
@@ -90,19 +94,19 @@ def read(place: str | os.PathLike, root: str | os.PathLike | None = None) -> Cli
     twice = collections.Counter(pretty.values()).most_common(1)[0][0]
     raise UserError(f'{place}: two classes are called {twice!r}; rename one')
   clips = tuple(Clip(path, tuple(pretty[x] for x in labels), split)
-                for path, labels, split in found)
+                for path, labels, split in rows)
   return Clips(place, clips, tuple(pretty.values()), several)
 
 
 def _holds_videos(folder: Path) -> bool:
-  """Tell whether a folder itself holds videos, so that its name is that of a class."""
+  """Returns whether a folder itself holds videos, so that its name is that of a class."""
   return any(x.suffix.lower() in public_formats.SUFFIXES for x in folder.iterdir())
 
 
 def _read_csv(path: Path, root: Path) -> tuple[list[tuple], tuple[str, ...], bool]:
   _, rows = annotations.read_rows(path, ('path', 'label'))
   several = any(';' in row['label'] for _, row in rows)
-  found = []
+  clips = []
   for line, row in rows:
     where = f'{path}, line {line}'
     labels = [x.strip() for x in row['label'].split(';')] if several else [row['label']]
@@ -111,53 +115,52 @@ def _read_csv(path: Path, root: Path) -> tuple[list[tuple], tuple[str, ...], boo
       raise UserError(f'{where}: the label is empty; write its name')
     if len(set(labels)) < len(labels):
       raise UserError(f'{where}: {row["label"]!r} names a class twice')
-    found.append((annotations.absolute(row['path'], os.path.abspath(root), where), labels, ''))
-  names = tuple(sorted({label for _, labels, _ in found for label in labels}))
+    clips.append((annotations.absolute(row['path'], os.path.abspath(root), where), labels, ''))
+  names = tuple(sorted({label for _, labels, _ in clips for label in labels}))
   if all(name.isdecimal() for name in names):
     raise UserError(f'{path}: labels are numbers; write the names of the classes, which the model '
                      'reads')
-  return found, names, several
+  return clips, names, several
 
 
 def usable(clips: Clips, num_frames: int, progress: Any = None) -> Clips:
-  """Leave out what cannot be read, and all but the first of files with the same content.
+  """Leaves out clips that cannot be read, and all but the first of files with the same content.
 
   Short videos stay: their frames are repeated.
   """
   with tempfile.TemporaryDirectory() as folder:
     lists = write_lists(Path(folder), clips, {'all': clips.clips})
-    found = check.check_list(lists['all'], clips.root, lists['classes'], num_frames=num_frames,
-                             progress=progress)
-  at = dict(enumerate(clips.clips, start=2))                  # by line; the first is the header
-  show = lambda line: os.path.relpath(at[int(line)].path, clips.root)
+    findings = check.check_list(lists['all'], clips.root, lists['classes'], num_frames=num_frames,
+                                progress=progress)
+  by_line = dict(enumerate(clips.clips, start=2))             # line 1 is the header
+  show = lambda line: os.path.relpath(by_line[int(line)].path, clips.root)
   bad = {x.line: re.sub(r'line (\d+)', lambda m: show(m[1]), x.reason)
          if x.kind == 'duplicate' else x.reason
-         for x in found.problems if x.line and x.kind != 'short'}
+         for x in findings.problems if x.line and x.kind != 'short'}
   return dataclasses.replace(
-    clips, clips=tuple(clip for line, clip in at.items() if line not in bad),
-    left_out=tuple((at[line].path, bad[line]) for line in sorted(bad)))
+    clips, clips=tuple(clip for line, clip in by_line.items() if line not in bad),
+    left_out=tuple((by_line[line].path, bad[line]) for line in sorted(bad)))
 
 
 def split(clips: Clips, share: float, seed: int) -> Clips:
-  """Give every clip to 'train' or 'val', unless that was given.
+  """Assigns every clip to 'train' or 'val', unless the clips have splits already.
 
-  A share of each class is held out, at least one clip, and one at least is trained on; rare classes
-  come first. What is held out depends on the seed and the paths below the root.
+  Of each class a share is held out for 'val', at least one clip, and at least one clip stays in
+  'train'; rare classes come first. The choice depends on the seed and the paths below the root.
 
   Raises:
-    ValueError: fewer than two classes, or a class with too few clips.
+    UserError: there are fewer than two classes, or a class has too few clips.
   """
   if len(clips.classes) < 2:
     raise UserError(f'{clips.root} has one class, {clips.classes[0]!r}; a model needs two or more '
                      'to tell apart')
   if not 0 < share < 1:
     raise UserError(f'the share held out must lie between 0 and 1, got {share}')
-  given = any(clip.split for clip in clips.clips)
   members = collections.defaultdict(list)
   for n, clip in enumerate(clips.clips):
     for label in clip.labels:
       members[label].append(n)
-  if not given:
+  if not any(clip.split for clip in clips.clips):
     poor = [name for name in clips.classes if len(members[name]) < 2]
     if poor:
       more = f' (and {len(poor) - 1} more classes)' if poor[1:] else ''
@@ -167,12 +170,12 @@ def split(clips: Clips, share: float, seed: int) -> Clips:
     sides: dict[int, str] = {}
     for name in sorted(clips.classes, key=lambda name: (len(members[name]), name)):
       numbers = members[name]
-      wanted = min(max(round(share * len(numbers)), 1), len(numbers) - 1)
-      wanted -= sum(sides.get(n) == 'val' for n in numbers)
+      held_out = min(max(round(share * len(numbers)), 1), len(numbers) - 1)
+      held_out -= sum(sides.get(n) == 'val' for n in numbers)
       free = [n for n in numbers if n not in sides]
       free.sort(key=lambda n: _draw(seed, os.path.relpath(clips.clips[n].path, clips.root)))
       for i, n in enumerate(free):
-        sides[n] = 'val' if i < wanted else 'train'
+        sides[n] = 'val' if i < held_out else 'train'
     clips = dataclasses.replace(clips, clips=tuple(
       dataclasses.replace(clip, split=sides[n]) for n, clip in enumerate(clips.clips)))
   for side in ('train', 'val'):
@@ -190,9 +193,9 @@ def _draw(seed: int, name: str) -> bytes:
 def write_lists(
   folder: Path, clips: Clips, parts: Mapping[str, Sequence[Clip]]
 ) -> dict[str, Path]:
-  """Write a list of each part, and classes.csv; ValueError if the folder holds other ones."""
+  """Writes a list of each part, and classes.csv; UserError if the folder holds other ones."""
   start = os.path.join(clips.root, '')
-  tables = {
+  tables: dict[str, list[tuple]] = {
     name: [('path', 'label'), *((x.path.removeprefix(start), _label(x, clips)) for x in part)]
     for name, part in parts.items()}
   tables['classes'] = [('id', 'name'), *enumerate(clips.classes)]

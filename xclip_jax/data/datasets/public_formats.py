@@ -1,7 +1,7 @@
-"""Annotations as public data sets publish them, and folders, read into examples.
+"""Annotations in the formats of public data sets, and folders, read into examples.
 
-A function for each; all return what the lists of data/source.py give. Class ids follow the official
-order where there is one, else the names in order of their characters.
+One function reads one format. Class ids follow the official order if the format has one, else the
+names in order of their characters.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ from xclip_jax.data.datasets import annotations
 from xclip_jax.data.datasets.annotations import ClassList, Example
 from xclip_jax.errors import UserError
 
-SUFFIXES = (  # of videos
+SUFFIXES = (  # of video files
   '.3gp', '.asf', '.avi', '.flv', '.m2ts', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.mts',
   '.mxf', '.ogv', '.ts', '.vob', '.webm', '.wmv',
 )
@@ -25,24 +25,28 @@ SUFFIXES = (  # of videos
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-  """The videos of one split that can be used, of so many that its annotations list."""
+  """Holds the present videos of one split, and the number of videos in its annotations."""
 
   examples: list[Example]
   listed: int
 
 
-def read_folder(folder: str | os.PathLike, classes: ClassList | None = None) -> tuple:
-  """Read a folder with one subfolder for each class, whose names are the class names.
+def read_folder(
+  folder: str | os.PathLike, classes: ClassList | None = None
+) -> tuple[ClassList, Listing]:
+  """Reads a folder with one subfolder for each class; its name is the class name.
 
   Args:
-    folder: videos are found at any depth of a subfolder, by their suffix; hidden files are not.
-    classes: those of training, to read another split; None: the subfolders, in order.
+    folder: the folder. Videos lie at any depth of a subfolder and are known by their suffix; hidden
+      files are ignored.
+    classes: classes of the training split, to read another split; None: the subfolders, in order.
 
   Returns:
     the classes and the Listing, ordered by class and path.
 
   Raises:
-    ValueError: no such folder, no subfolders, one that holds no video or is none of `classes`.
+    UserError: the folder does not exist or has no subfolders, or a subfolder holds no video or is
+      none of `classes`.
   """
   folder = Path(os.path.abspath(folder))
   names = sorted(x.name for x in _entries(folder) if x.is_dir() and x.name[0] != '.')
@@ -53,7 +57,7 @@ def read_folder(folder: str | os.PathLike, classes: ClassList | None = None) -> 
   if not names:
     raise UserError(f'{folder}: has no subfolders; put the videos of each class into one')
   unknown = sorted(set(names) - set(classes.names)) if classes else []
-  if unknown:
+  if classes and unknown:
     raise UserError(
       f'{folder}: subfolder {unknown[0]!r} is none of the {len(classes)} classes of the training '
       'folder; rename it, or add that class there'
@@ -70,30 +74,30 @@ def read_folder(folder: str | os.PathLike, classes: ClassList | None = None) -> 
 
 def read_kinetics(
   path: str | os.PathLike, videos: str | os.PathLike, classes: ClassList | None = None
-) -> tuple:
-  """Read an official list of Kinetics-400, -600 or -700.
+) -> tuple[ClassList, Listing]:
+  """Reads an official list of Kinetics-400, -600 or -700.
 
   Args:
     path: CSV with at least label, youtube_id, time_start, time_end (seconds).
     videos: folder that is searched, at any depth, for `<youtube_id>_<start>_<end>` with six digits
-      each, or else `<youtube_id>`, and a suffix of a video. Of several, one in a folder with the
-      name of the class is taken, else the first by path.
-    classes: those of training; None: the labels of this list, in order.
+      each, or else `<youtube_id>`, and the suffix of a video. Among several matches, a file in a
+      folder with the name of the class is taken, else the first by path.
+    classes: classes of the training split; None: the labels of this list, in order.
 
   Returns:
-    the classes and the Listing. Videos that are not there are left out: many are gone from the web.
+    the classes and the Listing. Absent videos are left out: many are gone from the web.
 
   Raises:
-    ValueError: a row is malformed, its label is none of `classes`, or not one video is there.
+    UserError: a row is malformed, its label is none of `classes`, or no video is present.
   """
   columns = ('label', 'youtube_id', 'time_start', 'time_end')
   _, rows = annotations.read_rows(path, columns)
   classes = classes or _class_list(sorted({row['label'] for _, row in rows}))
   ids = {name: label for label, name in enumerate(classes.names)}
-  there = {}
+  files_by_stem: dict[str, list[str]] = {}
   for file in _videos_in(videos):
-    there.setdefault(Path(file).stem, []).append(file)
-  examples = []
+    files_by_stem.setdefault(Path(file).stem, []).append(file)
+  examples, expected = [], ''
   for line, row in rows:
     where, label = f'{path}, line {line}', row['label']
     if label not in ids:
@@ -103,46 +107,46 @@ def read_kinetics(
     except ValueError as error:
       raise UserError(f'{where}: time_start and time_end must be seconds ({error})') from error
     name = row['youtube_id']
-    found = there.get(f'{name}_{times[0]:06d}_{times[1]:06d}') or there.get(name)
-    if found:
-      own = [file for file in found if Path(file).parent.name in (label, label.replace(' ', '_'))]
-      examples.append(Example((own or found)[0], ids[label]))
+    timed_name = f'{name}_{times[0]:06d}_{times[1]:06d}'
+    expected = f'{timed_name}.mp4 or {name}.mp4'
+    matches = files_by_stem.get(timed_name) or files_by_stem.get(name)
+    if matches:
+      in_class = [x for x in matches if Path(x).parent.name in (label, label.replace(' ', '_'))]
+      examples.append(Example((in_class or matches)[0], ids[label]))
   if not examples:
-    raise UserError(
-      f'{path}: 0 of {len(rows)} videos are present; {videos} holds no file such as '
-      f'{name}_{times[0]:06d}_{times[1]:06d}.mp4 or {name}.mp4'
-    )
+    raise UserError(f'{path}: 0 of {len(rows)} videos are present; {videos} holds no file such as '
+                    f'{expected}')
   return classes, Listing(examples, len(rows))
 
 
 def read_hmdb51(
   folder: str | os.PathLike, split: int, videos: str | os.PathLike
 ) -> tuple[ClassList, dict[str, Listing]]:
-  """Read an official split of HMDB51, files `<class>_test_split<split>.txt`.
+  """Reads an official split of HMDB51, files `<class>_test_split<split>.txt`.
 
   Args:
-    folder: of these files; a line is a name, then 1 (training), 2 (test) or 0 (neither).
+    folder: folder of these files; a line is a name, then 1 (training), 2 (test) or 0 (neither).
     split: 1, 2 or 3.
-    videos: `<class>/<name>` below it are the videos. Whether they exist is not checked.
+    videos: folder of the videos, `<class>/<name>`. Whether they exist is not checked.
 
   Returns:
     the classes, underscores turned into blanks, and Listings 'train' and 'val'.
 
   Raises:
-    ValueError: no such files, or a malformed line.
+    UserError: the folder holds no such files, or a line is malformed.
   """
   _check_split(split)
   end = f'_test_split{split}.txt'
-  files = {x.name.removesuffix(end): x for x in _entries(folder) if x.name.endswith(end)}
-  if not files:
+  lists = {x.name.removesuffix(end): x for x in _entries(folder) if x.name.endswith(end)}
+  if not lists:
     raise UserError(f'{folder}: holds no files <class>{end}, the official splits of HMDB51')
-  names = sorted(files)
+  names = sorted(lists)
   examples = {'train': [], 'val': []}
   for label, name in enumerate(names):
-    for line, text in _lines(files[name]):
+    for line, text in _lines(lists[name]):
       video, _, use = text.rpartition(' ')
       if use not in ('0', '1', '2') or not video.strip():
-        raise UserError(f'{files[name]}, line {line}: `name 0|1|2` wanted, found {text!r}')
+        raise UserError(f'{lists[name]}, line {line}: `name 0|1|2` wanted, found {text!r}')
       if use != '0':
         path = os.path.join(os.path.abspath(videos), name, video.strip())
         examples[('train', 'val')[int(use) - 1]].append(Example(path, label))
@@ -152,10 +156,10 @@ def read_hmdb51(
 def read_ucf101(
   folder: str | os.PathLike, split: int, videos: str | os.PathLike
 ) -> tuple[ClassList, dict[str, Listing]]:
-  """Read an official split of UCF101: `classInd.txt`, `trainlist0<n>.txt`, `testlist0<n>.txt`.
+  """Reads an official split of UCF101: `classInd.txt`, `trainlist0<n>.txt`, `testlist0<n>.txt`.
 
   Args:
-    folder: of these files.
+    folder: folder of these files.
     split: n; 1, 2 or 3.
     videos: folder that the paths in the lists start from. Whether they exist is not checked.
 
@@ -163,7 +167,7 @@ def read_ucf101(
     the classes, `ApplyLipstick` as `Apply Lipstick`, and Listings 'train' and 'val'.
 
   Raises:
-    ValueError: no such file, a malformed line, or one that contradicts the classes.
+    UserError: a file is missing, or a line is malformed or contradicts the classes.
   """
   _check_split(split)
   folder = files.as_path(folder, 'folder')
@@ -178,7 +182,7 @@ def read_ucf101(
   for key, kind in (('train', 'train'), ('val', 'test')):
     file, examples[key] = folder / f'{kind}list0{split}.txt', []
     for line, text in _lines(file):
-      # Lists of training end in the id, from 1; lists of testing leave the class to the folder.
+      # Lines of training lists end in the id, from 1; those of test lists give only the folder.
       video, number = text.rsplit(maxsplit=1) if re.search(r'\s\d+$', text) else (text, None)
       name = video.split('/')[0]
       if name not in names or '/' not in video:
@@ -192,7 +196,7 @@ def read_ucf101(
 
 
 def read_ssv2_classes(path: str | os.PathLike) -> ClassList:
-  """Read `labels.json` of Something-Something v2, templates to ids; ValueError if it is none."""
+  """Reads `labels.json` of Something-Something v2, template -> id; UserError if it is malformed."""
   labels = _json(path, dict)
   try:
     ids = {int(label): name for name, label in labels.items()}
@@ -206,18 +210,18 @@ def read_ssv2_classes(path: str | os.PathLike) -> ClassList:
 def read_ssv2(
   path: str | os.PathLike, videos: str | os.PathLike, classes: ClassList
 ) -> Listing:
-  """Read the training or validation list of Something-Something v2.
+  """Reads the training or validation list of Something-Something v2.
 
   Args:
-    path: JSON, a list of {"id", "template", and what it was filled in to: "label"}.
+    path: JSON, a list of {"id", "template", "label" (the template with its blanks filled in)}.
     videos: folder of `<id>.webm`. Whether they exist is not checked.
-    classes: of `read_ssv2_classes`; a template names one when its brackets are removed.
+    classes: classes of `read_ssv2_classes`; a template without its brackets is a class name.
 
   Returns:
     the Listing; captions are the labels.
 
   Raises:
-    ValueError: an entry lacks a field, or its template is no class.
+    UserError: an entry lacks a field, or its template is no class.
   """
   ids = {name: label for label, name in enumerate(classes.names)}
   videos = os.path.abspath(videos)
@@ -248,7 +252,7 @@ def _class_list(names: Sequence[str]) -> ClassList:
 
 
 def _listings(examples: dict[str, list[Example]]) -> dict[str, Listing]:
-  return {name: Listing(some, len(some)) for name, some in examples.items()}
+  return {name: Listing(split, len(split)) for name, split in examples.items()}
 
 
 def _check_split(split: int) -> None:
@@ -256,28 +260,29 @@ def _check_split(split: int) -> None:
     raise UserError(f'there are official splits 1, 2 and 3, found {split}; set config.data.split')
 
 
-def _lines(path: Path) -> list[tuple[int, str]]:
-  lines = enumerate((line.strip() for line in annotations.read_lines(path)), start=1)
-  found = [(number, line) for number, line in lines if line]
-  if not found:
+def _lines(path: files.AnyPath) -> list[tuple[int, str]]:
+  """Returns (line number, text) of the lines that are not empty."""
+  numbered = enumerate((line.strip() for line in annotations.read_lines(path)), start=1)
+  lines = [(number, line) for number, line in numbered if line]
+  if not lines:
     raise UserError(f'{path}: is empty')
-  return found
+  return lines
 
 
-def _entries(folder: str | os.PathLike) -> list[Path]:
+def _entries(folder: str | os.PathLike) -> list[files.AnyPath]:
   try:
     with files.explain_errors(folder):
       return list(files.as_path(folder, 'folder').iterdir())
   except OSError as error:
-    reason = error.strerror or 'No such file or directory'       # gcsfs gives the name alone
+    reason = error.strerror or 'No such file or directory'       # gcsfs gives no reason
     raise UserError(f'{folder}: cannot be read as a folder ({reason})') from error
 
 
 def _videos_in(folder: str | os.PathLike) -> list[str]:
-  _entries(folder)            # os.walk is silent about a folder that is not there
+  _entries(folder)            # raises for a missing folder, which os.walk does not
   return sorted(
-    os.path.join(place, name)
-    for place, _, names in os.walk(os.path.abspath(folder), followlinks=True) for name in names
+    os.path.join(parent, name)
+    for parent, _, names in os.walk(os.path.abspath(folder), followlinks=True) for name in names
     if name.lower().endswith(SUFFIXES) and name[0] != '.'
   )
 
@@ -289,6 +294,6 @@ def _json(path: str | os.PathLike, kind: type) -> Any:
   except json.JSONDecodeError as error:
     raise UserError(f'{path}, line {error.lineno}: not valid JSON ({error.msg})') from error
   if not isinstance(content, kind):
-    wanted = 'an object' if kind is dict else 'a list'
-    raise UserError(f'{path}: must hold {wanted}, found {str(content)[:80]}')
+    expected = 'an object' if kind is dict else 'a list'
+    raise UserError(f'{path}: must hold {expected}, found {str(content)[:80]}')
   return content

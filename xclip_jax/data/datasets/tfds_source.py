@@ -1,7 +1,7 @@
 """Videos of a built TFDS data set, read without TensorFlow.
 
-Any will do that is stored as ArrayRecord and has a class label and the bytes of a video file;
-tfds_videos.py makes such.
+Any data set that is stored as ArrayRecord and has a class label and the bytes of a video file can be
+read; tools/tfds_videos.py builds such data sets.
 """
 
 import hashlib
@@ -17,42 +17,41 @@ from xclip_jax.data.datasets.annotations import ClassList
 from xclip_jax.data.video import decode
 from xclip_jax.errors import UserError
 
-# What config.data.train and val are where nobody set them, and the splits that are read then.
+# Default value of config.data.train or val -> splits that are read for it, the first that exists.
 _UNSET = {'train.csv': ('train',), 'val.csv': ('val', 'validation', 'test')}
 
 
 class TfdsVideos:
-  """A split of a data set, as grain wants it: `len` and `[row]`, cheap to send to workers.
+  """Indexes the videos of a split by row for the pipeline, cheap to send to workers.
 
   An element is `dict(path, label, index, video)`: path as the data set gives it, else made of its
-  name and the row; video holds the bytes of a file. What cannot be read has, instead of video,
-  error: the reason.
+  name and the row; video is the bytes of a file. An element that cannot be read has, instead of
+  video, error: the reason.
 
-  Attributes:
-    classes: the names of the class label, and what each is when played backwards if tfds_videos.py
-      wrote it.
-    fingerprint: identifies what the data set holds, wherever it lies on disk: sha256, hexadecimal.
+  Fields:
+    classes: names of the class label, and for each its reverse if tfds_videos.py wrote the set.
+    fingerprint: SHA-256 of the facts about the data set, wherever it lies on disk, hexadecimal.
   """
 
   is_single_label = True
 
   def __init__(self, root: str | os.PathLike, split: str):
-    """Open a split.
+    """Opens a split.
 
     Args:
       root: folder of one version of a built data set, `.../<name>/[<config>/]1.0.0`.
       split: name of a split, or a part of one, such as `train[:50%]`.
 
     Raises:
-      ValueError: no such data set or split, or one that is empty or is not stored as wanted.
+      UserError: there is no such data set or split, it is empty, or it is not stored as ArrayRecord
+        with a class label and videos.
     """
     self._root = os.path.abspath(root)
     builder = _open(self._root)
     if split in _UNSET:
       split = next((name for name in _UNSET[split] if name in builder.info.splits), split)
     try:
-      found = builder.info.splits[split]
-      self._len = int(found.num_examples)
+      self._len = int(builder.info.splits[split].num_examples)
     except (KeyError, ValueError, AssertionError) as error:
       raise UserError(
         f'{root}: has no split {split!r}; set config.data.train and val to some of '
@@ -84,24 +83,24 @@ class TfdsVideos:
     path = f'{self._root}/{self._split}/{row}'
     records, features = self._open_records()
     try:
-      found = features.deserialize_example_np(records[row])
-      if any(found[name] is None for name in features):
-        raise UserError('it is empty')    # what ArrayRecord makes of a file that was cut off
-    except Exception as error:     # of any kind: TFDS and ArrayRecord do not say which
+      example = features.deserialize_example_np(records[row])
+      if any(example[name] is None for name in features):
+        raise UserError('it is empty')    # so ArrayRecord reads a file that was cut off
+    except Exception as error:     # of any kind: TFDS and ArrayRecord do not document theirs
       reason = ' '.join(str(error).split())[:100]
       return dict(path=path, label=0, index=row, error=f'the record is damaged ({reason})')
     if self._has_path:
-      path = os.fsdecode(found['path'])
-    label = int(found[self._label])
+      path = os.fsdecode(example['path'])
+    label = int(example[self._label])
     if label < 0:
       return dict(path=path, label=0, index=row, error='the record has no class label')
-    return dict(path=path, label=label, index=row, video=found[self._video])
+    return dict(path=path, label=label, index=row, video=example[self._video])
 
   def __repr__(self) -> str:
     return f'TfdsVideos({self._root!r}, {self._split!r}, {len(self)} videos)'
 
   def __getstate__(self) -> dict:
-    # Workers open files of their own, and have no use for names.
+    # Workers open the files themselves, and need no class names.
     kept = ('_root', '_split', '_len', '_label', '_video', '_has_path')
     return {name: self.__dict__[name] for name in kept}
 
@@ -118,7 +117,7 @@ class TfdsVideos:
     return {self._label, self._video} | ({'path'} if self._has_path else set())
 
   def _read(self, builder: Any, names: set[str]) -> tuple:
-    """Return records, as bytes, and what turns one into these features."""
+    """Returns the records, as bytes, and a FeaturesDict that parses these features of a record."""
     import tensorflow_datasets as tfds
 
     # Parsed here, because TFDS would decode every feature, pictures included.
@@ -127,14 +126,14 @@ class TfdsVideos:
     return records, tfds.features.FeaturesDict({k: builder.info.features[k] for k in names})
 
   def _video_feature(self, builder: Any, root: str | os.PathLike) -> str:
-    """Find the feature that holds a video by its type, its name, and then by looking into it."""
+    """Returns the feature with the video, found by its type, its name, then its contents."""
     features = builder.info.features
     texts = sorted(name for name, feature in features.items() if _is_text(feature))
     if 'video' in texts:
       return 'video'
     if len(texts) > 1:
-      records, wanted = self._read(builder, set(texts))
-      first = wanted.deserialize_example_np(records[0])
+      records, parser = self._read(builder, set(texts))
+      first = parser.deserialize_example_np(records[0])
       texts = [name for name in texts if _is_video(first[name])]
     if len(texts) != 1:
       raise UserError(
@@ -145,7 +144,7 @@ class TfdsVideos:
 
 
 def _open(root: str) -> Any:
-  """Open what was built in a folder; ValueError if that is nothing that can be read here."""
+  """Opens the data set in a folder; UserError if it cannot be read without TensorFlow."""
   import tensorflow_datasets as tfds
 
   if not Path(root, 'dataset_info.json').is_file():
@@ -157,13 +156,15 @@ def _open(root: str) -> Any:
     )
   try:
     builder = tfds.builder_from_directory(root)
-    stored = builder.info.file_format.value
+    file_format = builder.info.file_format
+    assert file_format is not None, 'TFDS gives every built data set a format'
+    stored = file_format.value
   except ImportError as error:
     raise UserError(
       f'{root}: has features that cannot be read without TensorFlow ({error}), such as '
       'tfds.features.Video; store the bytes of video files as tfds.features.Text'
     ) from error
-  except Exception as error:       # damaged or foreign files; TFDS has no error of its own for them
+  except Exception as error:       # damaged or foreign files, for which TFDS has no error class
     raise UserError(f'{root}: cannot be read as a data set of TFDS ({error})') from error
   if stored != 'array_record':
     raise UserError(
@@ -176,22 +177,22 @@ def _open(root: str) -> Any:
 def _label_feature(root: str | os.PathLike, features: Any) -> str:
   import tensorflow_datasets as tfds
 
-  found = sorted(
+  labels = sorted(
     name for name, feature in features.items()
     if isinstance(feature, tfds.features.ClassLabel) and feature.num_classes
   )
-  if 'label' in found:
-    found = ['label']
-  if len(found) != 1:
+  if 'label' in labels:
+    labels = ['label']
+  if len(labels) != 1:
     raise UserError(
       f'{root}: one feature wanted that is a class label (tfds.features.ClassLabel), found '
-      f'{", ".join(found) or "none"} among {", ".join(sorted(features))}'
+      f'{", ".join(labels) or "none"} among {", ".join(sorted(features))}'
     )
-  return found[0]
+  return labels[0]
 
 
 def _is_text(feature: Any) -> bool:
-  """Tell whether a feature is one string of bytes."""
+  """Returns whether a feature is one string of bytes."""
   return feature.np_dtype == np.object_ and feature.shape == ()
 
 

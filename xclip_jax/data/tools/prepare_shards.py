@@ -24,7 +24,7 @@ from typing import Any
 
 import cv2
 import numpy as np
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 from xclip_jax import files
 from xclip_jax.data import workers

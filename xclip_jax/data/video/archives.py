@@ -1,4 +1,4 @@
-"""Videos inside archives, read in place: two kinds of paths that lead into a file.
+"""Videos inside archives, read in place. Two kinds of paths lead into an archive:
 
   shard.tar/inner/name.mp4        a file in an uncompressed tar archive
   shard.array_record/17           a record, numbered from 0, whose bytes are those of a video file
@@ -12,7 +12,7 @@ import tarfile
 import threading
 from typing import Any
 
-from array_record.python import array_record_module
+from array_record.python import array_record_module  # pyright: ignore[reportAttributeAccessIssue]
 
 _INTO_ARCHIVE = re.compile(r'\.(tar|array_record)/', re.IGNORECASE)
 
@@ -20,17 +20,17 @@ _INTO_ARCHIVE = re.compile(r'\.(tar|array_record)/', re.IGNORECASE)
 _OPEN_RECORD_FILES = 128
 _AT_RANDOM = 'readahead_buffer_size:0,max_parallelism:0'
 
-_lock = threading.Lock()      # threads that want one archive wait for one index of it
+_lock = threading.Lock()      # one thread makes the index of an archive, the others wait for it
 
 
 def is_member(path: str) -> bool:
-  """Tell whether a path leads into an archive that exists."""
+  """Returns whether a path leads into an archive that exists."""
   return _INTO_ARCHIVE.search(path) is not None and _split(path) is not None
 
 
 def read(path: str) -> bytes:
-  """Return what a path leads to; OSError if there is no such archive or nothing at that place."""
-  archive, name, holds_records = _split(path)
+  """Returns the bytes of an archive member; OSError if there is no such archive or member."""
+  archive, name, holds_records = _split_member(path)
   if holds_records:
     return _read_record(archive, name)
   offset, size = _locate(archive, name)
@@ -43,25 +43,35 @@ def read(path: str) -> bytes:
 
 
 def size(path: str) -> int:
-  """Return how many bytes `read` would; OSError as there."""
-  archive, name, holds_records = _split(path)
-  # Where a record lies and how long it is, the library does not say.
+  """Returns the number of bytes that `read` would return; raises OSError like `read`."""
+  archive, name, holds_records = _split_member(path)
+  # The ArrayRecord library tells neither the position nor the size of a record.
   return len(_read_record(archive, name)) if holds_records else _locate(archive, name)[1]
 
 
 def _split(path: str) -> tuple[str, str, bool] | None:
-  """Split at the first `.tar` or `.array_record` that is a file: a folder may have such a name."""
-  for found in _INTO_ARCHIVE.finditer(path):
-    archive, name = path[:found.end() - 1], path[found.end():]
+  """Splits a path into (archive, member, holds records); None if it leads into no archive.
+
+  The first `.tar` or `.array_record` that is a file counts: a folder may have such a name.
+  """
+  for match in _INTO_ARCHIVE.finditer(path):
+    archive, name = path[:match.end() - 1], path[match.end():]
     if os.path.isfile(archive):
-      return archive, os.path.normpath(name), found[1].lower() == 'array_record'
+      return archive, os.path.normpath(name), match[1].lower() == 'array_record'
   return None
 
 
+def _split_member(path: str) -> tuple[str, str, bool]:
+  member = _split(path)
+  if member is None:
+    raise OSError(errno.ENOENT, 'no such archive')
+  return member
+
+
 def _version(archive: str) -> tuple[int, ...]:
-  # Two files that replace each other may be of one size, and written within a tick of the clock.
-  found = os.stat(archive)
-  return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+  # With device and inode: a file and its replacement may have one size and one time stamp.
+  status = os.stat(archive)
+  return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _read_record(archive: str, name: str) -> bytes:
@@ -81,16 +91,16 @@ def _read_record(archive: str, name: str) -> bytes:
 
 @functools.lru_cache(_OPEN_RECORD_FILES)
 def _record_reader(archive: str, version: tuple) -> Any:
-  """Open a file of records; any number of threads may read from it by record number."""
+  """Opens a file of records; any number of threads may read from it by record number."""
   del version                 # part of the key: a file that was replaced is opened anew
   reader = array_record_module.ArrayRecordReader(
     archive, options=_AT_RANDOM, file_reader_buffer_size=32768)
-  if not reader.ok():         # not an exception: it looks like a file without records
+  if not reader.ok():         # ArrayRecord raises nothing; the file would seem to hold no records
     try:
       reader.close()
       reason = 'unknown reason'
     except RuntimeError as error:
-      reason = error
+      reason = str(error)
     raise OSError(errno.EINVAL, f'the file is not a whole ArrayRecord: {reason}')
   return reader
 
@@ -106,7 +116,7 @@ def _locate(archive: str, name: str) -> tuple[int, int]:
 
 @functools.cache
 def _index(archive: str, version: tuple) -> dict[str, tuple[int, int]]:
-  """Map the names in an archive to (offset, size), bytes; once for each process and content."""
+  """Returns name -> (offset, size) in bytes of every file in a tar; read once in each process."""
   del version                 # part of the key: an archive that was replaced is indexed anew
   index = {}
   try:
@@ -118,7 +128,7 @@ def _index(archive: str, version: tuple) -> dict[str, tuple[int, int]]:
         elif member.islnk() and os.path.normpath(member.linkname) in index:
           index[name] = index[os.path.normpath(member.linkname)]
   except tarfile.TarError as error:
-    if not index:             # of one that was cut off, what is whole can be used
+    if not index:             # of a truncated archive the complete files can be used
       reason = f'the archive is not an uncompressed tar file: {error}'
       raise OSError(errno.EINVAL, reason) from error
   return index

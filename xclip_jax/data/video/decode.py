@@ -1,8 +1,8 @@
-"""Video file to exactly the frames that were asked for.
+"""Exact decoding of chosen frames of a video file.
 
-Containers lie about how many frames they hold, and seeking by number returns neighbours in many
-real files (AVI with B-frames, variable frame rate, edit lists). So a file is read once into a list
-of packets, frames are counted there, and only what the wanted frames need is decoded.
+Containers give wrong numbers of frames, and seeking by number returns neighbours in many real files
+(AVI with B-frames, variable frame rate, edit lists). So a file is read once into a list of packets,
+frames are counted there, and only the packets that the chosen frames depend on are decoded.
 """
 
 import contextlib
@@ -13,25 +13,30 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import av
 import cv2
 import numpy as np
+from av.container import InputContainer
+from av.error import FFmpegError
+from av.stream import Disposition
 
 from xclip_jax.assets import bundled
 from xclip_jax.data.video import archives, bitstream
 from xclip_jax.errors import UserError
 
-# Where timestamps identify frames. Everywhere else (AVI, MPEG) frames are counted one by one.
+# Timestamps identify frames in these files. In all others (AVI, MPEG) frames are counted.
 _TIMED_CONTAINERS = {'mp4', 'webm'}
 _TIMED_CODECS = {'h264', 'hevc', 'vp8', 'vp9', 'av1'}
-_NEVER_SKIP = {'av1'}  # whose decoder settles with its first packet, for good, what to skip
+_NEVER_SKIP = {'av1'}  # its decoder fixes with the first packet whether it skips pictures
 
-JPEG_FRAMES = 'xclip-jax: JPEG frames'  # comment of files whose packets are whole JPEG pictures
+JPEG_FRAMES = 'xclip-jax: JPEG frames'  # comment of files with JPEG pictures as packets
 
-# Titles and the like may be in any encoding. PyAV 19 reads them as it can, and has no such option.
-_LENIENT = {'metadata_errors': 'replace'} if int(av.__version__.split('.')[0]) < 19 else {}
-_MAX_STUCK = 16  # threads of one process that may hang in a read
+# Metadata such as titles may be in any encoding. PyAV 19 tolerates that without an option.
+_LENIENT: dict[str, Any] = (
+  {'metadata_errors': 'replace'} if int(av.__version__.split('.')[0]) < 19 else {})
+_MAX_STUCK = 16  # number of threads of one process that may hang in a read
 
 _CHANGES_SIZE = 'the picture changes its size midway; re-encode it to one size'
 
@@ -40,7 +45,7 @@ _stuck_lock = threading.Lock()
 
 
 class VideoError(UserError):
-  """Name a file that cannot be used as a video, and say why."""
+  """Names a file that cannot be used as a video, and the reason."""
 
 
 def read_video(
@@ -49,23 +54,24 @@ def read_video(
   seconds: float = 0.0,
   name: str = '',
 ) -> np.ndarray:
-  """Decode chosen frames of a video, exactly.
+  """Decodes chosen frames of a video, exactly.
 
   Args:
     file: path, also into an archive (`shard.tar/name.mp4`, `shard.array_record/17`); 'sample:NAME',
       a clip in the package (`assets.bundled`); or the file's contents.
-    choose: maps the number of frames in the video to the indices wanted, in any order and with
-      repeats. If fewer frames decode than the file has packets for (a stream that starts in the
-      middle of a group of pictures), it is asked once more with the number that do.
+    choose: maps the number of frames in the video to the chosen indices, in any order and with
+      repeats. If fewer frames can be decoded than the file has packets for (a stream that starts in
+      the middle of a group of pictures), it is called again with their number.
     seconds: time limit; 0: none. With a limit, `choose` is called in another thread.
-    name: what messages call the file; its path by default.
+    name: name of the file in messages; its path by default.
 
   Returns:
     uint8 [T, H, W, 3], RGB, upright, in the order of the indices.
 
   Raises:
-    VideoError: not a video, no frames, damaged where it matters, or not done in time.
-    RuntimeError: so many reads hang in this process that more would be of no use.
+    VideoError: the file is no video, has no frames, is damaged where the chosen frames are, or is
+      not read in time.
+    RuntimeError: so many reads hang in this process that the storage must be gone.
   """
   if not seconds:
     return _read(file, choose, lambda: None, name)
@@ -81,11 +87,11 @@ def read_video(
 
 
 def _in_time(work: Callable[[], np.ndarray], seconds: float, message: str) -> np.ndarray:
-  """Do work in a thread of its own, and leave it behind when time is up.
+  """Does work in a thread of its own, and gives the thread up when time is up.
 
-  Slow work stops by itself at its next check. What hangs in a system call or inside a codec cannot
-  be stopped at all (FFmpeg's own time-outs do not reach a blocking read), and a thread cannot be
-  killed: it is left to wait, as a daemon that does not keep the process from ending.
+  Slow work stops by itself at its next check. A thread that hangs in a system call or inside a
+  codec can be neither stopped nor killed (FFmpeg's own time-outs do not reach a blocking read). It
+  is left to wait, as a daemon thread that does not keep the process from ending.
   """
   with _stuck_lock:
     _stuck[:] = [thread for thread in _stuck if thread.is_alive()]
@@ -96,7 +102,7 @@ def _in_time(work: Callable[[], np.ndarray], seconds: float, message: str) -> np
   def run():
     try:
       result.append((work(), None))
-    except BaseException as error:  # of any kind: it is raised where it is waited for
+    except BaseException as error:  # of any kind: raised again in the waiting thread
       result.append((None, error))
 
   thread = threading.Thread(target=run, daemon=True, name='read_video')
@@ -123,22 +129,22 @@ def _read(
     shown = _shown(stream, packets, check)
     if not shown:
       raise VideoError(f'{name}: none of its {len(packets)} video packets is a picture to show')
-    wanted = [int(i) for i in choose(len(shown))]
-    frames = _by_timestamp(stream, packets, shown, set(wanted), check)
+    chosen = [int(i) for i in choose(len(shown))]
+    frames = _by_timestamp(stream, packets, shown, set(chosen), check)
     if frames is None:
-      frames, count = _by_counting(stream, packets, set(wanted), check)
-      if count and len(frames) < len(set(wanted)):
-        wanted = [int(i) for i in choose(count)]
-        frames, _ = _by_counting(stream, packets, set(wanted), check)
-    if not set(wanted) <= frames.keys():
+      frames, count = _by_counting(stream, packets, set(chosen), check)
+      if count and len(frames) < len(set(chosen)):
+        chosen = [int(i) for i in choose(count)]
+        frames, _ = _by_counting(stream, packets, set(chosen), check)
+    if not set(chosen) <= frames.keys():
       raise VideoError(f'{name}: none of its {len(packets)} video packets can be decoded')
     if len({frame.shape for frame in frames.values()}) > 1:
       raise VideoError(f'{name}: {_CHANGES_SIZE}')
-    return np.stack([frames[i] for i in wanted])
+    return np.stack([frames[i] for i in chosen])
 
 
 def count_frames(file: str | os.PathLike | bytes | io.BytesIO) -> int:
-  """Count the frames a video shows, without decoding it; VideoError as in `read_video`."""
+  """Returns the number of frames in a video, without decoding; VideoError as in `read_video`."""
   with _opened(file) as (name, _, stream):
     packets = _demux(name, stream, lambda: None)
     return len(_shown(stream, packets, lambda: None))
@@ -147,16 +153,17 @@ def count_frames(file: str | os.PathLike | bytes | io.BytesIO) -> int:
 def read_frames(
   file: str | os.PathLike | bytes,
 ) -> tuple[fractions.Fraction, Iterator[tuple[float, np.ndarray]]]:
-  """Decode a whole video, frame after frame, in the order of the indices of `read_video`.
+  """Decodes a whole video, frame after frame, in the order of the indices of `read_video`.
 
   Returns:
-    frames a second, 25 if the file does not say; and an iterator over (seconds, uint8 [H, W, 3]),
-    which raises VideoError where the file is damaged, also where the decoder could hide it.
-    Without usable times they follow the rate.
+    frames a second, 25 if the file does not say; and an iterator over (seconds, uint8 [H, W, 3]).
+    It raises VideoError at damage, even if the decoder could conceal it. Seconds follow from the
+    rate if the file has no usable times.
   """
   def frames():
     with _opened(file) as (name, _, stream):
       packets = _demux(name, stream, lambda: None)
+      assert stream.time_base is not None
       size, latest = None, None
       number = 0
       for packet in [*packets, None]:
@@ -191,8 +198,8 @@ def _resolve(name: str) -> str:
 @contextlib.contextmanager
 def _opened(
   file, called: str = ''
-) -> Iterator[tuple[str, io.BytesIO | str, av.video.stream.VideoStream]]:
-  """Yield a name for messages, where the contents are, and the video stream."""
+) -> Iterator[tuple[str, io.BytesIO | str, av.VideoStream]]:
+  """Opens a video; yields its name for messages, its path or contents, and its video stream."""
   if isinstance(file, bytes):
     file = io.BytesIO(file)
   in_memory = isinstance(file, io.BytesIO)
@@ -203,31 +210,31 @@ def _opened(
       if archives.is_member(file):
         file = io.BytesIO(archives.read(file))
     with av.open(file, **_LENIENT) as container:
-      pictures = av.stream.Disposition.attached_pic  # cover art of a sound file is not a video
-      streams = [s for s in container.streams.video if not s.disposition & pictures]
+      cover_art = Disposition.attached_pic           # of a sound file, which is no video
+      streams = [s for s in container.streams.video if not s.disposition & cover_art]
       if not streams:
         raise VideoError(f'{name}: has no video stream')
       stream = streams[0]
       if stream.codec_context is None:
         raise VideoError(f'{name}: its video is of a kind that FFmpeg does not know')
       # One thread a decoder: callers run many decoders, and FFmpeg's frame threads can deadlock
-      # with the interpreter lock. For the same reason nothing here may touch av.logging.
+      # with the interpreter lock. For the same reason this module must not touch av.logging.
       stream.codec_context.thread_type = 'NONE'
       stream.codec_context.thread_count = 1
       yield name, file, stream
-  except (av.FFmpegError, OSError) as error:
+  except (FFmpegError, OSError) as error:
     reason = getattr(error, 'strerror', None) or error
     raise VideoError(f'{name}: cannot be read as a video ({reason})') from error
 
 
 def _demux(
-  name: str, stream: av.video.stream.VideoStream, check: Callable[[], None]
+  name: str, stream: av.VideoStream, check: Callable[[], None]
 ) -> list[av.Packet]:
-  """Read all packets, in decoding order."""
+  """Reads all packets, in decoding order."""
   packets = []
-  # PyAV stumbles, after all packets, if a stream began in the middle of the file (MPEG-TS).
+  # PyAV raises IndexError after all packets if a stream begins in the middle of a file (MPEG-TS).
   with contextlib.suppress(IndexError):
-    for packet in stream.container.demux(stream):
+    for packet in cast(InputContainer, stream.container).demux(stream):
       check()
       if packet.size:
         packets.append(packet)
@@ -237,11 +244,12 @@ def _demux(
 
 
 def _find_pictures(
-  file: io.BytesIO | str, stream: av.video.stream.VideoStream
+  file: io.BytesIO | str, stream: av.VideoStream
 ) -> list[Callable[[], bytes]]:
-  """Where encode.py stored JPEG frames: functions that read one each, by the index of the file.
+  """Returns a function for each JPEG frame that encode.py stored, which reads its bytes.
 
-  Empty for other files. Reading all packets takes as long as decoding two of them.
+  The list is empty for other files. Positions are those of the file's index: reading all packets
+  takes as long as decoding two of them.
   """
   if stream.container.metadata.get('comment') != JPEG_FRAMES:
     return []
@@ -257,18 +265,19 @@ def _find_pictures(
 
 
 def _decode_picture(name: str, read: Callable[[], bytes]) -> np.ndarray:
-  """Decode a JPEG file, faster than FFmpeg does."""
+  """Decodes a JPEG picture, faster than FFmpeg does."""
   content = read()
   image = None
-  if content[:2] == b'\xff\xd8' and content[-2:] == b'\xff\xd9':         # of one cut short, half
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)  # would be grey
+  # Only a complete picture: OpenCV fills the missing part of a truncated one with grey.
+  if content[:2] == b'\xff\xd8' and content[-2:] == b'\xff\xd9':
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
   if image is None:
     raise VideoError(f'{name}: a picture of it is damaged')
   return image
 
 
-def _is_timed(stream: av.video.stream.VideoStream, packets: list[av.Packet]) -> bool:
-  """Tell whether timestamps identify the pictures of the packets."""
+def _is_timed(stream: av.VideoStream, packets: list[av.Packet]) -> bool:
+  """Returns whether timestamps identify the pictures of the packets."""
   decoder = stream.codec_context
   times = [packet.pts for packet in packets]
   return (
@@ -276,23 +285,23 @@ def _is_timed(stream: av.video.stream.VideoStream, packets: list[av.Packet]) -> 
     and decoder.codec.canonical_name in _TIMED_CODECS
     and None not in times
     and len(set(times)) == len(times)
-    # Some phones copy decoding times: in order, although the pictures are not.
-    and not (decoder.has_b_frames and times == sorted(times))
+    # Some phones write decoding times here: ascending, although the pictures are reordered.
+    and not (decoder.has_b_frames and times == sorted(x for x in times if x is not None))
   )
 
 
 def _shown(
-  stream: av.video.stream.VideoStream, packets: list[av.Packet], check: Callable[[], None]
+  stream: av.VideoStream, packets: list[av.Packet], check: Callable[[], None]
 ) -> list[av.Packet]:
-  """Select the packets whose pictures a full decode shows."""
+  """Returns the packets whose pictures a full decode shows."""
   decoder = stream.codec_context
   shown = bitstream.shown(decoder, packets)
   if not shown or not _is_timed(stream, packets):
     return shown
-  # What was cut out of a longer file without encoding may start with pictures that need some from
-  # before the cut. How many of them are lost is told by the first that comes out.
+  # A file cut out of a longer one without encoding may start with pictures that need others from
+  # before the cut. The first decoded picture tells how many of them are lost.
   start = packets[0]
-  if bitstream.starts_group(decoder, start) and all(packet.pts >= start.pts for packet in shown):
+  if bitstream.starts_group(decoder, start) and all(_pts(x) >= _pts(start) for x in shown):
     return shown
   first = None
   for packet in [*packets, None]:
@@ -301,20 +310,26 @@ def _shown(
       first = frames[0].pts
       break
   decoder.flush_buffers()
-  return shown if first is None else [packet for packet in shown if packet.pts >= first]
+  return shown if first is None else [packet for packet in shown if _pts(packet) >= first]
+
+
+def _pts(packet: av.Packet) -> int:
+  """Returns the timestamp of a packet in a file whose packets all have one."""
+  assert packet.pts is not None
+  return packet.pts
 
 
 def _by_timestamp(
-  stream: av.video.stream.VideoStream, packets: list[av.Packet], shown: list[av.Packet],
-  wanted: set[int], check: Callable[[], None],
+  stream: av.VideoStream, packets: list[av.Packet], shown: list[av.Packet],
+  chosen: set[int], check: Callable[[], None],
 ) -> dict[int, np.ndarray] | None:
-  """Decode as little as the wanted frames need; None where timestamps cannot be trusted."""
+  """Decodes only the packets that chosen frames need; None if timestamps cannot be trusted."""
   if not _is_timed(stream, packets):
     return None
   decoder = stream.codec_context
   skips = decoder.codec.canonical_name not in _NEVER_SKIP
-  times = sorted(packet.pts for packet in shown)
-  index_of = {times[i]: i for i in wanted}
+  times = sorted(_pts(packet) for packet in shown)
+  index_of = {times[i]: i for i in chosen}
   keys = [i for i, p in enumerate(packets) if p.is_keyframe]
   frames = {}
   position, latest = 0, None
@@ -322,10 +337,10 @@ def _by_timestamp(
     if index_of[target] in frames:
       continue
     # Leading pictures of an open group come after its key packet but before it in time, so the
-    # key to start from is found by time.
+    # starting key packet is chosen by time.
     start = next((
       k for k in reversed(keys)
-      if packets[k].pts <= target and bitstream.starts_group(decoder, packets[k])
+      if _pts(packets[k]) <= target and bitstream.starts_group(decoder, packets[k])
     ), 0)
     if start > position:
       decoder.flush_buffers()
@@ -335,9 +350,9 @@ def _by_timestamp(
       if position > len(packets):
         return None
       packet = packets[position] if position < len(packets) else None  # None: drain the decoder
-      # No picture depends on a non-reference picture, so leaving out unwanted ones is exact.
-      unwanted = skips and packet is not None and packet.pts not in index_of
-      decoder.skip_frame = 'NONREF' if unwanted else 'DEFAULT'
+      # No picture depends on a non-reference picture, so skipping those not chosen is exact.
+      skip = skips and packet is not None and packet.pts not in index_of
+      decoder.skip_frame = 'NONREF' if skip else 'DEFAULT'
       for frame in decoder.decode(packet):
         if frame.pts is None or (latest is not None and frame.pts <= latest) or frame.is_corrupt:
           return None
@@ -351,10 +366,10 @@ def _by_timestamp(
 
 
 def _by_counting(
-  stream: av.video.stream.VideoStream, packets: list[av.Packet], wanted: set[int],
+  stream: av.VideoStream, packets: list[av.Packet], chosen: set[int],
   check: Callable[[], None],
 ) -> tuple[dict[int, np.ndarray], int]:
-  """Decode from the start to the last wanted frame; also how many frames came out."""
+  """Decodes from the start to the last chosen frame; returns frames and number of decoded ones."""
   decoder = stream.codec_context
   decoder.flush_buffers()
   decoder.skip_frame = 'DEFAULT'
@@ -362,15 +377,15 @@ def _by_counting(
   for packet in [*packets, None]:
     check()
     for frame in decoder.decode(packet):
-      if count in wanted:
+      if count in chosen:
         frames[count] = _to_rgb(frame)
       count += 1
-    if len(frames) == len(wanted):
+    if len(frames) == len(chosen):
       break
   return frames, count
 
 
 def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-  """Convert with the file's own colour matrix and range, and turn upright."""
+  """Converts a frame with the file's own colour matrix and range, and turns it upright."""
   rgb = frame.to_ndarray(format='rgb24', threads=1)
   return np.rot90(rgb, k=round(frame.rotation / 90))

@@ -1,37 +1,39 @@
-"""Videos re-encoded so that a few frames of them can be read fast.
+"""Encodings of videos from which a few frames can be read fast.
 
-Either H.264 with a key frame every half second, all frames kept; or JPEG frames at a chosen rate,
-in a QuickTime file that players show, too. Both are read by decode.py like any other video.
+H.264 has a key frame every half second and keeps all frames; JPEG keeps frames at a chosen rate, in
+a QuickTime file that players can show. decode.py reads both like any other video.
 """
 
 import dataclasses
 import fractions
 import io
 from collections.abc import Iterable, Iterator
+from typing import cast
 
 import av
 import cv2
 import numpy as np
+from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
 from xclip_jax.data.video import decode
 from xclip_jax.errors import UserError
 
 _FORMATS = ('h264', 'jpeg')
-_COMPARED = 8  # frames that the quality is measured on
+_COMPARED = 8  # number of frames that the quality is measured on
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-  """How videos are stored.
+  """Says how videos are stored.
 
-  Attributes:
+  Fields:
     format: 'h264' (all frames) or 'jpeg' (`fps` frames a second, each on its own).
-    short_side: pixels; larger videos are made smaller, with antialiasing, smaller ones are kept.
+    short_side: pixels; larger videos are scaled down, with antialiasing, smaller ones are kept.
     crf: quality for x264, 0 (lossless) to 51; 23 is its own default.
-    gop: frames from key frame to key frame. There are no B-frames.
-    quality: of JPEG, 1 to 100.
-    fps: JPEG frames stored for each second of video, all of them if it has fewer.
+    gop: number of frames from key frame to key frame; no frame is a B-frame.
+    quality: JPEG quality, 1 to 100.
+    fps: number of JPEG frames stored for each second of video; all frames if it has fewer.
   """
 
   format: str = 'h264'
@@ -52,21 +54,24 @@ class Encoding:
     if type(self.fps) not in (int, float) or not 0.001 <= self.fps <= 1000:
       raise UserError(f'fps must be a number from 0.001 to 1000, found {self.fps!r}')
 
-
   @property
   def settings(self) -> dict[str, str | int | float]:
-    """What decides how a video is stored in this format."""
+    """Returns the fields that matter for this format."""
     names = dict(h264=('crf', 'gop'), jpeg=('quality', 'fps'))[self.format]
     return {name: getattr(self, name) for name in ('format', 'short_side', *names)}
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoded:
-  """A stored video: its bytes, frames, height and width in pixels, quality and duration.
+  """Holds a stored video and facts about it.
 
-  `psnr` compares frames with what was encoded (after scaling), in dB over RGB; infinite if equal.
-  It is that of the mean square error of 8 frames, spread over the video. `seconds` are those that
-  the whole video took to show.
+  Fields:
+    content: bytes of the video file.
+    num_frames: number of stored frames.
+    height, width: size of the stored frames, in pixels.
+    psnr: dB over RGB, infinite if lossless: from the mean square error between 8 stored frames,
+      spread over the video, and the same frames before encoding (after scaling).
+    seconds: duration of the whole video.
   """
 
   content: bytes
@@ -78,18 +83,18 @@ class Encoded:
 
 
 def encode(file: str | bytes, encoding: Encoding) -> Encoded:
-  """Read a whole video and store it anew; the same bytes for the same input, on one machine type.
+  """Encodes a whole video anew; the same input gives the same bytes on one type of machine.
 
   Args:
-    file: as `decode.read_video` takes it.
-    encoding: how.
+    file: path or contents, as `decode.read_video` takes them.
+    encoding: format and quality.
 
   Raises:
-    VideoError: as in `decode.read_video`, or damaged anywhere.
+    VideoError: as in `decode.read_video`, or the video is damaged anywhere.
   """
   rate, frames = decode.read_frames(file)
   count = decode.count_frames(file)
-  times = []                  # of the first and the latest frame
+  times = []                  # seconds of the first and the latest frame
 
   def timed() -> Iterator[tuple[float, np.ndarray]]:
     for seconds, frame in frames:
@@ -102,15 +107,15 @@ def encode(file: str | bytes, encoding: Encoding) -> Encoded:
     stored_rate = min(rate, fractions.Fraction(encoding.fps).limit_denominator(1000))
   else:
     chosen, stored_rate = (frame for _, frame in timed()), rate
-  # Some of what is encoded is kept, to be compared with what a reader will get.
-  places = set(np.linspace(0, max(count - 1, 0), _COMPARED).astype(int).tolist())
+  # Some frames are kept, to compare them with the stored frames that a reader will get.
+  compared = set(np.linspace(0, max(count - 1, 0), _COMPARED).astype(int).tolist())
   kept, written = {}, 0
 
   def scaled() -> Iterator[np.ndarray]:
     nonlocal written
     for frame in chosen:
       frame = _scale(frame, encoding)
-      if written in places:
+      if written in compared:
         kept[written] = frame
       written += 1
       yield frame
@@ -118,26 +123,27 @@ def encode(file: str | bytes, encoding: Encoding) -> Encoded:
   write = _write_jpeg if encoding.format == 'jpeg' else _write_h264
   try:
     content = write(scaled(), stored_rate, encoding)
-  except av.FFmpegError as error:  # of the encoder: those of the decoder are VideoErrors already
+  except FFmpegError as error:  # the encoder's: errors of the decoder are VideoErrors already
     name = 'video in memory' if isinstance(file, bytes) else file
     raise decode.VideoError(f'{name}: cannot be encoded ({error.strerror})') from error
   assert decode.count_frames(content) == written
-  got = decode.read_video(content, lambda _: np.array(sorted(kept)))
-  want = np.stack([kept[i] for i in sorted(kept)])
-  error = np.mean((got.astype(np.float32) - want) ** 2)
-  psnr = float(10 * np.log10(255 ** 2 / error)) if error else float('inf')
+  stored = decode.read_video(content, lambda _: np.array(sorted(kept)))
+  original = np.stack([kept[i] for i in sorted(kept)])
+  loss = np.mean((stored.astype(np.float32) - original) ** 2)
+  psnr = float(10 * np.log10(255 ** 2 / loss)) if loss else float('inf')
   seconds = times[-1] - times[0] + float(1 / rate)
-  return Encoded(content, written, *want.shape[1:3], psnr, seconds)
+  _, height, width, _ = original.shape
+  return Encoded(content, written, height, width, psnr, seconds)
 
 
 def _thin(
   frames: Iterable[tuple[float, np.ndarray]], fps: float
 ) -> Iterator[np.ndarray]:
-  """The first frame at or after every 1 / fps seconds, each frame once."""
+  """Yields the first frame at or after every 1 / fps seconds, each frame once."""
   begin, ticks = None, 0
   for seconds, frame in frames:
     begin = seconds if begin is None else begin
-    # A thousandth of a tick: times are rounded to the clock of the file.
+    # A tolerance of a thousandth of a tick: times are rounded to the clock of the file.
     passed = (seconds - begin) * fps + 1e-3
     if passed >= ticks:
       ticks = int(passed) + 1
@@ -149,7 +155,7 @@ def _scale(frame: np.ndarray, encoding: Encoding) -> np.ndarray:
   even = 2 if encoding.format == 'h264' else 1     # colours of H.264 are stored for 2 x 2 pixels
   ratio = encoding.short_side / min(height, width)
   if ratio >= 1 and min(height, width) >= even:
-    # Kept as it is, but for a last row and column that is one too many.
+    # Not scaled; H.264 cuts off an odd last row or column.
     return frame[:height // even * even, :width // even * even]
   size = [max(even, round(side * min(1, ratio) / even) * even) for side in (width, height)]
   return cv2.resize(frame, size, interpolation=cv2.INTER_AREA)
@@ -159,15 +165,15 @@ def _write_h264(
   frames: Iterable[np.ndarray], rate: fractions.Fraction, encoding: Encoding
 ) -> bytes:
   # fastdecode: no arithmetic coding and no loop filter, which take half of the time of a read.
-  # Without mbtree: with it, output for small pictures depends on what memory held before.
+  # No mbtree: with it, output for small pictures depends on the previous contents of memory.
   options = {'preset': 'veryfast', 'tune': 'fastdecode', 'crf': str(encoding.crf), 'mbtree': '0',
              'sc_threshold': '0'}
   file, colors = io.BytesIO(), VideoReformatter()
   with av.open(file, 'w', format='mp4') as container:
-    stream = container.add_stream('libx264', rate=rate, options=options)
+    stream = cast(av.VideoStream, container.add_stream('libx264', rate=rate, options=options))
     codec = stream.codec_context
     codec.gop_size, codec.max_b_frames = encoding.gop, 0
-    codec.thread_count = 1                         # the output of more would depend on their number
+    codec.thread_count = 1                         # the output depends on the number of threads
     for number, image in enumerate(frames):
       if not number:
         stream.height, stream.width = image.shape[:2]
