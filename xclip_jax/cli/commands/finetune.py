@@ -87,7 +87,7 @@ def finetune(arguments: argparse.Namespace) -> int:
 
   clips = own_clips.read(arguments.place, arguments.root)
   output.say(f'{len(clips.clips)} clips, {len(clips.classes)} labels'
-             f'{", several for a clip" if clips.several else ""}; looking at each')
+             f'{", several for a clip" if clips.is_multi_label else ""}; looking at each')
   base = arguments.base and video_lists.labelled(
     'base', arguments.base, arguments.base_root, arguments.base_classes)
   with startup.paused_collector():

@@ -35,14 +35,14 @@ class Clips:
     root: folder that all paths start from.
     clips: usable clips.
     classes: class names, in order.
-    several: whether a video may have several labels.
+    is_multi_label: whether a video may have several labels.
     left_out: path and reason of each clip that cannot be used.
   """
 
   root: Path
   clips: tuple[Clip, ...]
   classes: tuple[str, ...]
-  several: bool
+  is_multi_label: bool
   left_out: tuple[tuple[str, str], ...] = ()
 
   def of(self, split: str) -> list[Clip]:
@@ -82,9 +82,9 @@ def read(source: str | os.PathLike, root: str | os.PathLike | None = None) -> Cl
         assert isinstance(example.label, int)          # of a folder
         rows.append((example.path, (classes.names[example.label],), split))
     assert classes is not None
-    names, several = classes.names, False
+    names, is_multi_label = classes.names, False
   elif place.is_file():
-    rows, names, several = _read_csv(place, Path(root) if root else place.parent)
+    rows, names, is_multi_label = _read_csv(place, Path(root) if root else place.parent)
     place = Path(os.path.abspath(root)) if root else place.parent
   else:
     raise UserError(f'{place} is not there; give a folder with a subfolder for each class, or a '
@@ -95,7 +95,7 @@ def read(source: str | os.PathLike, root: str | os.PathLike | None = None) -> Cl
     raise UserError(f'{place}: two classes are called {twice!r}; rename one')
   clips = tuple(Clip(path, tuple(pretty[x] for x in labels), split)
                 for path, labels, split in rows)
-  return Clips(place, clips, tuple(pretty.values()), several)
+  return Clips(place, clips, tuple(pretty.values()), is_multi_label)
 
 
 def _holds_videos(folder: Path) -> bool:
@@ -105,11 +105,11 @@ def _holds_videos(folder: Path) -> bool:
 
 def _read_csv(path: Path, root: Path) -> tuple[list[tuple], tuple[str, ...], bool]:
   _, rows = annotations.read_rows(path, ('path', 'label'))
-  several = any(';' in row['label'] for _, row in rows)
+  is_multi_label = any(';' in row['label'] for _, row in rows)
   clips = []
   for line, row in rows:
     where = f'{path}, line {line}'
-    labels = [x.strip() for x in row['label'].split(';')] if several else [row['label']]
+    labels = [x.strip() for x in row['label'].split(';')] if is_multi_label else [row['label']]
     labels = tuple(x for x in labels if x)
     if not labels:
       raise UserError(f'{where}: the label is empty; write its name')
@@ -120,7 +120,7 @@ def _read_csv(path: Path, root: Path) -> tuple[list[tuple], tuple[str, ...], boo
   if all(name.isdecimal() for name in names):
     raise UserError(f'{path}: labels are numbers; write the names of the classes, which the model '
                      'reads')
-  return clips, names, several
+  return clips, names, is_multi_label
 
 
 def usable(clips: Clips, num_frames: int, progress: Any = None) -> Clips:
@@ -152,8 +152,8 @@ def split(clips: Clips, share: float, seed: int) -> Clips:
     UserError: there are fewer than two classes, or a class has too few clips.
   """
   if len(clips.classes) < 2:
-    raise UserError(f'{clips.root} has one class, {clips.classes[0]!r}; a model needs two or more '
-                     'to tell apart')
+    raise UserError(f'{clips.root} has one class, {"".join(clips.classes)!r}; a model needs two or '
+                    'more to tell apart')
   if not 0 < share < 1:
     raise UserError(f'the share held out must lie between 0 and 1, got {share}')
   members = collections.defaultdict(list)
@@ -214,4 +214,4 @@ def write_lists(
 
 def _label(clip: Clip, clips: Clips) -> str:
   ids = [str(clips.classes.index(label)) for label in clip.labels]
-  return ';'.join(ids) + ';' * (clips.several and len(ids) == 1)
+  return ';'.join(ids) + ';' * (clips.is_multi_label and len(ids) == 1)

@@ -1,8 +1,8 @@
 """A small set of synthetic videos that only their motion tells apart, drawn on first use.
 
 A coloured shape moves, circles or changes its size in front of a drifting texture; see
-synthetic_scenes.py. A quarter of the (shape, motion) pairs is kept for zero-shot. The folder has the
-format of users' own sets: videos, `path,label,caption` lists and `id,name,reverse` class lists.
+synthetic_scenes.py. A quarter of the (shape, motion) pairs is kept for zero-shot. The folder has
+the format of users' own sets: videos, `path,label,caption` lists and `id,name,reverse` class lists.
 
   python -m xclip_jax.data.datasets.synthetic [--out DIR] [--seed 0] [--train 2880] [--size 64] ...
 """

@@ -1,7 +1,7 @@
 """Videos of a built TFDS data set, read without TensorFlow.
 
-Any data set that is stored as ArrayRecord and has a class label and the bytes of a video file can be
-read; tools/tfds_videos.py builds such data sets.
+Any data set that is stored as ArrayRecord and has a class label and the bytes of a video file can
+be read; tools/tfds_videos.py builds such data sets.
 """
 
 import hashlib

@@ -1,11 +1,11 @@
-"""What can be wrong with a list of videos, found before training instead of during it."""
+"""Check of a list of videos, which finds faults before training instead of during it."""
 
 import collections
 import dataclasses
 import hashlib
 import os
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ KINDS = {                     # kind of problem -> what it means
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-  """What is wrong with one row; without a line, with the class list."""
+  """Describes a fault of one row, or of the class list if it has no line."""
 
   kind: str                   # a key of KINDS
   line: int | None
@@ -37,7 +37,7 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-  """What a check has found; problems are ordered by line."""
+  """Holds the result of a check: numbers of rows, and problems ordered by line."""
 
   listed: int
   present: int
@@ -45,13 +45,13 @@ class Findings:
 
   @property
   def bad_lines(self) -> set[int]:
-    """Lines of the rows that should go."""
+    """Returns the lines of the rows to remove."""
     return {problem.line for problem in self.problems if problem.line is not None}
 
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-  """What was found in a file: size in bytes, and a problem unless a frame of it was decoded."""
+  """Describes a file: size in bytes, and a problem unless a frame of it was decoded."""
 
   size: int = 0
   kind: str = ''
@@ -62,68 +62,76 @@ def check_list(
   path: str | os.PathLike, root: str | os.PathLike, classes_path: str | os.PathLike | None,
   *, num_frames: int, processes: int = 1, progress: Callable[..., Iterable] | None = None,
 ) -> Findings:
-  """Check each row of a list: its label, its file, one frame of it, and whether it is a duplicate.
+  """Checks the label, the file and one frame of each row of a list, and finds duplicates.
 
   Args:
-    path: a list as `source.read_annotations` or `source.read_captions` takes it.
+    path: a list as `annotations.read_annotations` or `read_captions` takes it.
     root: folder that relative paths start from.
     classes_path: class list; None for a list of captions, which has no classes.
     num_frames: T; a video with fewer frames is a problem.
-    processes: that read files; 1: this one. With more, call it under a `__main__` guard.
+    processes: number of reading processes; 1: this one. With more, call it under a `__main__`
+      guard.
     progress: wraps an iterable as tqdm does, given `total` and `desc`.
 
   Raises:
-    ValueError: a list that cannot be read, or that has a malformed row; a missing class list.
+    UserError: the list cannot be read or has a malformed row, or the class list is missing.
   """
   columns, rows = annotations.read_rows(path, ('path',))
-  problems = []
   if 'label' in columns:
-    problems += _check_labels(rows, path, classes_path)
+    problems = list(_check_labels(rows, path, classes_path))
   elif 'caption' in columns:
-    problems += [
-      Problem('label', line, row['path'], 'the caption is empty')
-      for line, row in rows if not row['caption']
-    ]
+    problems = [Problem('label', line, row['path'], 'the caption is empty')
+                for line, row in rows if not row['caption']]
   else:
     raise UserError(f'{path}, line 1: a column label or caption is wanted, found {columns}')
   root = os.path.abspath(root)
-  lines, files = [], {}       # files: absolute path -> lines, for one may be listed again
-  for line, row in rows:
-    if not row['path']:
-      problems.append(Problem('missing', line, '', 'the path is empty'))
-      continue
-    lines.append((line, row['path'], annotations.absolute(row['path'], root, '')))
-    files.setdefault(lines[-1][2], []).append(line)
+  problems += [Problem('missing', line, '', 'the path is empty')
+               for line, row in rows if not row['path']]
+  lines = [(line, row['path'], annotations.absolute(row['path'], root, ''))
+           for line, row in rows if row['path']]
+  paths = list(dict.fromkeys(file for _, _, file in lines))     # a file may be listed again
   progress = progress or (lambda items, **_: items)
-  inspect = _Inspect(num_frames)
   crashed = _File(0, 'undecodable', 'reading it crashes the decoder')
-  results = workers.unordered(inspect, list(files), processes, crashed)
-  found = dict(progress(results, total=len(files), desc='decoding'))
-  by_size = collections.Counter(x.size for x in found.values() if not x.kind)
-  suspects = [x for x in files if not found[x].kind and by_size[found[x].size] > 1]
+  results = workers.unordered(_Inspect(num_frames), paths, processes, crashed)
+  inspected = dict(progress(results, total=len(paths), desc='decoding'))
+  by_size = collections.Counter(x.size for x in inspected.values() if not x.kind)
+  suspects = [x for x in paths if not inspected[x].kind and by_size[inspected[x].size] > 1]
   results = workers.unordered(_digest, suspects, processes, '')
   digests = dict(progress(results, total=len(suspects), desc='comparing'))
-  several_rows = 'label' not in columns   # a video may have several captions
-  first = {}
-  for line, name, file in lines:
-    if found[file].kind:
-      problems.append(Problem(found[file].kind, line, name, found[file].reason))
-      continue
-    key = digests.get(file) or file
-    earlier_line, earlier_file = first.setdefault(key, (line, file))
-    if earlier_line != line and not (several_rows and earlier_file == file):
-      same = 'the same file as' if earlier_file == file else 'the same content as'
-      problems.append(Problem('duplicate', line, name, f'{same} line {earlier_line}'))
-  present = sum(found[file].kind != 'missing' for _, _, file in lines)
+  problems += _check_files(lines, inspected, digests, repeats='label' not in columns)
+  present = sum(inspected[file].kind != 'missing' for _, _, file in lines)
   problems.sort(key=lambda problem: (problem.line or 0, problem.kind))
   return Findings(len(rows), present, tuple(problems))
 
 
+def _check_files(
+  lines: Sequence[tuple[int, str, str]], inspected: dict[str, _File], digests: dict[str, str],
+  repeats: bool,
+) -> Iterator[Problem]:
+  """Yields the problems of files, and duplicates.
+
+  Args:
+    lines: (line, path as listed, absolute path) of each row.
+    inspected: absolute path -> facts.
+    digests: absolute path -> SHA-256 of files that share their size with others.
+    repeats: whether a video may have several rows, one for each caption.
+  """
+  first: dict[str, tuple[int, str]] = {}
+  for line, name, file in lines:
+    if inspected[file].kind:
+      yield Problem(inspected[file].kind, line, name, inspected[file].reason)
+      continue
+    earlier_line, earlier_file = first.setdefault(digests.get(file) or file, (line, file))
+    if earlier_line != line and not (repeats and earlier_file == file):
+      same = 'the same file as' if earlier_file == file else 'the same content as'
+      yield Problem('duplicate', line, name, f'{same} line {earlier_line}')
+
+
 def _check_labels(rows: list, path: Any, classes_path: Any) -> Iterator[Problem]:
-  annotations.read_lines(classes_path)         # a list that is not there is not a problem of this list
+  annotations.read_lines(classes_path)         # raises for a missing class list
   try:
     classes = annotations.read_classes(classes_path)
-  except ValueError as error:
+  except UserError as error:
     yield Problem('classes', None, '', f'{error}; labels were not checked')
     return
   seen = {}
@@ -137,13 +145,13 @@ def _check_labels(rows: list, path: Any, classes_path: Any) -> Iterator[Problem]
   for line, row in rows:
     try:
       labels.parse(row['label'], '')
-    except ValueError as error:
+    except UserError as error:
       yield Problem('label', line, row['path'], str(error).removeprefix(': '))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Inspect:
-  """Path -> _File; a class so that worker processes can be sent one."""
+  """Reads a frame of a file and returns its _File; a class, so that it can be pickled."""
 
   num_frames: int
 
@@ -157,7 +165,7 @@ class _Inspect:
       decode.read_video(path, lambda n: counts.append(n) or np.array([n // 2]))
     except (decode.VideoError, MemoryError) as error:
       return _File(0, 'undecodable', str(error).removeprefix(f'{path}: '))
-    except OSError as error:  # the archive is there, the file in it is not
+    except OSError as error:  # the archive exists, but not the file in it
       return _File(0, 'missing', error.strerror or str(error))
     if counts[-1] < self.num_frames:
       return _File(size, 'short', f'{counts[-1]} frames, a clip needs {self.num_frames}')

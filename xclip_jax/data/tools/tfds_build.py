@@ -1,4 +1,4 @@
-"""Builds a TFDS data set of videos: `tfds build`, which needs TensorFlow, for this one data set.
+"""Command that builds the TFDS data set of videos without TensorFlow.
 
   python -m xclip_jax.data.tools.tfds_build kinetics /data/k400 --videos videos \\
     --data-dir /data/tfds --config-name k400 [--beam runner=DirectRunner,direct_num_workers=2]
@@ -16,9 +16,20 @@ from absl import logging
 from xclip_jax.data.tools import tfds_videos
 from xclip_jax.errors import UserError
 
+_HELP = {
+  'train': 'config.data.train', 'val': 'config.data.val', 'classes': 'config.data.classes',
+  'videos': 'config.data.videos', 'split': 'config.data.split',
+  'split_files': 'config.data.split_files',
+  'format': 'h264 stores all frames, jpeg some frames a second',
+  'short_side': 'pixels to which larger videos are scaled down',
+  'crf': 'quality of h264 from 0 to 51, lower is better',
+  'gop': 'frames from key frame to key frame of h264',
+  'quality': 'quality of jpeg from 1 to 100', 'fps': 'frames a second that jpeg stores',
+}
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
-  """Build, print where it is and what was left out, and return the exit status."""
+  """Builds the data set, prints its folder and the number of unreadable videos; exit status."""
   fields = [
     field for field in dataclasses.fields(tfds_videos.VideosConfig)
     if field.name not in {inherited.name for inherited in dataclasses.fields(
@@ -30,23 +41,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
   parser.add_argument('dataset', metavar='NAME', help='config.data.name: files, kinetics, ...')
   parser.add_argument('root', metavar='ROOT', help='config.data.root')
   parser.add_argument('--data-dir', required=True, metavar='FOLDER',
-                      help='where data sets are kept; this one in xclip_videos/CONFIG/1.0.0')
-  parser.add_argument('--config-name', metavar='CONFIG', help='default: NAME_FORMAT')
+                      help='folder of data sets; this one is written to xclip_videos/CONFIG/1.0.0')
+  parser.add_argument('--config-name', metavar='CONFIG',
+                      help='name of the config (default: NAME_FORMAT)')
   parser.add_argument('--beam', metavar='OPTION=VALUE,...',
-                      help='build with Apache Beam; options of its pipeline')
-  parser.add_argument('--overwrite', action='store_true', help='replace what is there')
+                      help='build with Apache Beam, with these options of its pipeline')
+  parser.add_argument('--overwrite', action='store_true', help='replace an existing data set')
   for field in fields[2:]:
     parser.add_argument(f'--{field.name.replace("_", "-")}', type=field.type, default=field.default,
-                        help=f'default: {field.default!r}')
+
+                        help=f'{_HELP[field.name]} (default: {field.default!r})')
   given = parser.parse_args(arguments)
-  logging.set_verbosity(logging.ERROR)      # what there is to say is printed below
+  logging.set_verbosity(logging.ERROR)      # main prints the results itself
   try:
     config = tfds_videos.VideosConfig(
       name=given.config_name or f'{given.dataset}_{given.format}',
       **{field.name: getattr(given, field.name) for field in fields})
     builder = tfds_videos.XclipVideos(data_dir=given.data_dir, config=config)
     builder.download_and_prepare(download_config=_download_config(given))
-  except (ValueError, OSError) as error:
+  except (UserError, OSError) as error:
     print(f'error: {error}', file=sys.stderr)
     return 2
   print(builder.data_dir)

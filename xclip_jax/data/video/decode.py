@@ -87,7 +87,7 @@ def read_video(
 
 
 def _in_time(work: Callable[[], np.ndarray], seconds: float, message: str) -> np.ndarray:
-  """Does work in a thread of its own, and gives the thread up when time is up.
+  """Runs work in a thread of its own, and gives the thread up when time is up.
 
   Slow work stops by itself at its next check. A thread that hangs in a system call or inside a
   codec can be neither stopped nor killed (FFmpeg's own time-outs do not reach a blocking read). It

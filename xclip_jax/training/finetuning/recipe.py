@@ -91,7 +91,7 @@ def recipe(clips: Clips, weights: native.Weights, given: str, out: Path, options
   c.data.eval_resize, c.data.threads = weights.preprocess.resize_ratio, options.threads
   c.augment.flip = (
     (0.0 if labels_tell_sides(clips) else 0.5) if options.flip is None else options.flip)
-  c.train.task = 'multi-label' if clips.several else 'single-label'
+  c.train.task = 'multi-label' if clips.is_multi_label else 'single-label'
   c.train.init_from, c.train.freeze_text = given, not options.tune_text
   c.train.batch_size, c.train.steps = batch, steps
   c.optim.lr = options.lr or optimizer.fit_learning_rate(weights.config, batch)
