@@ -22,7 +22,7 @@ class Between:
 
   @property
   def words(self) -> str:
-    """The range, to stand after `must`."""
+    """The range, to follow `must` in a message."""
     if self.below < math.inf:
       return f'lie in [{self.least:g}, {self.below:g})'
     if self.most < math.inf:
@@ -42,7 +42,7 @@ class OneOf:
 
   @property
   def words(self) -> str:
-    """The choices, to stand after `must`."""
+    """The choices, to follow `must` in a message."""
     return f'be one of {", ".join(map(str, self.choices))}'
 
 
@@ -69,7 +69,7 @@ class Triple:
 
   @property
   def words(self) -> str:
-    """What is allowed, to stand after `must`."""
+    """The allowed values, to follow `must` in a message."""
     return f'be three {"positive " if self.positive else ""}numbers, for red, green and blue'
 
 
@@ -85,7 +85,7 @@ class Keys:
 
   @property
   def words(self) -> str:
-    """What is allowed, to stand after `must`."""
+    """The allowed values, to follow `must` in a message."""
     return f'map some of {", ".join(self.names)} to integers'
 
 
@@ -112,7 +112,7 @@ class Pairs:
 
   @property
   def words(self) -> str:
-    """What is allowed, to stand after `must`."""
+    """The allowed values, to follow `must` in a message."""
     second = f'one of {", ".join(self.choices)}' if self.choices else (
       'a number' if self.least == -math.inf else f'a number of {self.least:g} or more')
     return f'be a sequence of (regular expression, {second})'

@@ -36,7 +36,7 @@ def validate(config: Any) -> None:
 def field_names(section: type = fields.Run, prefix: str = '') -> Iterator[str]:
   """Yields the dotted names of all fields, e.g. 'optim.lr'."""
   for name, hint in fields.type_hints(section).items():
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
       yield from field_names(hint, f'{prefix}{name}.')
     else:
       yield f'{prefix}{name}'
@@ -61,7 +61,7 @@ def _check_section(values: Any, section: type, where: str) -> None:
     if name not in values.keys():
       raise ConfigError(
         f'{where}.{name} is missing; start from xclip_jax.config.get_config(), which has it')
-    if dataclasses.is_dataclass(hint):
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
       _check_section(values[name], hint, f'{where}.{name}')
     else:
       _check_value(values[name], hint, f'{where}.{name}')

@@ -1,7 +1,7 @@
 """The optimizer of a run: groups of parameters, learning rates, weight decay, averages."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import jax
@@ -145,7 +145,7 @@ def make(
       optim.lag_steps / accumulation,
     )
 
-  def group_of(name: str, _) -> str:
+  def group_of(name: str, _: Any) -> str:
     multiple = tree_names.match(name, groups)
     return f'lr {multiple} decay {tree_names.match(name, optim.decay)}' if multiple else 'frozen'
 
@@ -157,7 +157,7 @@ def make(
   used = sorted(set(jax.tree.leaves(group_names)) - {'frozen'})
   if not used:
     raise ConfigError('config.optim.groups freezes every parameter; nothing would be trained')
-  frozen = {'frozen': optax.set_to_zero()}
+  frozen: dict[Hashable, optax.GradientTransformation] = {'frozen': optax.set_to_zero()}
   update = optax.partition({group: rule_of(group) for group in used} | frozen, group_names)
   if optim.clip_norm:
     # The gradients of frozen parameters must not count in the norm.

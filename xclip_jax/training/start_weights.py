@@ -160,11 +160,11 @@ def _read_checkpoint(
 def _read_weights(config: Any, model: XCLIPConfig) -> Any:
   """Reads a file, a folder or a public name of weights, and checks that they are of this model."""
   source = config.train.init_from
-  size = dict(num_frames=model.num_frames, image_size=model.image_size)
+  frames, size = (
+    (model.num_frames, model.image_size) if config.train.init_resample else (None, None))
   try:
     weights = hub.read(
-      source, seed=config.seed, new_modules=model,
-      **(size if config.train.init_resample else {}))
+      source, seed=config.seed, new_modules=model, num_frames=frames, image_size=size)
   except UserError as error:
     raise UserError(f'config.train.init_from: {error}') from error
   if weights.config.logit_bias != model.logit_bias:

@@ -1,4 +1,4 @@
-"""One update of a run: loss, gradients, optimizer, new state."""
+"""The training step: loss, gradients, optimizer, new state."""
 
 import dataclasses
 from collections.abc import Callable
@@ -45,7 +45,7 @@ class StepParts:
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatches:
-  """How a batch is worked through in parts.
+  """The number of micro-batches of a batch, and the functions that each goes through.
 
   Fields:
     count: micro-batches a batch.

@@ -64,13 +64,14 @@ def wrap(forward: Forward, model: XCLIP, config: Any) -> Callable[..., Any]:
       metrics |= {'between_loss': between}
     if distill:
       teacher = {'params': jax.lax.stop_gradient(anchor)}
-      teacher_frames = clip.apply(
-        teacher, forward_pass.video, method='encode_video').frame_features
-      student_frames, student_texts = Projectors().apply(
+      teacher_video: Any = clip.apply(teacher, forward_pass.video, method='encode_video')
+      projected: Any = Projectors().apply(
         {'params': params[PROJECTORS]}, forward_pass.frame_features, forward_pass.text_features)
-      distance = _mean_distance(student_frames, teacher_frames, forward_pass.mask[:, None])
+      student_frames, student_texts = projected
+      distance = _mean_distance(
+        student_frames, teacher_video.frame_features, forward_pass.mask[:, None])
       if not train.freeze_text:
-        teacher_texts = clip.apply(teacher, forward_pass.token_ids, method='encode_text')
+        teacher_texts: Any = clip.apply(teacher, forward_pass.token_ids, method='encode_text')
         text_mask = (forward_pass.mask if train.task == 'captions' else
                      jnp.ones(len(teacher_texts), bool))
         distance += _mean_distance(student_texts, teacher_texts, text_mask)

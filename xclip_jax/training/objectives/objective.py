@@ -79,6 +79,8 @@ def _make_class_forward(
   one_label = train.task == 'single-label'
   loss_fn = (losses.sigmoid_cross_entropy if validation.resolve_loss(train) == 'sigmoid' else
              losses.cross_entropy)
+  reverse = tuple(k for k in classes.reverse if k is not None)
+  assert not config.augment.reverse or len(reverse) == len(classes), 'see targets.check_reverse'
   blending = losses.Blending(
     config.augment.mixup, config.augment.cutmix, config.augment.cutmix_share,
     config.augment.blend_rows)
@@ -88,7 +90,7 @@ def _make_class_forward(
     if 'colors' in batch:
       batch = batch | {'video': color_jitter.apply(batch['video'], batch['colors'])}
     if config.augment.reverse:
-      batch = losses.add_reversed(batch, classes.reverse)
+      batch = losses.add_reversed(batch, reverse)
     targets = (losses.soft_targets(batch['label'], len(classes), smoothing) if one_label else
                losses.multi_hot(batch['labels'], smoothing))
     video, targets = losses.blend(blend_key, batch['video'], targets, blending)
@@ -142,8 +144,7 @@ def _make_caption_forward(model: XCLIP, config: Any) -> Forward:
   data, train = config.data, config.train
   sigmoid = validation.resolve_loss(train) == 'sigmoid'
 
-  def forward(params, batch, text, key):
-    del text
+  def forward(params, batch, _, key):
     _, drop_key = jax.random.split(key)
     video, mask = batch['video'], batch['mask']
     if 'colors' in batch:
@@ -152,7 +153,7 @@ def _make_caption_forward(model: XCLIP, config: Any) -> Forward:
       params = params | {'text': jax.lax.stop_gradient(params['text'])}
     ids, file, all_rows = (
       mesh_lib.gather_batch(x) for x in (batch['token_ids'], batch['file'], mask))
-    text = model.apply({'params': params}, batch['token_ids'], method='encode_text')
+    text: Any = model.apply({'params': params}, batch['token_ids'], method='encode_text')
     video = vision.normalize(video, data.mean, data.std)
     out = compare(model, params, video, mesh_lib.gather_batch(text), drop_key)
     logits = out.logits                                                              # [B, B]
