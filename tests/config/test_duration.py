@@ -91,6 +91,8 @@ def test_a_run_says_its_length_and_evaluates_after_every_epoch(root, tmp_path, c
   said = capsys.readouterr().out
   assert re.search(r'steps 1 to 9: 9 updates of 16 videos, 2 passes over the training videos, 2.25 '
                    'updates of warm-up', said)
+  assert 'compiling the training step (this can take a minute)\n' in said
+  assert re.findall(r'^step (\d)/9: loss .* videos/s$', said, re.M) == ['3', '6', '9']
 
 
 @pytest.mark.parametrize(('size', 'parts', 'shards', 'advice'), [

@@ -1,5 +1,6 @@
 """What `xclip finetune` promises: own clips in, weights that know them out, nothing hidden."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -10,6 +11,8 @@ import videos
 from xclip_jax.cli import main
 from xclip_jax.data.datasets import own_clips
 from xclip_jax.evaluation import scores
+from xclip_jax.models.config import XCLIPConfig
+from xclip_jax.training import optimizer
 from xclip_jax.training.finetuning import recipe as recipes
 from xclip_jax.weights import native
 
@@ -163,11 +166,37 @@ def test_clips_are_not_mirrored_where_labels_tell_sides_apart(tmp_path):
 
 
 def test_the_recipe_is_the_published_one_for_as_many_clips_as_there_are(tmp_path):
+  published = dataclasses.replace(random_weights(0), config=XCLIPConfig())
   make = lambda k, **more: recipes.recipe(
-    own_clips.split(many(dict.fromkeys(map(str, range(51)), k)), 0.2, 0), random_weights(0), 'w',
+    own_clips.split(many(dict.fromkeys(map(str, range(51)), k)), 0.2, 0), published, 'w',
     tmp_path, recipes.Options(**more))
   few = make(20)                                        # 16 of each of 51 classes: HMDB51, K = 16
   assert (few.train.batch_size, few.train.steps) == (64, round(50 * 816 / 64))
   assert few.optim.lr == 2e-6 and few.train.freeze_text
   assert make(100).train.steps == round(30 * 80 * 51 / 64)
   assert make(20, lr=1e-3, epochs=2.0).train.steps == round(2 * 816 / 64)
+
+
+def test_a_small_model_gets_a_learning_rate_that_it_learns_with(tmp_path):
+  clips = own_clips.split(many({'a': 5, 'b': 5}), 0.2, 0)
+  small = recipes.recipe(clips, random_weights(0), 'w', tmp_path, recipes.Options())
+  assert random_weights(0).config.vision_width < optimizer.SMALL_WIDTH
+  assert small.optim.lr == optimizer.SMALL_RATE
+
+
+def test_an_earlier_fine_tuning_becomes_longer_with_extend_alone(tmp_path):
+  clips = own_clips.split(many({'a': 5, 'b': 5}), 0.2, 0)
+  make = lambda epochs, extend=False: recipes.recipe(
+    clips, random_weights(0), 'w', tmp_path, recipes.Options(epochs=epochs, extend=extend))
+  earlier = make(20.0)
+  (tmp_path / 'run').mkdir()
+  (tmp_path / 'run/config.json').write_text(earlier.to_json_best_effort())
+  assert make(20.0) == earlier
+  with pytest.raises(ValueError, match=r'has 20 updates, and 40 are asked for; add --extend'):
+    make(40.0)
+  longer = make(40.0, extend=True)
+  assert longer.train.steps == 40 and longer.train.extend_schedule
+  assert longer.optim.warmup_steps == earlier.optim.warmup_steps == 2
+  for extend in (False, True):
+    with pytest.raises(ValueError, match='can only become longer; raise --epochs'):
+      make(10.0, extend)

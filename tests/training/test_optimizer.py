@@ -11,6 +11,7 @@ import pytest
 
 from configs import base
 from goldens_io import GOLDENS, Case, load_npz
+from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.parallel import tree_names
 from xclip_jax.training import optimizer
 from xclip_jax.weights import apply
@@ -151,3 +152,24 @@ def test_frozen_gradients_do_not_count_in_the_clipped_norm(case):
   # The first moment is (1 - b1) of the gradient as clipped: norm 1 over what is trained.
   first = [x for n, x in tree_names.flatten(plain).items() if '/mu/' in n]
   np.testing.assert_allclose(optax.tree.norm(first), 1 - 0.9, rtol=1e-4)
+
+
+@pytest.mark.parametrize(('width', 'lr', 'steps', 'warning'), [
+  (768, 8e-6, 28176, None),                    # as published
+  (768, 2e-6, 80, None),                       # ... with two clips a class
+  (768, 2.5e-7, 30, 'over 30 updates moves no weight by more than 4e-05'),
+  (96, 5e-4, 1200, None),                      # the demo
+  (96, 8e-6, 1200, 'this one is 96 wide and hardly learns with it; try 0.0002'),
+  (96, 0.0, 1200, None),                       # nothing is to be learnt
+])
+def test_a_learning_rate_that_cannot_fit_is_warned_of(width, lr, steps, warning):
+  c = base.get_config()
+  c.optim.lr = lr
+  model = XCLIPConfig(vision_width=width)
+  found = optimizer.explain_small_rate(c, model, steps)
+  assert found is None if warning is None else warning in found
+
+
+def test_published_sizes_take_the_published_rate_and_small_ones_a_larger():
+  assert optimizer.fit_learning_rate(XCLIPConfig(), 64) == 2e-6
+  assert optimizer.fit_learning_rate(XCLIPConfig(vision_width=96), 64) == optimizer.SMALL_RATE

@@ -180,7 +180,7 @@ def train_transform(config: Any, model: XCLIP) -> augment.TrainTransform:
 
 
 def announce(job: Job, step: int) -> None:
-  """Prints in one line what a run is about to do, and warns of a learning rate that cannot fit.
+  """Prints in one line what a run is about to do, and warns of what can hardly learn.
 
   Args:
     job: the run.
@@ -198,3 +198,6 @@ def announce(job: Job, step: int) -> None:
     f'training videos, {job.warmup:.4g} updates of warm-up', flush=True)
   if warning := optimizer.explain_small_rate(job.config, job.model.config, job.total):
     print(f'warning: {warning}', flush=True)
+  if job.config.train.freeze_text and not job.config.train.init_from:
+    print('warning: config.train.freeze_text=True fixes a text tower of random weights; set it to '
+          'False, or config.train.init_from to trained weights', flush=True)

@@ -15,7 +15,7 @@ from xclip_jax.parallel import tree_names
 
 PUBLISHED_RATE = 8e-6           # of B/32, B/16 and L/14, with batches of 256 videos
 SMALL_WIDTH = 512               # vision_width below which a model is smaller than those
-SMALL_RATE = 1e-4               # of weights narrower than that
+SMALL_RATE = 2e-4               # to fine-tune weights narrower than that
 LEAST_DISTANCE = 1e-4           # that some parameter must be able to move in a run
 FROZEN_TEXT = (r'text/.*|logit_scale', 0.0)    # the rule of `train.freeze_text`
 # Maps the number of updates done to the weight of the new parameters in the running average.
