@@ -21,6 +21,7 @@ from xclip_jax.data.datasets import annotations
 
 N, T, S, FRAMES, BATCH, STEPS = 12, 4, 32, 24, 8, 6       # 6 batches are four epochs
 BAD_ROW = 7
+PROGRAMS = pathlib.Path(__file__).parents[2] / 'programs'
 AUGMENTED = augment.TrainTransform(
   S, 'multiscale', flip=0.5, color_jitter=0.8, grayscale=0.2, rand_augment=2, erase=0.5)
 PLAIN = augment.TrainTransform(S, 'center', flip=0, color_jitter=0, grayscale=0)
@@ -46,7 +47,8 @@ def write(folder):
 
 def listed(folder):
   paths = sorted(pathlib.Path(folder).glob('*.mp4'))
-  return annotations.VideoList([annotations.Example(str(x), i % 3) for i, x in enumerate(paths)], CLASSES)
+  return annotations.VideoList(
+    [annotations.Example(str(x), i % 3) for i, x in enumerate(paths)], CLASSES)
 
 
 @pytest.fixture(scope='module')
@@ -179,23 +181,12 @@ def test_a_restart_reads_no_video_of_the_steps_before(folder, setting, monkeypat
   assert set(batch['index']) <= set(counted.asked)
 
 
-PROGRAM = """
-import sys
-from test_exactness import hashes, stream
-print(*hashes(stream(sys.argv[1], repeats=2)))
-"""
-
-
 def test_another_process_reads_the_same_epochs(folder):
-  here = pathlib.Path(__file__).parent
-  found = subprocess.run(
-    [sys.executable, '-c', PROGRAM, str(folder)], text=True, capture_output=True, check=True,
-    env=os.environ | {
-      'PYTHONHASHSEED': '1',
-      'PYTHONPATH': os.pathsep.join(map(str, (here, here.parent, here.parents[1]))),
-    },
-  )
-  assert found.stdout.split() == hashes(stream(folder, repeats=2))
+  done = subprocess.run(
+    [sys.executable, str(PROGRAMS / 'print_stream_hashes.py'), str(folder)], text=True,
+    capture_output=True, check=True,
+    env=os.environ | {'PYTHONHASHSEED': '1', 'PYTHONPATH': os.pathsep.join(sys.path)})
+  assert done.stdout.split() == hashes(stream(folder, repeats=2))
 
 
 GOLDEN = '43f218a4d71bfcbc78339395ebb14c7e73ef59e4085c22794a84200545ccb33e'

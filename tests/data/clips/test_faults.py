@@ -22,6 +22,8 @@ from xclip_jax.data.clips import augment
 from xclip_jax.data.datasets import annotations
 from xclip_jax.data.video import decode
 
+PROGRAMS = pathlib.Path(__file__).parents[2] / 'programs'
+
 N, T, S, FRAMES = 4, 4, 32, 24
 TRAIN = augment.TrainTransform(S, 'center', flip=0.5, color_jitter=0, grayscale=0)
 CLASSES = annotations.ClassList(('a', 'b'), (None, None))
@@ -56,7 +58,8 @@ def write(path, **options):
 
 def list_of(folder, count=N):
   paths = [folder / f'video {row}.mp4' for row in range(count)]
-  return annotations.VideoList([annotations.Example(str(p), i % 2) for i, p in enumerate(paths)], CLASSES)
+  return annotations.VideoList(
+    [annotations.Example(str(p), i % 2) for i, p in enumerate(paths)], CLASSES)
 
 
 def train(listed, count, **options):
@@ -90,32 +93,14 @@ def assert_replaced(folder):
   return bad.items[2]
 
 
-# Nothing is forbidden to root, unless it gives up the two rights that pass over permissions.
-OBEY = """
-import ctypes, os, sys
-for right in (1, 2):
-  ctypes.CDLL(None).prctl(24, right, 0, 0, 0)
-os.execv(sys.argv[1], sys.argv[1:])
-"""
-TRY = """
-import pathlib, sys, test_faults
-folder = pathlib.Path(sys.argv[1])
-try:
-  open(folder / 'video 2.mp4', 'rb')
-except PermissionError:
-  print(test_faults.assert_replaced(folder))
-"""
-
-
 def test_a_file_that_may_not_be_read_is_replaced_named_and_counted(tmp_path):
   for row in range(N):
     write(tmp_path / f'video {row}.mp4')
   os.chmod(tmp_path / 'video 2.mp4', 0)
-  python = [sys.executable, '-c']
+  run = lambda name: [sys.executable, str(PROGRAMS / name)]
   found = subprocess.run(
-    [*python, OBEY, *python, TRY, str(tmp_path)], text=True, capture_output=True,
-    env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)},
-  )
+    [*run('obey_permissions.py'), *run('read_forbidden_video.py'), str(tmp_path)], text=True,
+    capture_output=True, check=False, env=os.environ | {'PYTHONPATH': os.pathsep.join(sys.path)})
   assert found.returncode == 0, found.stderr
   if not found.stdout:
     pytest.skip('this user may read every file and cannot give that up')

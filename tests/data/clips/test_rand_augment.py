@@ -82,7 +82,8 @@ def test_every_operation_has_an_oracle_and_there_are_fourteen():
   assert len(rand_augment.OPERATIONS) == 14
 
 
-@pytest.mark.parametrize('name', sorted(set(rand_augment.OPERATIONS) - {'autocontrast', 'equalize'}))
+@pytest.mark.parametrize(
+  'name', sorted(set(rand_augment.OPERATIONS) - {'autocontrast', 'equalize'}))
 def test_magnitude_zero_changes_nothing(name):
   np.testing.assert_array_equal(rand_augment.OPERATIONS[name](clip(), 0.0, 1), clip())
 

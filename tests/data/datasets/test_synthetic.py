@@ -93,7 +93,7 @@ def test_the_motion_can_be_measured_in_the_pixels(shape, motion):
 
 
 def test_every_shape_and_motion_is_seen_but_no_held_out_pair():
-  seen, held_out = synthetic_scenes.compositions('train'), synthetic_scenes.compositions('zero_shot')
+  seen, held_out = map(synthetic_scenes.compositions, ('train', 'zero_shot'))
   assert (len(seen), len(held_out)) == (24, 8)
   assert synthetic_scenes.compositions('val') == seen
   assert set(seen).isdisjoint(held_out)

@@ -214,7 +214,8 @@ def test_base_and_novel_share_no_class_and_lose_no_video(tmp_path, capsys):
   train, val = many(tmp_path), many(tmp_path, (2, 2, 1), 'val.csv')
   out = tmp_path / 'half'
   assert run('base-novel', train, val, '-o', out) == 0
-  halves = {half: annotations.read_classes(out / f'classes_{half}.csv') for half in ('base', 'novel')}
+  halves = {half: annotations.read_classes(out / f'classes_{half}.csv')
+            for half in ('base', 'novel')}
   assert halves['base'].names == ('open', 'run fast')                # 6 and 9 videos of 18
   assert halves['novel'].names == ('close',)
   assert halves['base'].reverse == (None, None)                      # the partner is not here
