@@ -15,6 +15,9 @@ from configs import base
 from convert import __main__ as cli
 from convert import golden_preprocess
 from goldens_io import GOLDENS, load_npz
+from xclip_jax import files
+from xclip_jax.cli import main as xclip
+from xclip_jax.cli.commands import convert
 from xclip_jax.data.clips import augment
 from xclip_jax.models import vision
 from xclip_jax.models.config import XCLIPConfig
@@ -333,6 +336,34 @@ def test_inspect_converts_no_array(folder, run, tmp_path, monkeypatch):
     rules, 'inward', lambda rule, x: asked.append(x.strides) or inward(rule, x))
   assert run('inspect', tmp_path / 'x.pth')[0] == 0
   assert asked and all(not any(strides) for strides in asked)      # one number, seen many times
+
+
+def test_a_progress_bar_sees_the_hidden_files_that_are_written(tmp_path):
+  (tmp_path / '.other.1.tmp').mkdir()
+  with files.atomic_file(tmp_path / 'x.pt') as file:
+    file.write(bytes(10))
+    file.flush()
+    assert formats._bytes_written(tmp_path / 'x.pt') == 10
+  with files.atomic_folder(tmp_path / 'x') as folder:
+    (folder / 'a').write_bytes(bytes(7))
+    assert formats._bytes_written(tmp_path / 'x') == 7
+  assert formats._bytes_written(tmp_path / 'x') == 0
+
+
+def test_the_command_offers_every_format():
+  assert convert.TARGETS == formats.TARGETS
+
+
+def test_xclip_convert_and_inspect_do_what_python_m_convert_does(folder, tmp_path, capsys):
+  assert xclip.main(['convert', str(folder / 'tiny'), str(tmp_path / 'x'), '--to', 'hf']) == 0
+  assert f'wrote {tmp_path / "x"} (hf)' in capsys.readouterr().out
+  same_params(hub.read(tmp_path / 'x').params, hub.read(folder / 'tiny').params)
+  for program in (xclip.main, cli.main):
+    words = ['weights', 'inspect'] if program is xclip.main else ['inspect']
+    assert program([*words, str(tmp_path / 'x')]) == 0
+    assert 'huggingface names' in capsys.readouterr().out
+  assert xclip.main(['convert', str(folder / 'tiny'), str(tmp_path / 'x')]) == 2
+  assert capsys.readouterr().err.count('\n') == 1
 
 
 def test_clips_files_are_made_of_our_merges(tmp_path):

@@ -15,7 +15,7 @@ from xclip_jax.errors import UserError
 if TYPE_CHECKING:
   from xclip_jax.weights import inspection, native
 
-_TARGETS = ('native', 'hf', 'official', 'openai')
+TARGETS = ('native', 'hf', 'official', 'openai')
 
 
 def add_commands(commands: Any) -> None:
@@ -44,7 +44,7 @@ def add_convert_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('destination', metavar='DST',
                       help='folder (native, hf) or file (official, openai) to write')
   parser.add_argument(
-    '--to', choices=_TARGETS, default='native',
+    '--to', choices=TARGETS, default='native',
     help='native: our folder, which numpy alone can read (default); hf: a folder for '
     'transformers.XCLIPModel; official: a .pth as microsoft/VideoX loads it; openai: a .pt with '
     'the two towers of CLIP')
