@@ -1,5 +1,6 @@
-"""The state of a run: what a checkpoint holds."""
+"""The state of a run: the arrays that a checkpoint holds."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,35 +16,41 @@ from xclip_jax.parallel import tree_names
 
 @flax.struct.dataclass
 class TrainState:
-  """All that changes from step to step; random numbers and data follow from `step`."""
+  """Arrays that change from step to step; random numbers and data follow from `step`.
 
-  step: jax.Array          # int32 [], updates applied
+  Fields:
+    step: int32 [], number of updates done.
+    params: parameters, float32.
+    opt_state: state of the optimizer.
+    average: running average of the parameters; None if the run keeps none.
+  """
+
+  step: jax.Array
   params: Any
   opt_state: Any
-  average: Any = None      # of the parameters so far, where a run keeps one
+  average: Any = None
 
   @property
   def weights(self) -> Any:
-    """What is evaluated and used: the average where there is one, else the parameters.
+    """Parameters to evaluate and export: their average if the run keeps one.
 
-    Projectors, which exist in training only, are not among them.
+    Distillation projectors, which exist in training only, are left out.
     """
     params = self.params if self.average is None else self.average
     return {name: x for name, x in params.items() if name != PROJECTORS}
 
   def start_from(self, params: Any) -> 'TrainState':
-    """The same state with other parameters; an average starts from them too."""
-    kept = {k: x for k, x in self.params.items() if k == PROJECTORS}
-    params = params | kept
-    # Copied: a step is given both to overwrite.
+    """Returns this state with other parameters; the running average starts from them too."""
+    params = params | {k: x for k, x in self.params.items() if k == PROJECTORS}
+    # A copy, because the training step overwrites both `params` and `average` in place.
     average = None if self.average is None else jax.tree.map(jnp.copy, params)
-    return self.replace(params=params, average=average)
+    return dataclasses.replace(self, params=params, average=average)
 
 
 def create(
   params: Any, tx: optax.GradientTransformation, keep_average: bool = False
 ) -> TrainState:
-  """The state before the first step."""
+  """Returns the state before the first step."""
   return TrainState(
     step=jnp.zeros((), jnp.int32), params=params, opt_state=tx.init(params),
     average=jax.tree.map(jnp.copy, params) if keep_average else None,
@@ -51,7 +58,7 @@ def create(
 
 
 def draw_params(model: XCLIP, key: jax.Array, projectors: bool = False) -> Any:
-  """Draws all that is trained: the model's parameters, and projectors if there are any."""
+  """Draws the model's parameters, and those of the distillation projectors if asked for."""
   params = init_params(model, key)
   if projectors:
     params[PROJECTORS] = init_projectors(
@@ -63,31 +70,30 @@ def abstract(
   model: XCLIP, tx: optax.GradientTransformation, keep_average: bool = False,
   projectors: bool = False,
 ) -> TrainState:
-  """Shapes and dtypes of the state; allocates nothing."""
+  """Returns shapes and dtypes of the state before the first step; allocates nothing."""
   return jax.eval_shape(
     lambda: create(draw_params(model, jax.random.key(0), projectors), tx, keep_average))
 
 
 def init(
   model: XCLIP, tx: optax.GradientTransformation, seed: int, shardings: Any,
-  scale: Sequence[tuple[str, float]] = (('.*', 1.0),), keep_average: bool = False,
-  projectors: bool = False,
+  scale: Sequence[tuple[str, float]] = (('.*', 1.0),),
 ) -> TrainState:
-  """Draws a state whose arrays are born where they belong.
+  """Draws the state before the first step, each array on the devices of its sharding.
 
   Args:
-    model: to be initialised.
-    tx: its optimizer.
-    seed: of the parameters.
-    shardings: of every leaf of the state.
-    scale: (regex over parameter names, multiple of the drawn values), first match wins.
-    keep_average: the state holds an average of the parameters.
-    projectors: the state holds those of models/projectors.py.
+    model: model to initialise.
+    tx: optimizer.
+    seed: seed of the parameters.
+    shardings: TrainState with the sharding of every leaf; it has an average and projectors if the
+      state shall have them.
+    scale: rows of (regex over parameter names, factor for the drawn values), first match wins.
 
   Raises:
-    ValueError: a parameter that no rule matches, or a rule that is no parameter's first match.
+    UserError: a parameter that no rule matches, or a rule that no parameter matches first.
   """
   scale = tuple(scale)
+  keep_average, projectors = shardings.average is not None, PROJECTORS in shardings.params
 
   def create_state(key):
     params = draw_params(model, key, projectors)

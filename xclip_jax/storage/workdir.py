@@ -1,4 +1,4 @@
-"""The folder of a run: whose it is, and what is left in it beside checkpoints and metrics."""
+"""The folder of a run: its config.json and its list of unreadable files."""
 
 import json
 import os
@@ -6,33 +6,37 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-from etils import epath
 
 from xclip_jax import config as fields
 from xclip_jax import files
 from xclip_jax.data import Split, bad_files, check_places
 from xclip_jax.errors import UserError
+from xclip_jax.files import AnyPath
 from xclip_jax.parallel import processes
 from xclip_jax.storage import continuation
 from xclip_jax.text import prompts
 
 
 class Beginning(NamedTuple):
-  """What a run began with, where that may have changed since."""
+  """Numbers that a run began with and that restarts may have changed since.
 
-  updates: int          # its length, which says when an average of parameters starts
-  accumulation: int     # its micro-batches an update, the unit of optim.lag_steps
+  Fields:
+    updates: length of the run, from which the start of the parameters' average follows.
+    accumulation: micro-batches per update, the unit of optim.lag_steps.
+  """
+
+  updates: int
+  accumulation: int
 
 
-def open_folder(config: Any, workdir: str | os.PathLike) -> Path | epath.Path:
-  """Returns the path of a run's folder, after looking at every path that the run is given.
+def open_folder(config: Any, workdir: str | os.PathLike) -> AnyPath:
+  """Checks every path of a config and returns the path of the run's folder; creates nothing.
 
   Raises:
-    ValueError: a path names what cannot be used, as s3://; or the bucket of the workdir cannot be
-      written to. Nothing else was done by then.
+    UserError: a path that cannot be used, such as s3://, or a bucket that cannot be written to.
   """
   path = files.as_path(workdir, 'workdir')
-  if not files.is_remote(path):
+  if isinstance(path, Path):
     path = path.resolve()
   check_places(config.data)
   files.as_path(config.train.init_from, 'config.train.init_from')
@@ -41,27 +45,27 @@ def open_folder(config: Any, workdir: str | os.PathLike) -> Path | epath.Path:
 
 
 def claim(
-  config: Any, workdir: Path, splits: dict[str, Split], fresh: bool, anchor: str | None = None,
+  config: Any, workdir: AnyPath, splits: dict[str, Split], fresh: bool, anchor: str | None = None,
   step: int = 0,
 ) -> Beginning:
-  """Writes config.json, or checks that the one there is of the same run.
+  """Writes config.json after checking that an existing one is of the same run.
 
-  What may change and does (a longer run, other micro-batches) is kept in its `history`: the step
-  from which on it is so, and the values before.
+  Permitted changes (a longer run, other micro-batches) are kept in its `history`: the step of the
+  change, and the former values.
 
   Args:
-    config: of the run, as the command has it.
-    workdir: its folder.
-    splits: its lists of videos.
-    fresh: there is no checkpoint, so nothing to be the same as.
-    anchor: identifies the weights that the run stays near, if it does.
-    step: updates that are done.
+    config: config of the run, from the command line.
+    workdir: folder of the run.
+    splits: annotation lists of the run, by split name.
+    fresh: True if no checkpoint exists; an existing config.json is then overwritten.
+    anchor: SHA-256 of the initial weights, if the loss keeps the run near them.
+    step: number of updates done.
 
   Returns:
-    what the run began with.
+    The numbers that the run began with.
 
   Raises:
-    ValueError: a field that matters differs; the message is the difference.
+    UserError: a field that affects the weights differs; the message lists the differences.
   """
   resolved = json.loads(config.to_json_best_effort())
   resolved['data_fingerprint'] = {k: split.videos.fingerprint for k, split in splits.items()}
@@ -80,7 +84,7 @@ def claim(
     try:
       kept = continuation.check(old, resolved, json.loads(
         fields.get_config().to_json_best_effort()))
-    except ValueError as error:
+    except UserError as error:
       raise UserError(f'{workdir} {error}') from None
     history = old.get('history', []) + ([{'step': step, 'from': kept}] if kept else [])
   resolved['history'] = history
@@ -91,8 +95,8 @@ def claim(
                    continuation.first_value(resolved, 'train.accumulation'))
 
 
-def write_bad_files(workdir: Path, bad: bad_files.BadFiles) -> None:
-  """Leaves the list of files that could not be read, and says so."""
+def write_bad_files(workdir: AnyPath, bad: bad_files.BadFiles) -> None:
+  """Writes unreadable_files.txt and prints its name, if any video could not be read."""
   if bad.count and jax.process_index() == 0:
     files.write_text(workdir / 'unreadable_files.txt', '\n'.join(bad.items.values()) + '\n')
     print(f'{bad.count} unreadable videos were replaced: {workdir / "unreadable_files.txt"}')
