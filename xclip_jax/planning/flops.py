@@ -1,14 +1,19 @@
-"""The operations that a model needs, counted by hand: what a time is held against.
+"""Operations of the model's matrix products, counted by hand, to compare times and programs with.
 
-2 for each multiply-add of a matrix product, and nothing for all else. (Papers often give half of it
-and call it FLOPs, X-CLIP's among them.)
+A multiply-add counts as 2 operations; everything but matrix products counts as 0. (Papers often
+count 1 per multiply-add and call it FLOPs; X-CLIP's does.)
 """
 
 from xclip_jax.models.config import XCLIPConfig
 
 
 def encode_video(config: XCLIPConfig, train: bool = False) -> int:
-  """Of one video, up to the features that `classify` takes; `train` drops patches, if any are."""
+  """Counts the operations that encode one video into the features that `classify` takes.
+
+  Args:
+    config: config of the model.
+    train: True counts only the patches that patch dropout keeps, and no token merging.
+  """
   c = config
   T, D, E = c.num_frames, c.vision_width, c.embed_dim
   M = (c.image_size // c.patch_size) ** 2
@@ -29,14 +34,17 @@ def encode_video(config: XCLIPConfig, train: bool = False) -> int:
 
 
 def patch_embed(config: XCLIPConfig) -> int:
-  """The part of `encode_video` that turns pixels into tokens; it needs no gradient of its input."""
+  """Counts the operations that turn the pixels of one video into tokens.
+
+  This part of `encode_video` needs no gradient of its input.
+  """
   c = config
   M = (c.image_size // c.patch_size) ** 2
   return _dense(c.num_frames * M, 3 * c.patch_size ** 2, c.vision_width)
 
 
 def classify(config: XCLIPConfig, K: int, train: bool = False) -> int:
-  """Of one encoded video with K encoded texts."""
+  """Counts the operations that compare one encoded video with K encoded texts."""
   c = config
   M = (c.image_size // c.patch_size) ** 2
   m = max(round(M * (1 - c.patch_dropout)), 1) if train and c.patch_dropout else M
@@ -46,7 +54,7 @@ def classify(config: XCLIPConfig, K: int, train: bool = False) -> int:
 
 
 def encode_text(config: XCLIPConfig, K: int, S: int) -> int:
-  """Of K texts of S tokens."""
+  """Counts the operations that encode K texts of S tokens."""
   c = config
   D = c.text_width
   block = _attention(K * S, K * S, S, D) + _mlp(K * S, D, c.text_mlp)
@@ -54,10 +62,15 @@ def encode_text(config: XCLIPConfig, K: int, S: int) -> int:
 
 
 def train_step(config: XCLIPConfig, B: int, K: int, S: int | None = None) -> int:
-  """Of one update from B videos, K texts: forward, and backward twice that.
+  """Counts the operations of one update: forward, and twice that backward.
 
-  What is computed again for `remat` does not count. S: tokens of a text if the text tower is
-  trained, None if it is frozen.
+  Operations that `remat` repeats do not count.
+
+  Args:
+    config: config of the model.
+    B: number of videos.
+    K: number of texts.
+    S: tokens per text if the text tower is trained; None if it is frozen.
   """
   video = encode_video(config, train=True) + classify(config, K, train=True)
   return (B * (3 * video - patch_embed(config))
@@ -68,9 +81,10 @@ def _dense(rows: int, D: int, features: int) -> int:
   return 2 * rows * D * features
 
 
-def _attention(queries: int, keys: int, seen: int, D: int) -> int:
-  """Four maps of width D, and for each query the products with the `seen` keys of its sequence."""
-  return 2 * _dense(queries, D, D) + 2 * _dense(keys, D, D) + 2 * (2 * queries * seen * D)
+def _attention(queries: int, keys: int, keys_per_query: int, D: int) -> int:
+  """Counts an attention layer: four projections of width D, and two products for every query."""
+  products = 2 * (2 * queries * keys_per_query * D)
+  return 2 * _dense(queries, D, D) + 2 * _dense(keys, D, D) + products
 
 
 def _mlp(rows: int, D: int, width: int) -> int:

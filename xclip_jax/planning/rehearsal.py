@@ -1,4 +1,4 @@
-"""Rehearses a run on machines that are not here: who reads which rows, what would be refused."""
+"""Rehearsal of a run on devices that are not here: the rows of each host, refused options."""
 
 import dataclasses
 from collections import Counter
@@ -15,14 +15,17 @@ from xclip_jax.training import job as job_lib
 
 @dataclasses.dataclass(frozen=True)
 class Rehearsal:
-  """What each host of a run does.
+  """Division of a run's batches among its hosts.
 
   Fields:
-    hosts: processes that hold devices; host_devices: devices of each.
-    mesh: size of each axis.
+    hosts: number of processes with devices.
+    host_devices: number of devices of each host.
+    mesh: size of each mesh axis.
     train_rows: rows of a training batch that each host reads, in the order of hosts.
-    eval_videos: videos of an evaluation batch, over all devices; eval_rows: those of each host.
-    views: views of each video at the end of a run; eval_views: those that are predicted at once.
+    eval_videos: videos of an evaluation batch, over all devices.
+    eval_rows: videos of an evaluation batch that each host reads.
+    views: views of each video in the last evaluation.
+    eval_views: views of a video that are predicted at once.
   """
 
   hosts: int
@@ -36,20 +39,20 @@ class Rehearsal:
 
   @property
   def eval_clips(self) -> int:
-    """Clips, i.e. videos x views, that all devices predict in one step of the last evaluation."""
+    """Views that all devices predict in one step of the last evaluation, over all its videos."""
     return self.eval_videos * self.eval_views
 
 
 def rehearse(config: Any, devices: Sequence[Any]) -> Rehearsal:
-  """Goes through the start of a run of `config` on `devices`, without its data and weights.
+  """Makes the checks of a run's start on some devices, without its data and weights.
 
   Args:
-    config: see config.py.
-    devices: of all hosts; those of a topology will do.
+    config: config of the run.
+    devices: devices of all hosts, which may be those of a topology.
 
   Raises:
-    ValueError: what a run would refuse: a mesh, a batch, a model that does not divide, options that
-      contradict each other.
+    UserError: a run would refuse this config: its mesh, its batch sizes, a model that the mesh does
+      not divide, or options that contradict each other.
   """
   job_lib.check_config(config)
   config = job_lib.resolve_config(config)
@@ -66,6 +69,7 @@ def rehearse(config: Any, devices: Sequence[Any]) -> Rehearsal:
 
 
 def _rows(mesh: Mesh, batch_size: int, hosts: Sequence[int]) -> tuple[int, ...]:
+  """Returns how many rows of a batch each host reads."""
   parts = [mesh_lib.host_rows(mesh, batch_size, host) for host in hosts]
   if not np.array_equal(np.sort(np.concatenate(parts)), np.arange(batch_size)):
     raise RuntimeError(f'the hosts do not read every row of {batch_size} once: {parts}')

@@ -74,9 +74,7 @@ def resume_or_initialise(job: Job, checkpoints: Checkpoints) -> Start:
   if newest is not None:
     step, state, host_state = checkpoints.restore_latest(job.abstract, shardings)
   else:
-    state = state_lib.init(
-      model, tx, config.seed, shardings, config.train.init_scale, average is not None,
-      bool(config.train.distill))
+    state = state_lib.init(model, tx, config.seed, shardings, config.train.init_scale)
     if config.train.init_from:
       state = state.start_from(load_params(config, model, shardings, mesh))
   initialise_bias = newest is None and model.config.logit_bias and not float(
