@@ -90,7 +90,7 @@ def one(platform: str, variant: str, frames: int, step: str, videos: int, chips:
   memory = found.memory
   return {
     'platform': Path(platform).stem, 'variant': variant, 'frames': frames, 'step': step,
-    'videos': videos, 'changes': changes, 'fits': found.fits, 'needed': found.needed,
+    'videos': videos, 'changes': changes, 'fits': found.fits, 'bytes_needed': found.bytes_needed,
     'temporary': memory.temporary if memory else None,
     'state': memory.arguments if memory else None,
     'tflop': found.model_flops / 1e12, 'estimated_ms': found.seconds and 1e3 * found.seconds,
@@ -106,7 +106,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     changes = ''.join(f', {k.rpartition(".")[2]} {v}' for k, v in x['changes'].items())
     shown = [
       x['platform'], f'{x["variant"]} {x["frames"]}f {x["step"]}{changes}', x['videos'],
-      gib(x['needed']) + ('' if x['fits'] else ': does not fit'), gib(x['temporary']),
+      gib(x.get('bytes_needed', x.get('needed'))) + ('' if x['fits'] else ': does not fit'), gib(x['temporary']),
       f'{x["tflop"]:.2f}', *((f'{x["estimated_ms"]:.1f}', f'{100 * x["estimated_mfu"]:.0f} %')
                              if x['estimated_ms'] else ('', ''))]
     print('| ' + ' | '.join(map(str, shown)) + ' |')

@@ -242,7 +242,7 @@ def test_estimates_are_of_the_whole_mesh():
   found = plan.Plan('train', 8, 'v5e:2x4', {'data': 8}, None, 1, plan.CHIPS['v5e'].memory,
                     np.int64(8e12), 1.1e12, {}, 0.02, 8 * 197e12, 1.0)
   assert found.mfu == pytest.approx(8e12 / 0.02 / (8 * 197e12)) and found.fits
-  assert found.work == pytest.approx(1.1)
+  assert found.recompute_factor == pytest.approx(1.1)
 
 
 def test_room_for_more_videos_is_told_by_proportion():
@@ -250,7 +250,7 @@ def test_room_for_more_videos_is_told_by_proportion():
   memory = hlo_lib.Memory(arguments=2 * gib, outputs=0, temporary=4 * gib, program=0)
   found = plan.Plan('train', 16, 'v5e:2x4', {'dcn': 1, 'data': 4, 'fsdp': 2, 'tensor': 1}, memory,
                     6 * gib, 16 * gib, 10**12, None, {}, None, None, 1.0)
-  assert found.most_videos == 48                         # 12.4 GiB of 4 for 16, in eighths
+  assert found.estimated_max_batch == 48                         # 12.4 GiB of 4 for 16, in eighths
   assert 'about 48 videos a step' in plan_lib.numbers(found)
   too_many = dataclasses.replace(found, batch=160, capacity=5 * gib)
-  assert too_many.most_videos == 96 and 'DOES NOT FIT' in plan_lib.numbers(too_many)
+  assert too_many.estimated_max_batch == 96 and 'DOES NOT FIT' in plan_lib.numbers(too_many)

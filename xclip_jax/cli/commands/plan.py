@@ -86,8 +86,8 @@ def plan(arguments: argparse.Namespace) -> int:
 def _to_record(compiled: 'Plan', rehearsal: 'Rehearsal', change: str) -> dict[str, Any]:
   """Returns what --json holds of one program."""
   return {'change': change} | dataclasses.asdict(compiled) | dataclasses.asdict(rehearsal) | {
-    'fits': compiled.fits, 'mfu': compiled.mfu, 'work': compiled.work,
-    'most_videos': compiled.most_videos}
+    'fits': compiled.fits, 'mfu': compiled.mfu, 'recompute_factor': compiled.recompute_factor,
+    'estimated_max_batch': compiled.estimated_max_batch}
 
 
 def _keep_jax_on_cpus(platform: str) -> None:
@@ -196,10 +196,10 @@ def numbers(compiled: 'Plan') -> str:
   """Returns the numbers of a program, one a line."""
   p = compiled
   lines = [_memory_line(p)]
-  if p.memory is not None and p.most_videos:
-    lines.append(f'room            about {p.most_videos} videos a step would fill 90 % of '
+  if p.memory is not None and p.estimated_max_batch:
+    lines.append(f'room            about {p.estimated_max_batch} videos a step would fill 90 % of '
                  'it, by proportion; not compiled')
-  recomputed = f'; compiled: {p.work:.2f} times that' if p.work else ''
+  recomputed = f'; compiled: {p.recompute_factor:.2f} times that' if p.recompute_factor else ''
   lines.append(
     f'operations      {p.model_flops / 1e12:.2f} TFLOP a step, counted by hand{recomputed}')
   if p.memory is not None:
@@ -218,8 +218,8 @@ def numbers(compiled: 'Plan') -> str:
 def _memory_line(compiled: 'Plan') -> str:
   if compiled.memory is None:
     capacity = _in_bytes(compiled.capacity) if compiled.capacity else 'an unknown capacity'
-    return (f'memory          {_in_bytes(compiled.needed)} needed of {capacity}: DOES NOT FIT, the '
-            'compiler gave up')
+    return (f'memory          {_in_bytes(compiled.bytes_needed)} needed of {capacity}: DOES NOT FIT, '
+            'the compiler gave up')
   x = compiled.memory
   verdict = ''
   if compiled.capacity:
