@@ -1,4 +1,4 @@
-"""Where JAX keeps compiled programs, so that whoever starts again does not compile again."""
+"""The folder of JAX's compiled programs, so that a second start does not compile again."""
 
 import contextlib
 import os
@@ -11,18 +11,22 @@ _LOWERED = '/jax/core/compile/jaxpr_to_mlir_module_duration'
 _COMPILED = '/jax/core/compile/backend_compile_duration'
 
 
-# JAX is imported late: the command line offers this to all of its commands before any needs JAX.
+# JAX is imported inside, because commands of `xclip` that do not use JAX import this module.
 def enable(workdir: str | os.PathLike | None = None) -> None:
   """Chooses the folder of JAX's persistent compilation cache.
 
-  It is, in this order: what JAX_COMPILATION_CACHE_DIR names; of several processes, `compiled` in
-  the workdir, that all of them share (JAX lets process 0 write and all read, but on CPUs their
-  keys differ, and process 0 alone finds its programs again); `compiled` in XCLIP_CACHE, or in
-  ~/.cache/xclip_jax. Where none can be written, nothing is kept. Programs of any size are kept:
-  those that compile fast are many, and a start waits for each.
+  The first of these that applies:
+    1. the folder that JAX_COMPILATION_CACHE_DIR names;
+    2. in a run of more than one process, `compiled` in the workdir, which all of them share (JAX
+       lets process 0 write and all read; on CPUs the keys of processes differ, so that only
+       process 0 reuses programs);
+    3. `compiled` in the folder that XCLIP_CACHE names, or in ~/.cache/xclip_jax.
+
+  Without a writable folder no program is kept. Programs of any size are kept: many programs compile
+  fast, but a start waits for each of them.
 
   Args:
-    workdir: of the run, if there is one; a path or an address that JAX can write to (gs://).
+    workdir: folder of the run, if any; a path or a name in gs://.
   """
   import jax
 
@@ -40,7 +44,7 @@ def enable(workdir: str | os.PathLike | None = None) -> None:
 
 def _own_folder() -> str | None:
   root = os.environ.get('XCLIP_CACHE') or '~/.cache/xclip_jax'
-  with contextlib.suppress(OSError, RuntimeError):          # RuntimeError: there is no home
+  with contextlib.suppress(OSError, RuntimeError):          # RuntimeError: no home folder
     folder = Path(root).expanduser() / 'compiled'
     folder.mkdir(parents=True, exist_ok=True)
     return str(folder) if os.access(folder, os.W_OK) else None

@@ -1,8 +1,8 @@
-"""Files in a local folder or in a bucket of Google Cloud Storage: which may be named, whole writes.
+"""Paths and atomic writes, in local folders and in buckets of Google Cloud Storage.
 
-A local path is pathlib's, `gs://bucket/...` is etils.epath's; both are used in the same way. In a
-bucket a folder is no more than the beginning of names, so there is nothing to create, an object
-can neither be appended to nor renamed, and every call is a request over the network.
+A local path is a pathlib.Path, `gs://bucket/...` an etils.epath.Path; both are used in the same
+way. In a bucket a folder is only a prefix of names, so no folder has to be created, objects can
+neither be appended to nor renamed, and every call is a request over the network.
 """
 
 import contextlib
@@ -27,22 +27,23 @@ from xclip_jax.errors import UserError
 
 AnyPath = Path | epath.Path
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):(/+)(.*)', re.DOTALL)   # C:/ is no scheme
-_UNSAFE = re.compile(r'[#?*\[\]\x00-\x1f]')      # parts of a URL, or wildcards of gcsfs
+_UNSAFE = re.compile(r'[#?*\[\]\x00-\x1f]')      # special in URLs, or wildcards of gcsfs
+_LONGEST_NAME = 255                              # bytes of a file name, on most file systems
 
 
 def check_scheme(name: str | os.PathLike, field: str, bucket: bool = True) -> None:
-  """Raises ValueError unless `name` is a local path or, if `bucket`, in Google Cloud Storage.
+  """Raises UserError unless a name is a local path or, if allowed, in Google Cloud Storage.
 
   Args:
-    name: a path; may also be any other name without `scheme:/`.
-    field: what the message calls the path, as 'config.train.init_from'.
-    bucket: whether gs:// is possible here. Videos, for one, are read from mounted folders only.
+    name: a path; any other name without `scheme:/` passes, too.
+    field: name of the path in messages, such as 'config.train.init_from'.
+    bucket: True allows gs://. Videos, for example, are read from mounted folders only.
   """
   text = os.fspath(name)
-  found = _SCHEME.match(text)
-  if not found:
+  match = _SCHEME.match(text)
+  if not match:
     return
-  scheme, slashes, rest = found.groups()
+  scheme, slashes, rest = match.groups()
   start = f'{field}={text!r}'
   if scheme.lower() == 'gs' and not bucket:
     root, _, folder = rest.partition('/')
@@ -52,15 +53,15 @@ def check_scheme(name: str | os.PathLike, field: str, bucket: bool = True) -> No
       f'`gcsfuse --implicit-dirs {root or "BUCKET"} {mount}`, and set {field} to '
       f'{os.path.join(mount, folder)}')
   if scheme.lower() == 'gs' and (scheme, slashes) != ('gs', '//'):
-    raise UserError(f'{start}: a bucket is named gs://BUCKET/PATH, with two slashes; write '
-                     f'gs://{rest}')
+    raise UserError(
+      f'{start}: a bucket is named gs://BUCKET/PATH, with two slashes; write gs://{rest}')
   if scheme == 'gs':
     parts = rest.split('/')
     if not parts[0]:
       raise UserError(f'{start} names no bucket; write gs://BUCKET/PATH')
     if '.' in parts or '..' in parts or _UNSAFE.search(rest):
       raise UserError(f'{start}: a path in a bucket may hold none of # ? * [ ], control '
-                       'characters or parts . and ..; choose another name')
+                      'characters or parts . and ..; choose another name')
     return
   if scheme.lower() == 'file':
     raise UserError(f'{start}: write a local path without file://')
@@ -72,15 +73,15 @@ def check_scheme(name: str | os.PathLike, field: str, bucket: bool = True) -> No
 
 
 def is_remote(path: str | os.PathLike) -> bool:
-  """Returns whether a path lies in a bucket."""
+  """Tells whether a path lies in a bucket."""
   return os.fspath(path).startswith('gs://')
 
 
 def as_path(name: str | os.PathLike, field: str = 'path') -> AnyPath:
-  """Returns a path to use: pathlib's with `~` expanded, or epath's for gs://.
+  """Converts a name to a pathlib.Path with `~` expanded, or to an epath.Path for gs://.
 
   Raises:
-    ValueError: another scheme, see `check_scheme`; or gcsfs is not installed.
+    UserError: another scheme, see `check_scheme`; or gcsfs is not installed.
   """
   check_scheme(name, field)
   if not is_remote(name):
@@ -92,40 +93,41 @@ def as_path(name: str | os.PathLike, field: str = 'path') -> AnyPath:
 
 
 def join(root: str | os.PathLike, name: str | os.PathLike, field: str) -> AnyPath:
-  """Returns `name` from a root; an absolute name, and one in a bucket, stands alone."""
+  """Joins a root folder and a name; an absolute name or a name in a bucket ignores the root."""
   check_scheme(name, field)
   return as_path(name, field) if is_remote(name) else as_path(root, field) / name
 
 
 def shown(path: str | os.PathLike) -> str:
-  """Returns a path as messages name it: relative to the current folder, unless in a bucket."""
+  """Returns a path as messages show it: relative to the current folder, unless in a bucket."""
   return os.fspath(path) if is_remote(path) else os.path.relpath(path)
 
 
 @functools.cache
 def _prepare_gcsfs() -> None:
-  os.environ.setdefault('EPATH_USE_TF', 'false')      # epath takes TensorFlow where it finds that
+  """Sets up gcsfs and epath, before either is imported."""
+  os.environ.setdefault('EPATH_USE_TF', 'false')      # epath prefers an installed TensorFlow
   if os.environ.get('STORAGE_EMULATOR_HOST'):         # emulators have no gRPC control API
     os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
   import fsspec
 
-  # TensorStore and other processes write, too: a remembered listing would be wrong.
+  # TensorStore and other processes write, too, so a cached listing could be wrong.
   fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
-  # gcsfs logs a stack trace of each failed request; the error that is raised says the same.
+  # gcsfs logs a stack trace of each failed request; the exception has the same information.
   logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
 
 
 @contextlib.contextmanager
 def explain_errors(path: str | os.PathLike) -> Iterator[None]:
-  """Turns errors of a bucket into a ValueError that names the bucket; FileNotFoundError passes.
+  """Turns errors of a bucket into a UserError that names the bucket.
 
-  Local errors pass, too: they name the file by themselves.
+  FileNotFoundError passes through; so do local errors, which name the file themselves.
   """
   try:
     yield
   except FileNotFoundError:
     raise
-  except Exception as error:             # gcsfs, google.auth, aiohttp and requests have their own
+  except Exception as error:             # gcsfs, google.auth, aiohttp and requests define their own
     if not is_remote(path):
       raise
     reason = ' '.join(f'{type(error).__name__}: {error}'.split())[:300]
@@ -136,9 +138,9 @@ def explain_errors(path: str | os.PathLike) -> Iterator[None]:
 
 
 def exists(path: AnyPath) -> bool:
-  """Returns whether there is a file or folder; in a bucket, ValueError if that cannot be told.
+  """Tells whether a file or folder exists; raises UserError if a bucket cannot be read.
 
-  `path.exists()` of epath is False for a bucket that must not be read.
+  `path.exists()` of epath is False for an unreadable bucket.
   """
   if not is_remote(path):
     return path.exists()
@@ -151,10 +153,14 @@ def exists(path: AnyPath) -> bool:
 
 
 def check_bucket(path: AnyPath, process: int = 0) -> None:
-  """Raises ValueError unless objects can be written, read and deleted below a path in a bucket.
+  """Raises UserError unless objects can be written, read and deleted below a path in a bucket.
 
-  Orbax must also be able to ask for the bucket's properties, which it does first when it deletes
-  an old checkpoint. Does nothing for a local path. Each process checks by an object of its own.
+  The bucket's properties must be readable, too: Orbax reads them before it deletes an old
+  checkpoint. Does nothing for a local path.
+
+  Args:
+    path: a path in a bucket, or a local path.
+    process: number of this process; every process writes a test object of its own.
   """
   if not is_remote(path):
     return
@@ -168,29 +174,29 @@ def check_bucket(path: AnyPath, process: int = 0) -> None:
       probe.unlink()
       storage.Client().get_bucket(_bucket(path))
   except FileNotFoundError as error:
-    raise UserError(f'{path}: there is no bucket {_bucket(path)}, or these credentials do not '
-                     f'see it; create it with `gcloud storage buckets create gs://{_bucket(path)}`'
-                     ) from error
+    raise UserError(
+      f'{path}: there is no bucket {_bucket(path)}, or these credentials do not see it; create it '
+      f'with `gcloud storage buckets create gs://{_bucket(path)}`') from error
 
 
 def make_folder(path: AnyPath) -> None:
-  """Creates a local folder and its parents; a bucket needs none."""
+  """Creates a local folder and its parents; does nothing in a bucket."""
   if not is_remote(path):
     path.mkdir(parents=True, exist_ok=True)
 
 
 @contextlib.contextmanager
 def atomic_file(path: AnyPath, durable: bool = True) -> Iterator[BinaryIO]:
-  """Opens a file that takes the place of `path` once it is complete and on disk.
+  """Opens a file for writing that replaces `path` once it is complete and on disk.
 
-  It is written beside `path` under a hidden name of this process, and removed if anything fails.
-  The suffix stays, so that a reader that goes by it can check the file before it has its name. An
-  object in a bucket is collected in memory: it appears whole by itself.
+  It is written beside `path` under a hidden name with the same suffix, so that readers that go by
+  the suffix can check the file before it is renamed. It is removed if the block raises. The content
+  of an object in a bucket is collected in memory, because objects are uploaded whole.
 
   Args:
-    path: of the file; its folder must be there.
-    durable: False leaves it to the operating system when bytes reach the disk, for many small
-      files that are checked when they are read.
+    path: path of the file; its folder must exist.
+    durable: False lets the operating system choose when bytes reach the disk, for many small files
+      that are checked when they are read.
   """
   if is_remote(path):
     content = io.BytesIO()
@@ -198,11 +204,13 @@ def atomic_file(path: AnyPath, durable: bool = True) -> Iterator[BinaryIO]:
     with explain_errors(path):
       path.write_bytes(content.getvalue())
     return
-  path = Path(path)
-  partial = path.with_name(f'.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial.{path.name}'[-255:])
+  path = Path(os.path.realpath(path))               # a link stays, as with a plain open
+  partial = _hidden_name(path)
   try:
     with partial.open('wb') as file:
       yield file
+    if path.exists():
+      shutil.copymode(path, partial)
     replace_file(partial, path, durable)
   finally:
     partial.unlink(missing_ok=True)
@@ -212,42 +220,54 @@ def atomic_file(path: AnyPath, durable: bool = True) -> Iterator[BinaryIO]:
 def atomic_folder(
   path: str | os.PathLike, check_replaceable: Callable[[Path], None] = lambda folder: None
 ) -> Iterator[Path]:
-  """Gives a new local folder to write into, which takes the place of `path` once all went well.
+  """Creates a local folder that replaces `path` once it is complete and on disk.
 
-  Its files are on disk before it has its name; it is removed if anything fails. What stood there
-  before is removed last: after a crash of the machine the old folder or the new one is there.
+  It is removed if the block raises. An existing folder is removed last: after a crash of the
+  machine, the old or the new folder exists, under its name or a hidden name beside it.
 
   Args:
-    path: of the folder; its parents are made.
-    check_replaceable: called with the folder that is there, before and after the work; raises if
-      it must not be replaced.
+    path: path of the folder; its parents are created.
+    check_replaceable: called with an existing folder, before and after the block; raises if the
+      folder must not be replaced.
 
   Yields:
     The folder to write into, beside `path` under a hidden name.
   """
-  path = Path(os.path.abspath(path))
+  path = Path(os.path.realpath(path))               # a link stays
   if path.exists():
     check_replaceable(path)
-  name = f'.{path.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}'
-  temporary, old = path.with_name(f'{name}.tmp'), path.with_name(f'{name}.old')
+  temporary, old = _hidden_name(path), _hidden_name(path)
   temporary.mkdir(parents=True)
   try:
     yield temporary
-    for file in temporary.rglob('*'):
-      _sync(file)
-    _sync(temporary)
+    _sync_tree(temporary)
     if path.exists():
       check_replaceable(path)
       os.replace(path, old)
-    os.replace(temporary, path)
+    try:
+      os.replace(temporary, path)
+    except OSError:                 # another process has created `path` in between
+      if old.exists() and not path.exists():
+        os.replace(old, path)
+      raise
     _sync_folder(path.parent)
-    shutil.rmtree(old, ignore_errors=True)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
+    if path.exists():
+      shutil.rmtree(old, ignore_errors=True)
+
+
+def _hidden_name(path: Path) -> Path:
+  """Returns a new hidden name beside a path that ends in the path's name, or in its last bytes."""
+  start = f'.{os.getpid()}.{uuid.uuid4().hex[:8]}.partial.'.encode()
+  name = os.fsencode(path.name)[-(_LONGEST_NAME - len(start)):]
+  while name and name[0] & 0xC0 == 0x80:            # the cut is inside of a UTF-8 character
+    name = name[1:]
+  return path.with_name(os.fsdecode(start + name))
 
 
 def replace_file(partial: Path, path: Path, durable: bool = True) -> None:
-  """Gives a complete local file its final name, after its bytes have reached the disk."""
+  """Renames a complete local file to its final name, after its bytes have reached the disk."""
   if durable:
     _sync(partial)
   os.replace(partial, path)
@@ -264,59 +284,69 @@ def _sync(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-  """Makes a new name durable, where the file system lets a folder be synchronised."""
+  """Makes new names in a folder durable, if the file system can synchronise folders."""
   with contextlib.suppress(OSError):
     _sync(folder)
 
 
+def _sync_tree(folder: Path) -> None:
+  """Makes all files and names in a folder durable; links are left alone."""
+  for path in folder.rglob('*'):
+    if path.is_dir():
+      _sync_folder(path)
+    elif path.is_file() and not path.is_symlink():
+      _sync(path)
+  _sync_folder(folder)
+
+
 def write_bytes(path: AnyPath, content: bytes) -> None:
-  """Writes a file whole or not at all, also if the machine stops: a bucket's objects are so."""
+  """Writes a file atomically: a crash leaves the old file or the new one."""
   with atomic_file(path) as file:
     file.write(content)
 
 
 def write_text(path: AnyPath, text: str) -> None:
-  """Writes UTF-8 text whole or not at all."""
+  """Writes UTF-8 text atomically."""
   write_bytes(path, text.encode())
 
 
 def write_json(path: AnyPath, content: Any) -> None:
-  """Writes indented JSON whole or not at all."""
+  """Writes indented JSON atomically."""
   write_text(path, json.dumps(content, indent=1) + '\n')
 
 
 def write_npz(path: AnyPath, **arrays: Any) -> None:
-  """Writes a compressed .npz whole or not at all."""
+  """Writes a compressed .npz atomically."""
   content = io.BytesIO()
   np.savez_compressed(content, **arrays)
   write_bytes(path, content.getvalue())
 
 
 def write_figure(path: AnyPath, figure: Any) -> None:
-  """Writes a figure of matplotlib as PNG, whole or not at all."""
+  """Writes a matplotlib figure as PNG, atomically."""
   content = io.BytesIO()
   figure.savefig(content, format='png', bbox_inches='tight', pad_inches=0.2)
   write_bytes(path, content.getvalue())
 
 
 def remove(path: AnyPath) -> None:
-  """Removes a file, if it is there."""
+  """Removes a file if it exists."""
   with explain_errors(path):
     path.unlink(missing_ok=True)
 
 
 def copy_in(folder: Path, target: AnyPath) -> None:
-  """Copies all files of a local folder, at any depth, into another place."""
+  """Copies all files of a local folder, at any depth, into a local folder or a bucket."""
   for file in sorted(x for x in folder.rglob('*') if x.is_file()):
-    there = target / file.relative_to(folder).as_posix()
-    make_folder(there.parent)
-    write_bytes(there, file.read_bytes())
+    copy = target / file.relative_to(folder).as_posix()
+    make_folder(copy.parent)
+    write_bytes(copy, file.read_bytes())
 
 
 def move_folder(folder: AnyPath, target: AnyPath) -> None:
-  """Moves a folder to a name that is free; in a bucket by copies, and then deletes the old ones.
+  """Moves a folder to an unused name; in a bucket, copies all objects and then deletes the old.
 
-  If that is cut short, some objects are in both places, and none is lost.
+  A crash in a bucket leaves some objects under both names and loses none.
   """
   if not is_remote(folder):
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -328,8 +358,8 @@ def move_folder(folder: AnyPath, target: AnyPath) -> None:
     system = fsspec.filesystem('gcs')
     start = os.fspath(folder).removeprefix('gs://')
     names = system.find(start)
-    there = os.fspath(target).removeprefix('gs://')
-    system.copy(names, [there + name.removeprefix(start) for name in names])
+    target_start = os.fspath(target).removeprefix('gs://')
+    system.copy(names, [target_start + name.removeprefix(start) for name in names])
     system.rm(names)
 
 

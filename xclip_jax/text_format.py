@@ -1,10 +1,10 @@
-"""Numbers as people read them."""
+"""Numbers formatted for people."""
 
 import numpy as np
 
 
 def percent(share: float, digits: int = 1) -> str:
-  """Returns a share as people read it, n/a if it is none."""
+  """Formats a share such as 0.123 as '12.3%', and a share that is not finite as 'n/a'."""
   return f'{100 * share:.{digits}f}%' if np.isfinite(share) else 'n/a'
 
 
