@@ -1,4 +1,4 @@
-"""The PyTorch peer's side of benchmarks/step.py: transformers.XCLIPModel, timed on request.
+"""The PyTorch peer's side of benchmarks/speed/step.py: transformers.XCLIPModel, timed on request.
 
 A process of its own that builds one program, says so in a line of JSON, and then for every line
 `N` on standard input runs it N times and answers with the seconds of each.

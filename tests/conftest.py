@@ -10,7 +10,7 @@ HERE = pathlib.Path(__file__).parent
 for folder in (*HERE.rglob('*/'), HERE):                # `import videos` in any test
   if any(folder.glob('*.py')):
     sys.path.insert(0, str(folder))
-sys.path.append(str(HERE.parent / 'benchmarks'))       # `import barcode_videos`
+sys.path.append(str(HERE.parent))                       # `from benchmarks.data import ...`
 
 import quick  # noqa: E402  (a neighbour)
 

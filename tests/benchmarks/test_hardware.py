@@ -10,16 +10,16 @@ import sys
 import time
 from types import SimpleNamespace
 
-import hardware
-import hardware_results
-import hardware_rows
-import hardware_speed
-import hardware_tables
 import jax
 import numpy as np
 import pytest
-from hardware_rows import Row
 
+from benchmarks.hardware import results as hardware_results
+from benchmarks.hardware import rows as hardware_rows
+from benchmarks.hardware import run as hardware
+from benchmarks.hardware import speed as hardware_speed
+from benchmarks.hardware import tables as hardware_tables
+from benchmarks.hardware.rows import Row
 from xclip_jax import config as run_config
 from xclip_jax.data.datasets.annotations import ClassList
 from xclip_jax.models.config import make_config
@@ -169,12 +169,12 @@ def test_operations_are_those_that_flops_counts():
 def test_what_is_timed_needs_jax_flax_and_numpy_alone(bare, tmp_path):
   code = f'''
 import sys
-sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "benchmarks")!r}]
-import hardware_worker, json
+sys.path[:0] = [{str(ROOT)!r}]
+from benchmarks.hardware import worker as hardware_worker; import json
 rows = [{dict(kind='goldens', settings=dict(dtype='float32', precision='highest'))!r},
         {infer_row()._asdict()!r}]
 print(json.dumps([hardware_worker.answer(row)['status'] for row in rows]))
-import hardware_speed
+from benchmarks.hardware import speed as hardware_speed
 print(json.dumps([hardware_speed.make_optimizer({{}})[2], hardware_worker.describe('cpu')['flax']]))
 print(json.dumps([name for name in {ABSENT!r} if name in sys.modules]))
 '''
@@ -295,7 +295,7 @@ def test_the_tables_of_docs_are_made_from_result_files():
   page = (ROOT / 'docs/speed.md').read_text()
   records = hardware_tables.measured(ROOT / 'benchmarks/results')
   assert hardware_tables.insert(page, hardware_tables.make(records)) == page, (
-    'run python benchmarks/hardware_tables.py --write')
+    'run python benchmarks/hardware/tables.py --write')
 
 
 def test_tables_say_what_was_measured_and_what_was_not(tmp_path):

@@ -5,8 +5,8 @@ import av
 import numpy as np
 import pytest
 
-import barcode_videos
 import videos
+from benchmarks.data import barcode_videos
 from xclip_jax.data.video import decode
 
 N = 60

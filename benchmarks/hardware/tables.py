@@ -1,7 +1,7 @@
 """Turns the rows of benchmarks/gpu.sh and benchmarks/tpu.sh into the tables of docs/speed.md.
 
-  python benchmarks/hardware_tables.py             # prints them
-  python benchmarks/hardware_tables.py --write     # puts them between the markers in docs/speed.md
+  python benchmarks/hardware/tables.py             # prints them
+  python benchmarks/hardware/tables.py --write     # puts them between the markers in docs/speed.md
 
 Reads benchmarks/results/*_gpu.jsonl and *_tpu.jsonl; of each row and device the last line counts.
 Needs no package.
@@ -13,11 +13,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / 'benchmarks')]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
-import hardware_results  # noqa: E402
-import hardware_rows  # noqa: E402
+from benchmarks.hardware import results as hardware_results  # noqa: E402
+from benchmarks.hardware import rows as hardware_rows  # noqa: E402
 
 BEGIN, END = '<!-- hardware tables: begin -->', '<!-- hardware tables: end -->'
 # Shown even where nothing was measured: heading, platform, start of the device's name.

@@ -6,7 +6,7 @@ import sys
 import zipfile
 from pathlib import Path
 
-WHEELS = Path(__file__).resolve().parent / '.wheels'
+WHEELS = Path(__file__).resolve().parents[1] / '.wheels'
 # What `import flax.linen` and optax import, without JAX and numpy, which the machine has. Later
 # releases of Flax want a later JAX than the machine may have.
 PACKAGES = (

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from hardware_speed import draw_params, fill
 
+from benchmarks.hardware.speed import draw_params, fill
 from xclip_jax.models.config import DTYPES, make_config
 from xclip_jax.models.layers import Attention
 from xclip_jax.models.xclip import XCLIP
@@ -21,7 +21,7 @@ from xclip_jax.parallel import tree_names
 from xclip_jax.weights import apply, architecture
 from xclip_jax.weights.files import archive
 
-GOLDEN = Path(__file__).resolve().parents[1] / 'tests/goldens/hf_tiny_a'
+GOLDEN = Path(__file__).resolve().parents[2] / 'tests/goldens/hf_tiny_a'
 # Largest error over the largest value of what is compared with. bfloat16 has 8 bits of mantissa, so
 # one rounding costs up to 2^-9 = 0.2 %, and errors of a dozen layers add up.
 BOUNDS = {

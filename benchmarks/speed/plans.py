@@ -1,12 +1,12 @@
-"""How would every size fit onto TPUs and GPUs, and what does the compiler expect of it?
+"""Memory and estimated time of every model size on TPUs and GPUs, by compiling for them.
 
-  python benchmarks/tpu_plan.py --out tpu_plan.jsonl [--only B/16 --platform v5e]
-  python benchmarks/tpu_plan.py --out gpu_plan.jsonl --platform cuda:h100_sxm.txtpb
+  python benchmarks/speed/plans.py --out tpu_plan.jsonl [--only B/16 --platform v5e]
+  python benchmarks/speed/plans.py --out gpu_plan.jsonl --platform cuda:h100_sxm.txtpb
 
-Compiles evaluation and training steps for chips that are not here (`xclip plan`; needs libtpu,
-or the plugin of jax[cuda12] and a file: docs/plan.md); prints a JSON line for each, then a table.
-Nothing is run, and nobody has checked the compiler's estimate of time: it orders variants. For GPUs
-it makes none.
+Compiles evaluation and training steps for chips that are not here (`xclip plan`; needs libtpu, or
+the plugin of jax[cuda12] and a file: docs/plan.md); prints a JSON line for each, then a table.
+Nothing is run. The compiler's estimate of time, which was not checked on hardware, compares
+variants; for GPUs it has none.
 """
 
 import argparse
@@ -21,7 +21,7 @@ from typing import Any
 os.environ |= {'JAX_PLATFORMS': 'cpu', 'TPU_SKIP_MDS_QUERY': '1', 'TPU_MIN_LOG_LEVEL': '3',
                'TPU_STDERR_LOG_LEVEL': '3', 'TPU_WORKER_HOSTNAMES': 'localhost',
                'TPU_ACCELERATOR_TYPE': 'none'}
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 CHUNKED = {'model.attention': 'chunked'}
@@ -44,7 +44,7 @@ CASES = [
   ('L/14', 8, 'train', 8, 1, {'model.remat': 'nothing'}),
   ('L/14', 8, 'train', 8, 1, {**CHUNKED, 'model.remat': 'nothing'}),
 ]
-# On one GPU.
+# Cases of one GPU.
 CUDNN = {'model.attention': 'cudnn'}
 GPU_CASES = [
   ('B/16', 8, 'eval', 8, 1, {}),
@@ -70,18 +70,19 @@ def main() -> None:
   print(json.dumps(about), flush=True)
   for case in GPU_CASES if arguments.platform.startswith('cuda:') else CASES:
     if arguments.only in (None, case[0]):
-      lines.append(one(arguments.platform, *case))
+      lines.append(plan_case(arguments.platform, *case))
       print(json.dumps(lines[-1]), flush=True)
       if arguments.out:
         Path(arguments.out).write_text('\n'.join(map(json.dumps, lines)) + '\n')
   print_table(lines[1:])
 
 
-def one(platform: str, variant: str, frames: int, step: str, videos: int, chips: int,
-        changes: dict[str, Any]) -> dict[str, Any]:
+def plan_case(platform: str, *case: Any) -> dict[str, Any]:
+  """Compiles one row of CASES for a platform and returns its numbers."""
   from xclip_jax import config
   from xclip_jax.planning import plan
 
+  variant, frames, step, videos, chips, changes = case
   c = config.get_config()
   c.model.update(variant=variant, num_frames=frames, dtype='bfloat16', residual_dtype='bfloat16')
   c.train.batch_size = c.eval.batch_size = videos * chips
@@ -106,7 +107,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     changes = ''.join(f', {k.rpartition(".")[2]} {v}' for k, v in x['changes'].items())
     shown = [
       x['platform'], f'{x["variant"]} {x["frames"]}f {x["step"]}{changes}', x['videos'],
-      gib(x.get('bytes_needed', x.get('needed'))) + ('' if x['fits'] else ': does not fit'), gib(x['temporary']),
+      gib(x['bytes_needed']) + ('' if x['fits'] else ': does not fit'), gib(x['temporary']),
       f'{x["tflop"]:.2f}', *((f'{x["estimated_ms"]:.1f}', f'{100 * x["estimated_mfu"]:.0f} %')
                              if x['estimated_ms'] else ('', ''))]
     print('| ' + ' | '.join(map(str, shown)) + ' |')

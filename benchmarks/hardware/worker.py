@@ -1,4 +1,4 @@
-"""Answers rows of benchmarks/hardware.py on the device: JSON in, JSON out, a line each.
+"""Answers rows of benchmarks/hardware/run.py on the device: JSON in, JSON out, a line each.
 
 The first line out says what the device is. The process ends with its standard input, whatever it is
 doing then: a process that outlived the program that started it would keep the device.
@@ -16,8 +16,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, TextIO
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 sys.path.append(str(ROOT / 'benchmarks/.wheels/site'))      # last: what is installed comes first
 VERSIONS = ('jax', 'jaxlib', 'flax', 'numpy')
 
@@ -76,8 +76,8 @@ def answer(row: dict[str, Any]) -> dict[str, Any]:
   Returns:
     'status' (ok, failed, out of memory, not run or error) with the measurement or a 'reason'.
   """
-  import hardware_checks
-  import hardware_speed
+  from benchmarks.hardware import checks as hardware_checks
+  from benchmarks.hardware import speed as hardware_speed
   try:
     checks = {'goldens': hardware_checks.goldens, 'attention': hardware_checks.attention,
               'dtypes': hardware_checks.dtypes}

@@ -1,7 +1,7 @@
-"""What is each part of X-CLIP, and each option, worth on the embedded data set?
+"""Accuracy without each part of X-CLIP, and with each option, on the synthetic data set.
 
-  python benchmarks/ablations.py --workdir runs/ablations
-  python benchmarks/ablations.py --workdir runs/ablations --only full --seeds 0 --steps 200
+  python benchmarks/training/ablations.py --workdir runs/ablations
+  python benchmarks/training/ablations.py --workdir runs/ablations --only full --seeds 0 --steps 200
 
 Every run is the demo (configs/demo.py) with one thing changed, trained from random weights by
 `train.run` in a process of its own. A seed is one of the weights and of the videos: three seeds are
@@ -18,7 +18,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 METRICS = {
   'val/top1': 'validation',
   'time/in_order/against_reversed': 'told from its reversal',
@@ -93,7 +94,7 @@ def main() -> None:
     Path(arguments.out).write_text('\n'.join(map(json.dumps, lines)) + '\n')
   print_table(lines[1:])
   if arguments.plot:
-    import pictures  # here: a measured process should not import matplotlib
+    from benchmarks import pictures  # here: a measured process should not import matplotlib
 
     pictures.write(arguments.plot, pictures.draw_ablations, lines[1:])
 

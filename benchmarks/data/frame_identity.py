@@ -1,13 +1,13 @@
-"""Is the frame that a library returns the one that was asked for?
+"""Share of wrong frames that video libraries return, by kind of video.
 
-  python benchmarks/frame_identity.py
-  python benchmarks/frame_identity.py --out identity.jsonl --only AVI
-  python benchmarks/frame_identity.py --videos folder
+  python benchmarks/data/frame_identity.py
+  python benchmarks/data/frame_identity.py --out identity.jsonl --only AVI
+  python benchmarks/data/frame_identity.py --videos folder
 
-For every kind of video in barcode_videos.py, each reader is asked for 24 frames by number, in one
-call; a number painted into every frame tells which it is. In videos of a folder, a frame is wrong
-if another one of the video is clearly more like it. The number of a frame is its place among those
-that a full decode shows. decord and torchcodec take part if they can be imported.
+For every kind of video in barcode_videos.py, each library reads 24 frames by number in one call; a
+number painted into every frame identifies it. In videos of a folder, a frame is wrong if another
+frame of the video is clearly more like it. Frames are numbered in the order of a full decode.
+decord and torchcodec are measured if they are installed.
 """
 
 import argparse
@@ -17,18 +17,21 @@ import json
 import os
 import platform
 import re
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-os.environ.setdefault('SVT_LOG', '1')  # of an encoder that is talkative
+os.environ.setdefault('SVT_LOG', '1')            # errors only, of the encoder SVT-AV1
 
 import av
 import cv2
 import numpy as np
 
-import barcode_videos
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from benchmarks.data import barcode_videos
 from xclip_jax.data.video import decode
 
 FRAMES, ASKED = 120, 24

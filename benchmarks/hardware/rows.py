@@ -24,7 +24,7 @@ TINY = dict(
 
 
 class Row(NamedTuple):
-  """One check or measurement.
+  """A check or a measurement.
 
   Fields:
     name: the key of the row in a file of results.

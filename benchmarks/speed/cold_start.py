@@ -1,7 +1,7 @@
-"""How long is it from typing `xclip classify` to the answer?
+"""Time from starting `xclip classify` to the answer, by phase.
 
-  python benchmarks/cold_start.py                      # random weights of B/32, 5 repeats
-  python benchmarks/cold_start.py --weights W --video clip.mp4 --repeats 10 --out cold_start.jsonl
+  python benchmarks/speed/cold_start.py                # random weights of B/32, 5 repeats
+  python benchmarks/speed/cold_start.py --weights W --video clip.mp4 --out cold_start.jsonl
 
 Every call is a fresh process. The first has an empty compilation cache, the others find what it
 compiled. Files are in the page cache: they have just been written or read.

@@ -1,6 +1,6 @@
-"""Damage weight files at random and see that reading them does nothing but read or refuse.
+"""Random damage to weight files, which readers must read or refuse and nothing else.
 
-  python benchmarks/fuzz_archive.py --files 10000 --seed 0
+  python benchmarks/data/fuzz_archive.py --files 10000 --seed 0
 
 For every kind of file: how many were read, how many refused with `ArchiveError`, and how many did
 anything else (another exception, a crash, over 5 seconds, over 1 GiB, a call or an import). Prints
@@ -25,7 +25,7 @@ import zipfile
 
 import numpy as np
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / 'tests/weights')]
 
 import torch_files  # noqa: E402
@@ -55,7 +55,7 @@ class TooSlow(BaseException):
 
 
 def checkpoint(canary: pathlib.Path) -> dict:
-  """What a training run would save, with attempts to run something."""
+  """Returns a pickle like that of a training run, with objects that try to run code."""
   shared = torch_files.storage(ARRAYS['text_projection'])
   return {
     'model': torch_files.ordered({
@@ -81,7 +81,7 @@ def script() -> Call:
 
 
 def damage(data: bytes, rng: random.Random) -> bytes:
-  """One to four random changes, of the sorts that transport and malice make."""
+  """Applies one to four random changes, as transport errors and attackers make them."""
   data = bytearray(data)
   for _ in range(rng.choice((1, 1, 1, 2, 4))):
     size = max(len(data), 1)
@@ -244,7 +244,7 @@ def fuzz(kind: str, files: int, seed: int, folder: pathlib.Path, progress: mmap.
 
 
 def fuzz_apart(kind: str, files: int, seed: int) -> dict:
-  """The same in a process of its own, which may crash."""
+  """Reads a file in a process of its own, which may crash."""
   progress = mmap.mmap(-1, 16)
   with tempfile.TemporaryDirectory() as folder:
     result = pathlib.Path(folder) / 'result.json'

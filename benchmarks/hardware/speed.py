@@ -13,11 +13,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import hardware_rows
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from benchmarks.hardware import rows as hardware_rows
 from xclip_jax.models import vision
 from xclip_jax.models.config import XCLIPConfig, make_config
 from xclip_jax.models.inference_options.quantisation import cast_for_inference
@@ -36,7 +36,7 @@ PEAKS = (
   ('TPU v6 lite', 918e12), ('TPU v6e', 918e12))
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 SMOOTHING = 0.1
-# The fields of `config.optim` that `xclip_jax.training.optimizer.make` reads: one group, a constant rate.
+# The fields of `config.optim` that `training.optimizer.make` reads: one group, a constant rate.
 OPTIM = SimpleNamespace(
   name='adamw', lr=8e-6, groups=((r'.*', 1.0),), floor=1.0, lag_steps=0, b1=0.9, b2=0.98,
   eps=1e-8, weight_decay=0.001, clip_norm=0.0,

@@ -1,4 +1,4 @@
-"""Small videos of every kind in which a reader may lose count, their frames numbered.
+"""Small videos with numbered frames, of every kind in which a reader may lose count.
 
 The number is painted as bars, which survive lossy coding, scaling and any colour conversion, so
 that a frame of any library tells which one it is. Files are encoded with PyAV; what no encoder
@@ -20,7 +20,7 @@ _USER_DATA = b'\0\0\1\xb2'   # and of a remark
 
 
 def paint(n: int, height: int, width: int) -> np.ndarray:
-  """Paint each frame's number (n <= 256) as eight vertical bars, most significant first.
+  """Paints each frame's number (n <= 256) as eight vertical bars, most significant first.
 
   A texture moves behind them, so that frames are predicted from each other and a wrong reference
   is seen in the pixels.
@@ -34,7 +34,7 @@ def paint(n: int, height: int, width: int) -> np.ndarray:
 
 
 def read(frame: np.ndarray) -> int:
-  """Read the number of a frame [H, W, 3] of any size."""
+  """Reads the number of a frame [H, W, 3] of any size."""
   profile = frame.mean((0, 2))                                        # [W]
   centres = ((np.arange(_BITS) + 0.5) * len(profile) / _BITS).astype(int)
   return int(sum((profile[c] > 125) << b for b, c in zip(range(_BITS)[::-1], centres, strict=True)))
@@ -42,7 +42,7 @@ def read(frame: np.ndarray) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-  """How a video is coded, timed and stored.
+  """Coding, timing and container of a video.
 
   Fields:
     name: of the file; its end decides the container.
@@ -177,13 +177,13 @@ def _not_coded(time: int) -> bytes:
 
 
 def _hide_vp8(packets: list[av.Packet]) -> list[av.Packet]:
-  """Clear the bit that tells to show a picture, as encoders do in pictures to predict from."""
+  """Clears the bit that tells to show a picture, as encoders do in pictures to predict from."""
   hide = lambda data: bytes([data[0] & ~0x10]) + data[1:]
   return [_packet(hide(bytes(x)), x) if i in _HIDDEN else x for i, x in enumerate(packets)]
 
 
 def _hide_vp9(packets: list[av.Packet]) -> list[av.Packet]:
-  """The same for VP9, in key pictures, where it is one bit; muxers join them with the next one."""
+  """Hides the key pictures of VP9 by one bit; muxers join a hidden picture with the next one."""
   hide = lambda data: bytes([data[0] & ~0x02]) + data[1:]
   return [_packet(hide(bytes(x)), x) if x.is_keyframe else x for x in packets]
 

@@ -1,9 +1,9 @@
-"""How fast is a step: inference and training of every size, ours against the PyTorch peer's.
+"""Time of inference and training steps of every model size, here and in the PyTorch peer.
 
   pip install -e '.[test,parity]'
-  python benchmarks/step.py --out step.jsonl                         # all rows, an hour or more
-  python benchmarks/step.py --only 'B/32 b1 infer bfloat16' --rounds 5
-  python benchmarks/step.py --ours-only                              # without PyTorch
+  python benchmarks/speed/step.py --out step.jsonl               # all rows, an hour or more
+  python benchmarks/speed/step.py --only 'B/32 b1 infer bfloat16' --rounds 5
+  python benchmarks/speed/step.py --ours-only                              # without PyTorch
 
 Each program lives in a process of its own, and they take turns: in every round each runs a few
 times while the others wait. A row gives the best and the median second of each, and the ratio of
@@ -27,7 +27,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 # (variant, frames, videos, step, dtype, hows of the peer)
@@ -206,7 +206,7 @@ def matmul_peak(told: dict[str, Any]) -> float:
 
 
 def infer_step(told: dict[str, Any], fields: dict[str, str]) -> tuple[Any, Any, Any, float]:
-  """What a Scorer and a Classifier run for a batch, and the texts with it."""
+  """Returns the prediction that Scorer and Classifier run for a batch, and its text features."""
   import jax
   import jax.numpy as jnp
   import numpy as np
@@ -221,7 +221,8 @@ def infer_step(told: dict[str, Any], fields: dict[str, str]) -> tuple[Any, Any, 
   side = config.image_size
   rng = np.random.default_rng(0)
 
-  def draw(name, x):                       # one by one, as weights come from a file; see cast_for_inference
+  # One array at a time, as weights are read from a file; see cast_for_inference.
+  def draw(name, x):
     kind = DTYPES[config.dtype] if name.endswith('/kernel') else x.dtype
     value = rng.normal(size=x.shape).astype(np.float32) * 0.02
     return jnp.asarray(value + name.endswith('/scale'), kind)

@@ -1,7 +1,7 @@
-"""How fast do clips get from a file to the device, and are they the right frames?
+"""Speed of reading clips from files to the device, and share of wrong frames.
 
-  python benchmarks/data.py                                     # ours, and what is installed
-  python benchmarks/data.py --rounds 20 --out data.jsonl --plot data.png
+  python benchmarks/data/feeding.py                  # this package and installed libraries
+  python benchmarks/data/feeding.py --rounds 20 --out data.jsonl --plot data.png
 
 One core: files are made for this, with a number painted into every frame. In each round every
 reader takes 8 frames of every file, one after another in turns, and crops them to 224 x 224; the
@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -37,6 +38,8 @@ from array_record.python import array_record_module
 from xclip_jax.data.clips import augment, pipeline, sampling
 from xclip_jax.data.datasets import annotations
 from xclip_jax.data.video import decode, encode
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))      # for benchmarks.pictures
 
 FRAMES, FPS, T, SIZE, BITS = 250, 25, 8, 224, 8
 LONG_GOP = {'g': '250', 'bf': '3', 'crf': '23'}
@@ -87,7 +90,7 @@ def main() -> None:
     Path(arguments.out).write_text('\n'.join(map(json.dumps, lines)) + '\n')
   print_tables(rows)
   if arguments.plot:
-    import pictures  # here: a measured process should not import matplotlib
+    from benchmarks import pictures  # here: a measured process should not import matplotlib
 
     pictures.write(arguments.plot, pictures.draw_data_speed, rows, lines[0]['cpus'])
 
@@ -217,7 +220,7 @@ def scaling(paths: dict[str, str], batch_size: int = 8, seconds: float = 4.0) ->
 
 
 def device_bytes(batch_size: int = 32, rounds: int = 10) -> list[dict[str, object]]:
-  """What a batch weighs on its way to the device, and the time a copy takes here."""
+  """Measures the bytes of a batch on its way to the device, and the time of a copy here."""
   import jax
 
   rng, rows = np.random.default_rng(0), []

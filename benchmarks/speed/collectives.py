@@ -1,7 +1,7 @@
-"""What do devices exchange in a step, and what does each compute and hold, on every mesh?
+"""Communication, operations and memory of each device in a step, for every mesh.
 
-  python benchmarks/collectives.py --out collectives.jsonl [--only B/16] [--step train]
-  python benchmarks/collectives.py --platform v5e:2x4 --only B/16     (needs libtpu)
+  python benchmarks/speed/collectives.py --out collectives.jsonl [--only B/16] [--step train]
+  python benchmarks/speed/collectives.py --platform v5e:2x4 --only B/16     (needs libtpu)
 
 Compiles the step of every size for 8 devices, simulated CPUs unless asked otherwise, on every mesh,
 and prints a JSON line for each, and a table. Nothing is run. XLA:CPU has no reduce-scatter: it
@@ -18,7 +18,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 SIZES = {'B/32': 8, 'B/16': 8, 'L/14': 8, 'L/14@336': 16}       # frames

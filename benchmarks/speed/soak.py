@@ -1,6 +1,6 @@
-"""Does a long run stay as it began: memory, processes, shared memory, speed?
+"""Memory, processes, shared memory and speed of a long run that is killed and resumed.
 
-  python benchmarks/soak.py --workdir runs/soak --out soak.jsonl --picture soak.png
+  python benchmarks/speed/soak.py --workdir runs/soak --out soak.jsonl --picture soak.png
 
 The demo's model and videos with two decoding processes, a checkpoint every 100 and an evaluation
 every 250 of 3,000 updates, through `train.py` as a user starts it. At a third SIGTERM comes, as
@@ -21,11 +21,11 @@ import sys
 import time
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 FLAGS = ['--config.train.batch_size=8', '--config.data.workers=2', '--config.data.threads=1',
          '--config.checkpoint.every_steps=100', '--config.eval.every_steps=250',
@@ -53,9 +53,9 @@ def main() -> None:
     if how is None:
       whole = [x for x in (broken / 'checkpoints').iterdir() if x.name.isdecimal()]
       damage(max(whole, key=lambda x: int(x.name)))       # beside it what was being written
-    parts.append(run(name, broken, flags, until, how, samples, begun))
+    parts.append(run(name, broken, flags, Stop(until, how), samples, begun))
     print(json.dumps(parts[-1]), flush=True)
-  whole = run('uninterrupted', arguments.workdir / 'whole', flags, None, None, samples, begun)
+  whole = run('uninterrupted', arguments.workdir / 'whole', flags, None, samples, begun)
   print(json.dumps(whole), flush=True)
   rows = [(x / 'metrics.jsonl').read_bytes() for x in (broken, arguments.workdir / 'whole')]
   summary = {
@@ -70,14 +70,21 @@ def main() -> None:
     lines = [summary, *parts, whole, *({'sample': x} for x in samples)]
     arguments.out.write_text('\n'.join(map(json.dumps, lines)) + '\n')
   if arguments.picture:
-    import pictures  # here: a measured process should not import matplotlib
+    from benchmarks import pictures  # here: the sampling process should not import matplotlib
 
     pictures.write(arguments.picture, pictures.draw_soak, samples, steps)
 
 
-def run(name: str, workdir: Path, flags: list[str], until: int | None, how: int | None,
+class Stop(NamedTuple):
+  """The end of a process: `signal` is sent once `step` is logged; None: it ends by itself."""
+
+  step: int | None
+  signal: int | None
+
+
+def run(name: str, workdir: Path, flags: list[str], stop: Stop | None,
         samples: list[dict[str, Any]], begun: float) -> dict[str, Any]:
-  """One process, from its start to its end, which `how` brings after step `until`."""
+  """Runs one training process, samples its memory every second, and returns a summary."""
   command = [sys.executable, str(ROOT / 'train.py'), f'--config={ROOT / "configs/demo.py"}',
              f'--workdir={workdir}', *flags]
   workdir.mkdir(parents=True, exist_ok=True)
@@ -96,11 +103,11 @@ def run(name: str, workdir: Path, flags: list[str], until: int | None, how: int 
            'files': open_files(process.pid)}
       if x['main']:
         mine.append(x)
-      if until and not asked and step >= until:
-        process.send_signal(how)
+      if stop and stop.step and stop.signal and not asked and step >= stop.step:
+        process.send_signal(stop.signal)
         asked = True
   samples += mine
-  time.sleep(10)                                        # for what a killed process leaves
+  time.sleep(10)                                        # time for orphaned workers to end
   left = [pid for pid in family if Path(f'/proc/{pid}').exists()
           and 'train.py' in command_of(pid)]
   start = next((x['step'] for x in mine if x['step']), 0)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from hardware_rows import Row
+from benchmarks.hardware.rows import Row
 
 DONE = ('ok', 'failed', 'out of memory')         # are not measured again
 BROKEN = ('error', 'failed')

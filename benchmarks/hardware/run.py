@@ -21,13 +21,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
-import hardware_rows  # noqa: E402
-import hardware_wheels  # noqa: E402
-from hardware_process import Ended, Process, TimeUp  # noqa: E402
-from hardware_results import Results, describe  # noqa: E402
+from benchmarks.hardware import rows as hardware_rows  # noqa: E402
+from benchmarks.hardware import wheels as hardware_wheels  # noqa: E402
+from benchmarks.hardware.process import Ended, Process, TimeUp  # noqa: E402
+from benchmarks.hardware.results import Results, describe  # noqa: E402
 
 START_LIMIT = 120            # seconds for a process to import JAX and find its device
 LEAST_SECONDS = 10           # that a row is started with
@@ -65,7 +65,7 @@ def main() -> int:
 
 
 class Run:
-  """One call of the command: processes one after the other, until all rows or the time are done."""
+  """Measures rows in one worker process after the other, until all rows or the time are done."""
 
   def __init__(self, platform: str, tiny: bool, results: Results, seconds: float):
     self.platform, self.tiny, self.results = platform, tiny, results
@@ -129,7 +129,7 @@ class Run:
     """Starts a process that has the device, and returns what it says about the device."""
     expected = 'cpu' if self.tiny else self.platform
     self.worker = Process(
-      [sys.executable, str(ROOT / 'benchmarks/hardware_worker.py'), expected], self.environment)
+      [sys.executable, str(ROOT / 'benchmarks/hardware/worker.py'), expected], self.environment)
     return self.worker.receive(seconds)
 
   def peer(self, row: hardware_rows.Row, left: float) -> dict[str, Any]:

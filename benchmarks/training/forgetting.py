@@ -1,12 +1,12 @@
-"""What does fine-tuning on new classes forget, and what do the weights in between keep?
+"""Accuracy on old and new classes after fine-tuning, and of the weights in between (WiSE-FT).
 
-  python benchmarks/ablations.py --workdir runs/ablations --only full
-  python benchmarks/forgetting.py --workdir runs/ablations
+  python benchmarks/training/ablations.py --workdir runs/ablations --only full
+  python benchmarks/training/forgetting.py --workdir runs/ablations
 
-The model of benchmarks/ablations.py knows 24 compositions of shape and motion. It is trained on 16
-videos of each of the 8 others, and on nothing else, with its text tower frozen or not. Weights
-between before and after (WiSE-FT) are then asked about videos of the 8 that they have not seen and
-about the validation videos of the 24. Either way the answer is one of all 32.
+The model of ablations.py knows 24 compositions of shape and motion. It is fine-tuned on 16 videos
+of each of the 8 others only, with a frozen or a trained text tower. Interpolations between the
+weights before and after are evaluated on unseen videos of the 8 new classes and on the validation
+videos of the 24 old ones, always among all 32 classes.
 """
 
 import argparse
@@ -17,7 +17,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import ablations
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from benchmarks.training import ablations  # noqa: E402
 
 ALPHAS = tuple(round(0.1 * i, 1) for i in range(11))
 VARIANTS = {'frozen text': True, 'tuned text': False}
@@ -27,7 +30,7 @@ SHOTS = 16
 def main() -> None:
   parser = argparse.ArgumentParser(
     description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument('--workdir', required=True, help='of benchmarks/ablations.py')
+  parser.add_argument('--workdir', required=True, help='workdir of ablations.py')
   parser.add_argument('--seeds', default='0,1,2')
   parser.add_argument('--steps', type=int, default=100)
   parser.add_argument('--lr', type=float, default=1e-4)
@@ -56,7 +59,7 @@ def main() -> None:
     Path(arguments.out).write_text('\n'.join(map(json.dumps, lines)) + '\n')
   print_table(lines[1:])
   if arguments.plot:
-    import pictures  # here: a measured process should not import matplotlib
+    from benchmarks import pictures  # here: a measured process should not import matplotlib
 
     pictures.write(arguments.plot, pictures.draw_forgetting, lines[1:])
 
@@ -70,7 +73,8 @@ def fine_tune(workdir: Path, seed: int, name: str, steps: int, lr: float) -> dic
 
   before = workdir / f'full_{seed}'
   if not (before / 'results.json').exists():
-    raise SystemExit(f'{before} is no finished run; first: benchmarks/ablations.py --only full')
+    raise SystemExit(
+      f'{before} is no finished run; first: benchmarks/training/ablations.py --only full')
   lists = write_lists(workdir / f'lists_{seed}', seed)
   c = demo.get_config()
   c.seed, c.data.name, c.data.root = seed, 'files', str(lists['root'])

@@ -1,7 +1,7 @@
-"""What does each option of faster inference gain, and what does it lose?
+"""Speed and accuracy of each option for faster inference.
 
-  python benchmarks/faster_inference.py --run runs/demo --out faster.jsonl
-  python benchmarks/faster_inference.py --speed-only --variant B/16
+  python benchmarks/speed/faster_inference.py --run runs/demo --out faster.jsonl
+  python benchmarks/speed/faster_inference.py --speed-only --variant B/16
 
 Accuracy: the demo's validation videos (24 classes) with the weights of `make demo`, by
 `xclip eval supervised`; and windows of those videos that share frames against windows encoded one
@@ -20,8 +20,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / 'benchmarks')]
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
 
 ACCURACY = {
   'float32': [], 'bfloat16': ['--dtype', 'bfloat16'], 'int8 kernels': ['--dtype', 'int8'],
@@ -45,7 +45,7 @@ def main() -> None:
   a = parser.parse_args()
   if not a.run and not a.speed_only:
     parser.error('--run is needed, but with --speed-only')
-  import step
+  from benchmarks.speed import step
 
   lines = [{'date': time.strftime('%Y-%m-%d'), 'cpu': step.cpu(), 'cores': os.cpu_count(),
             'jax': metadata.version('jax'), 'python': sys.version.split()[0]}]
@@ -89,7 +89,8 @@ def windows(run: str, videos: int = 96) -> dict[str, Any]:
   folder = folder_of(run)
   classes = annotations.read_classes(folder / 'classes.csv')
   classifier = xclip_jax.load(run)
-  files = [x.path for x in annotations.read_annotations(folder / 'val.csv', folder, classes)][:videos]
+  examples = annotations.read_annotations(folder / 'val.csv', folder, classes)
+  files = [x.path for x in examples][:videos]
   apart, same, seconds = [], [], {False: 0.0, True: 0.0}
   for i, file in enumerate(files):
     found = {}
@@ -109,11 +110,11 @@ def windows(run: str, videos: int = 96) -> dict[str, Any]:
 
 
 def speed(variant: str, rounds: int) -> list[dict[str, Any]]:
-  import step
+  from benchmarks.speed import step
 
   told = {'variant': variant, 'frames': 8, 'videos': 1, 'step': 'infer'}
   commands = {
-    name: [sys.executable, str(ROOT / 'benchmarks/step.py'), '--worker',
+    name: [sys.executable, str(ROOT / 'benchmarks/speed/step.py'), '--worker',
            json.dumps(told | {'dtype': dtype, 'set': fields})]
     for name, (dtype, fields) in SPEED.items()}
   found = step.alternate(commands, rounds, 3)
