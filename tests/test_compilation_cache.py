@@ -13,8 +13,6 @@ import tiny
 from xclip_jax import compilation_cache
 
 PROGRAMS = pathlib.Path(__file__).parents[0] / 'programs'
-
-RUN = (PROGRAMS / 'restarted_run.py').read_text()
 LARGE = ('jit_step', 'jit_predict')
 
 
@@ -22,7 +20,7 @@ def start(root, workdir, cache, stop, *process):
   hidden = {name for name in os.environ if name.startswith(('JAX_COMPILATION', 'JAX_PERSISTENT'))}
   environment = {k: v for k, v in tiny.environment().items() if k not in hidden}
   return subprocess.Popen(
-    [sys.executable, '-c', RUN, str(root), str(workdir), str(stop), *map(str, process)],
+    [sys.executable, PROGRAMS / 'restarted_run.py', root, workdir, str(stop), *map(str, process)],
     env=environment | {
       'PYTHONPATH': f'{tiny.REPO}:{tiny.REPO / "tests"}', 'XCLIP_CACHE': str(cache)}, text=True,
     stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
@@ -68,15 +66,14 @@ def test_several_processes_have_their_cache_in_their_workdir(root, tmp_path):
 
 
 def test_what_the_environment_chooses_stays(tmp_path, monkeypatch):
-  code = ('import jax; from xclip_jax import compilation_cache as c; c.enable({!r}); '
-          'print(jax.config.jax_compilation_cache_dir)').format(str(tmp_path / 'run'))
   for name, value, wanted in (
     ('JAX_COMPILATION_CACHE_DIR', tmp_path / 'mine', tmp_path / 'mine'),
     ('XCLIP_CACHE', tmp_path / 'ours', tmp_path / 'ours' / 'compiled'),
   ):
     monkeypatch.delenv('JAX_COMPILATION_CACHE_DIR', raising=False)
     monkeypatch.setenv(name, str(value))
-    done = subprocess.run([sys.executable, '-c', code], env=os.environ | {
+    program = [sys.executable, PROGRAMS / 'compilation_folder.py', tmp_path / 'run']
+    done = subprocess.run(program, env=os.environ | {
       'PYTHONPATH': str(tiny.REPO)}, text=True, capture_output=True, timeout=120, check=True)
     assert done.stdout.strip() == str(wanted)
   assert compilation_cache.enable() is None

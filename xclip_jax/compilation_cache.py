@@ -30,7 +30,8 @@ def enable(workdir: str | os.PathLike | None = None) -> None:
   """
   import jax
 
-  if jax.config.jax_compilation_cache_dir is not None:      # chosen by the environment
+  folder = jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+  if folder is not None:                           # chosen by the environment
     return
   if workdir is not None and jax.process_count() > 1:
     folder = f'{os.fspath(workdir)}/compiled'
@@ -72,7 +73,7 @@ def announce(say: Callable[[], None], patience: float = 3.0) -> Callable[[], Non
       said.set()
       say()
 
-  def listen(event: str, seconds: float, **_: object) -> None:
+  def listen(event: str, duration_secs: float, **_: object) -> None:
     if event not in (_LOWERED, _COMPILED):
       return
     thread = threading.get_ident()

@@ -109,10 +109,10 @@ def _prepare_gcsfs() -> None:
   os.environ.setdefault('EPATH_USE_TF', 'false')      # epath prefers an installed TensorFlow
   if os.environ.get('STORAGE_EMULATOR_HOST'):         # emulators have no gRPC control API
     os.environ.setdefault('GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT', 'false')
-  import fsspec
+  from fsspec.config import conf
 
   # TensorStore and other processes write, too, so a cached listing could be wrong.
-  fsspec.config.conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
+  conf.setdefault('gcs', {}).setdefault('use_listings_cache', False)
   # gcsfs logs a stack trace of each failed request; the exception has the same information.
   logging.getLogger('gcsfs').setLevel(logging.CRITICAL)
 

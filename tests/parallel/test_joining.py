@@ -163,7 +163,7 @@ def test_ranks_of_an_mpi_that_names_no_address_get_their_flags():
   assert codes == [1] and '--num_processes=4 --process_id=2' in said[0], said
 
 
-@pytest.mark.parametrize('process', [0, 1])
+@pytest.mark.parametrize('process', [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_who_waits_in_vain_says_so_in_time(process, tmp_path):
   command = tiny.command(
     tmp_path / 'run', tmp_path, f'--coordinator=localhost:{free_port()}', '--num_processes=2',

@@ -17,13 +17,11 @@ PROGRAMS = pathlib.Path(__file__).parents[1] / 'programs'
 
 ROOT = pathlib.Path(__file__).parents[2]
 
-EIGHT_DEVICES = (PROGRAMS / 'meshes_of_eight_devices.py').read_text()
-
 
 def test_eight_devices_compute_what_one_computes():
   flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
   done = subprocess.run(
-    [sys.executable, '-c', EIGHT_DEVICES], cwd=ROOT, capture_output=True, text=True,
+    [sys.executable, PROGRAMS / 'meshes_of_eight_devices.py'], cwd=ROOT, capture_output=True, text=True,
     env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
   )
   assert done.returncode == 0, done.stderr[-3000:]
@@ -59,8 +57,6 @@ class Chip:
   slice_index: int = 0
   platform: str = 'tpu'
   device_kind: str = 'none'
-
-
   coords: tuple[int, ...] = ()
   core_on_chip: int = 0
 

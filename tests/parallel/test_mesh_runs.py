@@ -14,14 +14,12 @@ import tiny
 
 PROGRAMS = pathlib.Path(__file__).parents[1] / 'programs'
 
-TRAIN = (PROGRAMS / 'train_on_meshes.py').read_text()
-
 
 def eight_devices(program, *arguments):
   """Runs a program, and sees to it that XLA does not give all of an array to all, to move it."""
   flags = f'--xla_force_host_platform_device_count=8 {quick.FLAGS}'
   done = subprocess.run(
-    [sys.executable, '-c', program, *arguments], cwd=tiny.REPO, capture_output=True, text=True,
+    [sys.executable, PROGRAMS / program, *arguments], cwd=tiny.REPO, capture_output=True, text=True,
     env=os.environ | tiny.SIMULATED | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu',
                       'PYTHONPATH': f'{tiny.REPO}:{tiny.REPO / "tests"}'})
   assert done.returncode == 0, done.stderr[-3000:]
@@ -30,7 +28,7 @@ def eight_devices(program, *arguments):
 
 
 def train(size, meshes):
-  lines = eight_devices(TRAIN, size, *meshes)
+  lines = eight_devices('train_on_meshes.py', size, *meshes)
   assert len(lines) == len(meshes)
   for line in lines:
     words = line.split()
@@ -80,8 +78,6 @@ EXCHANGED = {
     'collective-permute': (16, 246)},
 }
 
-PLAN = (PROGRAMS / 'plan_meshes.py').read_text()
-
 
 @pytest.mark.parametrize('meshes', [
   ('data=8', 'data=2,fsdp=4'),
@@ -89,7 +85,7 @@ PLAN = (PROGRAMS / 'plan_meshes.py').read_text()
 def test_meshes_exchange_what_they_must_and_nothing_else(meshes):
   fields = dict(tiny.FIELDS, vision_layers=2, vision_heads=4, mit_heads=4, prompt_heads=4,
                 vision_width=64, vision_mlp=256, text_heads=4)
-  found_lines = eight_devices(PLAN, json.dumps(fields), *meshes)
+  found_lines = eight_devices('plan_meshes.py', json.dumps(fields), *meshes)
   for mesh, line in zip(meshes, found_lines, strict=True):
     found, most = json.loads(line), EXCHANGED[mesh]
     assert found.keys() == most.keys(), (mesh, found)

@@ -1,4 +1,8 @@
-"""A rehearsal of pods: real processes whose devices stand in the order that TPU slices have."""
+"""A rehearsal of pods: real processes whose devices stand in the order that TPU slices have.
+
+Fast tests of the same: test_mesh.py, whose eight simulated devices compute, save and restore in two
+such orders, and whose hosts read every row once wherever their devices stand.
+"""
 
 import json
 import signal
@@ -64,6 +68,7 @@ def whole(root, tmp_path_factory):
   return workdir
 
 
+@pytest.mark.slow
 def test_a_run_moves_between_slices_and_computes_what_one_device_does(root, whole, tmp_path):
   """Trained and saved on 2 hosts of v5p:2x2x2, restored and ended on 4 of v5e:4x4."""
   run = tmp_path / 'run'
@@ -104,7 +109,8 @@ def every_video_once(run, whole):
   assert results[0] == pytest.approx(results[1], nan_ok=True, abs=1e-5)
 
 
-@pytest.mark.parametrize('name', ['v5p:2x2x2', pytest.param('v5e:4x4', marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['v5p:2x2x2', 'v5e:4x4'])
 def test_an_evaluation_does_not_depend_on_the_order_of_devices(videos_and_weights, tmp_path, name):
   data, order = videos_and_weights, ORDERS[name]
   count = max(order) + 1

@@ -13,14 +13,13 @@ from xclip_jax.data import bad_files
 
 PROGRAMS = pathlib.Path(__file__).parents[1] / 'programs'
 
-TALK = (PROGRAMS / 'exchange_failures.py').read_text()
-
 
 def test_growing_lists_of_bad_files_travel_without_compiling_and_end_the_same_everywhere():
   where = f'localhost:{free_port()}'
   codes, said = end([
-    subprocess.Popen([sys.executable, '-c', TALK, where, str(i)], env=tiny.environment(), text=True,
-                     stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for i in range(2)])
+    subprocess.Popen(
+      [sys.executable, PROGRAMS / 'exchange_failures.py', where, str(i)], env=tiny.environment(),
+      text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for i in range(2)])
   assert codes == [0, 0], said
   found = [json.loads(text.splitlines()[-1]) for text in said]
   assert [compiled for compiled, _, _ in found] == [0, 0]

@@ -20,6 +20,7 @@ from xclip_jax.parallel import processes as processes_lib
 from xclip_jax.weights import native
 
 SLOW = pytest.mark.slow
+PROGRAMS = tiny.REPO / 'tests/programs'
 
 
 @pytest.fixture(scope='module')
@@ -132,13 +133,6 @@ def test_each_process_reads_its_share(root, tmp_path):
   """Of every global batch; no clip is decoded by both."""
   changes = {'train__steps': 2, 'eval__every_steps': 2, 'report': False}
   env = 'XCLIP_TEST_COUNT'
-  script = (
-    'import os, sys, runpy; from xclip_jax.data.video import decode; read = decode.read_video\n'
-    'def count(path, *more, **kw):\n'
-    f'  open(os.environ["{env}"] + str(os.getpid()), "a").write(str(more[-1]) + "\\n")\n'
-    '  return read(path, *more, **kw)\n'
-    'decode.read_video = count; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], '
-    'run_name="__main__")')
   port = free_port()
   processes = []
   for i in range(2):
@@ -146,7 +140,7 @@ def test_each_process_reads_its_share(root, tmp_path):
       tmp_path / 'run', root, f'--coordinator=localhost:{port}', '--num_processes=2',
       f'--process_id={i}', **changes)
     processes.append(subprocess.Popen(
-      [command[0], '-c', script, *command[1:]], text=True, cwd=tiny.REPO, stdout=subprocess.PIPE,
+      [command[0], PROGRAMS / 'count_reads.py', *command[1:]], text=True, cwd=tiny.REPO, stdout=subprocess.PIPE,
       stderr=subprocess.STDOUT, env=tiny.environment() | {env: str(tmp_path / 'read')}))
   codes, said = end(processes)
   assert codes == [0, 0], said
@@ -264,9 +258,8 @@ def test_alone_is_alone():
 
 
 def test_who_waits_in_vain_says_so(tmp_path):
-  code = ('from xclip_jax.parallel import processes; processes.PATIENCE = 3; '
-          f'processes.join("off", "localhost:{free_port()}", 2, 0)')
-  done = subprocess.run([sys.executable, '-c', code], env=os.environ | tiny.environment(),
-                        capture_output=True, text=True, timeout=60)
+  done = subprocess.run(
+    [sys.executable, PROGRAMS / 'join_in_vain.py', str(free_port())], env=tiny.environment(),
+    capture_output=True, text=True, timeout=60)
   assert done.returncode == 1 and 'did not come within 3 s' in done.stderr
   assert jax.process_count() == 1

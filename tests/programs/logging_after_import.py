@@ -4,10 +4,10 @@ import json
 import logging
 import sys
 
-LOGGERS = ('absl', 'asyncio')
-
-import absl.logging  # noqa: F401  (its own filters are no matter of ours)
+import absl.logging  # noqa: F401  (loaded first: what these two install does not count)
 import orbax.checkpoint  # noqa: F401
+
+LOGGERS = ('absl', 'asyncio')
 
 
 def state():

@@ -1,6 +1,11 @@
+"""Checks meshes, shardings, batches, a forward pass and checkpoints on eight simulated devices."""
+
+import tempfile
+
 import jax
 import numpy as np
 import optax
+from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
 from configs import base
@@ -8,6 +13,7 @@ from xclip_jax.models.xclip import XCLIP, XCLIPConfig
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.parallel import tree_names
 from xclip_jax.storage import state as state_lib
+from xclip_jax.storage.checkpoints import Checkpoints
 
 assert jax.device_count() == 8
 
@@ -38,12 +44,17 @@ model = XCLIP(config)
 abstract = state_lib.abstract(model, optax.adamw(1e-3))
 rules = base.get_config().sharding
 mesh = mesh_lib.make_mesh(dict(data=2, fsdp=4))
-place = {name: s.spec for name, s in tree_names.flatten(mesh_lib.infer(abstract, rules, mesh)).items()}
+
+def specs(mesh):
+  shardings = tree_names.flatten(mesh_lib.infer(abstract, rules, mesh))
+  return {name: sharding.spec for name, sharding in shardings.items()}
+
+place = specs(mesh)
 assert place.keys() == tree_names.flatten(abstract).keys()
 assert place['params/vision/blocks_0/mlp/c_fc/kernel'] == P(None, 'fsdp')     # [32, 64]
 assert place['params/vision/blocks_0/mlp/c_proj/kernel'] == P('fsdp')         # [64, 32]
 tensor = mesh_lib.make_mesh(dict(data=1, fsdp=2, tensor=4))
-split = {name: s.spec for name, s in tree_names.flatten(mesh_lib.infer(abstract, rules, tensor)).items()}
+split = specs(tensor)
 assert split['params/vision/blocks_0/mlp/c_fc/kernel'] == P('fsdp', 'tensor')
 assert split['params/vision/blocks_0/mlp/c_fc/bias'] == P('tensor')
 assert split['params/vision/blocks_0/mlp/c_proj/kernel'] == P('tensor', 'fsdp')
@@ -78,8 +89,18 @@ video = rng.normal(size=(8, 2, 32, 32, 3)).astype(np.float32)
 ids = rng.integers(1, 64, (3, 8), dtype=np.int32)
 forward = lambda params, video, ids: model.apply({'params': params}, video, ids).logits
 want = jax.jit(forward)(params, video, ids)
-for axes in (dict(data=8), dict(data=2, fsdp=4)):
+
+
+def in_order(axes, order):
+  """Returns the mesh with its devices in another order, as TPU slices have it."""
   mesh = mesh_lib.make_mesh(axes)
+  grid = np.array([mesh.devices.flat[i] for i in order]).reshape(mesh.devices.shape)
+  return Mesh(grid, mesh_lib.AXES, axis_types=(AxisType.Auto,) * len(mesh_lib.AXES))
+
+
+BY_TURNS, IN_RINGS = [0, 4, 1, 5, 2, 6, 3, 7], [0, 2, 3, 1, 5, 7, 6, 4]
+permuted = [in_order(dict(data=8), BY_TURNS), in_order(dict(data=2, fsdp=4), IN_RINGS)]
+for mesh in (mesh_lib.make_mesh(dict(data=8)), mesh_lib.make_mesh(dict(data=2, fsdp=4)), *permuted):
   where = mesh_lib.infer(abstract, rules, mesh).params
   with jax.set_mesh(mesh):
     got = jax.jit(forward)(
@@ -88,4 +109,16 @@ for axes in (dict(data=8), dict(data=2, fsdp=4)):
     )
   assert len({str(s.index) for s in got.addressable_shards}) == 8, got.sharding
   np.testing.assert_allclose(got, want, atol=1e-5, rtol=1e-5)
+
+# A checkpoint that devices in one order have saved, read by devices in another.
+with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
+  one, other = (mesh_lib.infer(abstract, rules, mesh) for mesh in permuted)
+  saved = state_lib.init(model, optax.adamw(1e-3), 0, one)
+  checkpoints.save(1, saved, {'window': [1]})
+  checkpoints.wait()
+  step, restored, host = checkpoints.restore_latest(abstract, other)
+  assert (step, host) == (1, {'window': [1]})
+  jax.tree.map(np.testing.assert_array_equal, saved, restored)
+  kernel = restored.params['vision']['blocks_0']['mlp']['c_fc']['kernel']
+  assert kernel.sharding.spec == place['params/vision/blocks_0/mlp/c_fc/kernel']
 print('all is well')

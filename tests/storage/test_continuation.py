@@ -38,7 +38,8 @@ def finished(root, tmp_path_factory):
 
 
 def rows(folder):
-  return {row['step']: row for row in metrics_log.read_metrics(folder / 'metrics.jsonl') if 'lr' in row}
+  read = metrics_log.read_metrics(folder / 'metrics.jsonl')
+  return {row['step']: row for row in read if 'lr' in row}
 
 
 def last_params(folder, c):

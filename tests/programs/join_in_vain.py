@@ -1,0 +1,8 @@
+"""Waits, by the default patience made short, for a process that never comes: join_in_vain.py PORT."""
+
+import sys
+
+from xclip_jax.parallel import processes
+
+processes.PATIENCE = 3
+processes.join('off', f'localhost:{sys.argv[1]}', 2, 0)
