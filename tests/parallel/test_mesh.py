@@ -21,7 +21,8 @@ ROOT = pathlib.Path(__file__).parents[2]
 def test_eight_devices_compute_what_one_computes():
   flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
   done = subprocess.run(
-    [sys.executable, PROGRAMS / 'meshes_of_eight_devices.py'], cwd=ROOT, capture_output=True, text=True,
+    [sys.executable, PROGRAMS / 'meshes_of_eight_devices.py'], cwd=ROOT, capture_output=True,
+    text=True,
     env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
   )
   assert done.returncode == 0, done.stderr[-3000:]

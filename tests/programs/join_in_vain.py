@@ -1,4 +1,4 @@
-"""Waits, by the default patience made short, for a process that never comes: join_in_vain.py PORT."""
+"""Waits for a process that never comes, by a shorter default timeout: join_in_vain.py PORT."""
 
 import sys
 
