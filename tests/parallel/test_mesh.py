@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import tiny
 from xclip_jax.parallel import mesh as mesh_lib
 
 PROGRAMS = pathlib.Path(__file__).parents[1] / 'programs'
@@ -23,7 +24,8 @@ def test_eight_devices_compute_what_one_computes():
   done = subprocess.run(
     [sys.executable, PROGRAMS / 'meshes_of_eight_devices.py'], cwd=ROOT, capture_output=True,
     text=True,
-    env=os.environ | {'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
+    env=os.environ | tiny.SIMULATED | {
+      'XLA_FLAGS': flags, 'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': str(ROOT)},
   )
   assert done.returncode == 0, done.stderr[-3000:]
   assert 'all is well' in done.stdout

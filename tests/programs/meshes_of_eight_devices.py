@@ -112,13 +112,15 @@ for mesh in (mesh_lib.make_mesh(dict(data=8)), mesh_lib.make_mesh(dict(data=2, f
 
 # A checkpoint that devices in one order have saved, read by devices in another.
 with tempfile.TemporaryDirectory() as folder, Checkpoints(folder) as checkpoints:
-  one, other = (mesh_lib.infer(abstract, rules, mesh) for mesh in permuted)
-  saved = state_lib.init(model, optax.adamw(1e-3), 0, one)
+  mlp = {'mlp': params['vision']['blocks_0']['mlp']}
+  state = state_lib.TrainState(np.int32(1), mlp, ())
+  one, other = (mesh_lib.infer(state, (('step', 'replicate'), ('.*', 'fsdp')), mesh)
+                for mesh in permuted)
+  saved = jax.device_put(state, one)
   checkpoints.save(1, saved, {'window': [1]})
   checkpoints.wait()
-  step, restored, host = checkpoints.restore_latest(abstract, other)
+  step, restored, host = checkpoints.restore_latest(jax.eval_shape(lambda: state), other)
   assert (step, host) == (1, {'window': [1]})
   jax.tree.map(np.testing.assert_array_equal, saved, restored)
-  kernel = restored.params['vision']['blocks_0']['mlp']['c_fc']['kernel']
-  assert kernel.sharding.spec == place['params/vision/blocks_0/mlp/c_fc/kernel']
+  assert restored.params['mlp']['c_fc']['kernel'].sharding.spec == P(None, 'fsdp')
 print('all is well')
