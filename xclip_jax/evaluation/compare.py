@@ -113,10 +113,10 @@ def _predictions_file(name: str) -> Path:
 def _names(a: str, b: str) -> tuple[str, str]:
   """Returns the shortest names that tell two predictions files apart."""
   paths = [Path(os.path.abspath(x)) for x in (a, b)]
-  own = [x.stem if x.suffix == '.npz' else x.name for x in paths]
+  stems = [x.stem if x.suffix == '.npz' else x.name for x in paths]
   folders = [x.parent.name if name.startswith('predictions') else name
-             for x, name in zip(paths, own, strict=True)]
-  for first, second in (folders, own):
+             for x, name in zip(paths, stems, strict=True)]
+  for first, second in (folders, stems):
     if first != second:
       return first, second
   return a, b

@@ -1,7 +1,7 @@
-"""The arithmetic of evaluation protocols: scores and labels in, numbers out, nothing but NumPy.
+"""Arithmetic of evaluation protocols: from scores and labels to numbers, with NumPy alone.
 
-Ties are never a success: what scores exactly like the right answer counts as better than it, and so
-does whatever is NaN.
+Ties are never a success: an answer that scores exactly like the right one counts as better, and so
+does an answer whose score is NaN.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ AVERAGES = ('probabilities', 'logits')
 
 
 def average_views(logits: np.ndarray, average: str) -> np.ndarray:
-  """Turns logits [N, V, K] of V views into probabilities of videos, float64 [N, K].
+  """Averages logits of views into probabilities of videos, float64 [N, K].
 
   Args:
-    logits: of every view.
+    logits: float [N, V, K].
     average: 'probabilities' (the softmax of each view, then their mean, as the reference does) or
       'logits' (the mean of the logits, then its softmax).
 
   Raises:
-    ValueError: an average that is neither.
+    UserError: an average that is neither.
   """
   if average not in AVERAGES:
     raise UserError(f'average must be one of {", ".join(AVERAGES)}, got {average!r}')
@@ -44,17 +44,17 @@ def softmax(x: np.ndarray) -> np.ndarray:
 # --- one label a video ----------------------------------------------------------------------------
 def label_ranks(scores: np.ndarray, label: np.ndarray) -> np.ndarray:
   """Returns the rank [N], from 1, of the label [N] among the scores [N, K]."""
-  own = np.take_along_axis(scores, np.asarray(label)[:, None].astype(np.int64), axis=1)
-  return (~(scores < own)).sum(axis=1)
+  label_score = np.take_along_axis(scores, np.asarray(label)[:, None].astype(np.int64), axis=1)
+  return (~(scores < label_score)).sum(axis=1)
 
 
 def mean(values: np.ndarray) -> float:
-  """Returns the mean, nan of nothing."""
+  """Returns the mean; nan for an empty array."""
   return float(np.mean(values)) if len(values) else float('nan')
 
 
 def class_accuracy(hits: np.ndarray, label: np.ndarray, K: int) -> np.ndarray:
-  """Returns the share of hits [N] among the videos of each class, [K]; nan where there are none."""
+  """Returns the share of hits [N] among the videos of each class, [K]; nan without videos."""
   total = np.bincount(label, minlength=K)
   right = np.bincount(label, weights=hits, minlength=K)
   return right / np.where(total, total, np.nan)
@@ -75,15 +75,21 @@ def confusion(scores: np.ndarray, label: np.ndarray) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class Reliability:
-  """How often a model is right when it is so sure, by bins of its confidence."""
+  """Accuracy of a model by bins of its confidence.
 
-  count: np.ndarray          # int [bins], videos whose confidence lies in the bin
-  confidence: np.ndarray     # float [bins], their mean confidence; nan without any
-  accuracy: np.ndarray       # float [bins], the share of them that are right; nan without any
+  Fields:
+    count: int [bins], videos whose confidence lies in the bin.
+    confidence: float [bins], their mean confidence; nan without videos.
+    accuracy: float [bins], their share of right answers; nan without videos.
+  """
+
+  count: np.ndarray
+  confidence: np.ndarray
+  accuracy: np.ndarray
 
   @property
   def ece(self) -> float:
-    """Expected calibration error: the mean over videos of |accuracy - confidence| of their bin."""
+    """Returns the expected calibration error: mean |accuracy - confidence| of the videos' bins."""
     if not self.count.sum():
       return float('nan')
     gaps = np.nan_to_num(np.abs(self.accuracy - self.confidence))
@@ -99,13 +105,13 @@ def reliability(probabilities: np.ndarray, hits: np.ndarray, bins: int = 15) -> 
     bins: of equal width; bin m holds the confidences in (m / bins, (m + 1) / bins].
   """
   confidence = np.asarray(probabilities, np.float64).max(axis=1, initial=0)
-  place = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-  count = np.bincount(place, minlength=bins)
-  some = np.where(count, count, np.nan)
+  bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+  count = np.bincount(bin_of, minlength=bins)
+  total = np.where(count, count, np.nan)
   return Reliability(
     count,
-    np.bincount(place, weights=confidence, minlength=bins) / some,
-    np.bincount(place, weights=np.asarray(hits, np.float64), minlength=bins) / some,
+    np.bincount(bin_of, weights=confidence, minlength=bins) / total,
+    np.bincount(bin_of, weights=np.asarray(hits, np.float64), minlength=bins) / total,
   )
 
 
@@ -113,55 +119,54 @@ def reliability(probabilities: np.ndarray, hits: np.ndarray, bins: int = 15) -> 
 def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
   """Returns the average precision of each class, [K]; nan for classes without a positive.
 
-  The mean over the positives of the precision at their rank, without interpolation: the area that
-  Charades and ActivityNet report. Of equal scores, negatives come first.
+  Mean of the precision at the rank of each positive, without interpolation: the area that Charades
+  and ActivityNet report. Of equal scores, negatives come first.
 
   Args:
-    scores: [N, K]; -inf for a video that could not be scored. A positive among those adds 0, as it
-      is never found.
+    scores: [N, K]; -inf for a video that could not be scored, where a positive adds 0.
     labels: bool [N, K].
   """
-  found = np.full(scores.shape[1], np.nan)
+  precisions = np.full(scores.shape[1], np.nan)
   for k in range(scores.shape[1]):
     score, positive = scores[:, k], np.asarray(labels[:, k], bool)
     if positive.any():
       order = np.lexsort((positive, -score))       # by score; of equal ones, negatives first
       hit, scored = positive[order], np.isfinite(score[order])
       precision = np.cumsum(hit) / np.arange(1, len(hit) + 1)
-      found[k] = np.sum(precision[hit & scored]) / hit.sum()
-  return found
+      precisions[k] = np.sum(precision[hit & scored]) / hit.sum()
+  return precisions
 
 
 # --- videos and captions --------------------------------------------------------------------------
 def text_to_video_ranks(similarity: np.ndarray, owner: np.ndarray) -> np.ndarray:
-  """Returns for each of M captions the rank [M], from 1, of its video.
+  """Returns the rank, from 1, of the video of each of K captions, int [K].
 
   Args:
-    similarity: [N, M], videos by captions.
-    owner: int [M], the video that each caption belongs to.
+    similarity: [N, K], videos by captions.
+    owner: int [K], the video that each caption describes.
   """
-  own = similarity[owner, np.arange(len(owner))]
-  return (~(similarity < own)).sum(axis=0)
+  right = similarity[owner, np.arange(len(owner))]
+  return (~(similarity < right)).sum(axis=0)
 
 
 def video_to_text_ranks(similarity: np.ndarray, owner: np.ndarray) -> np.ndarray:
-  """Returns for each of N videos the rank [N], from 1, of the best of its captions.
+  """Returns the rank, from 1, of the best caption of each of N videos, int [N].
 
-  Captions of the same video do not compete with each other. Arguments as above; every video has at
-  least one caption.
+  Captions of one video do not compete with each other. Arguments as of `text_to_video_ranks`; every
+  video has at least one caption.
   """
-  belongs = np.asarray(owner)[None] == np.arange(len(similarity))[:, None]        # [N, M]
+  belongs = np.asarray(owner)[None] == np.arange(len(similarity))[:, None]        # [N, K]
   best = np.where(belongs, similarity, -np.inf).max(axis=1)
   return 1 + (~(similarity < best[:, None]) & ~belongs).sum(axis=1)
 
 
 def retrieval(ranks: np.ndarray, expected: int) -> dict[str, float]:
-  """Returns R@1, R@5, R@10 (shares), median and mean of ranks [n].
+  """Returns R@1, R@5, R@10 (shares), median and mean of ranks.
 
   Args:
-    ranks: from 1, of what was evaluated.
-    expected: queries there should have been, at least n; those that are missing are no success in
-      `r1_of_expected` and so on, and have no part in the rest.
+    ranks: int [n], from 1, of the evaluated queries.
+    expected: number of listed queries, at least n. Missing ones are no success in `r1_of_expected`
+      and its like, and are left out of the other numbers.
   """
   row = {}
   for k in (1, 5, 10):
@@ -184,19 +189,25 @@ def harmonic_mean(a: float, b: float) -> float:
 
 @dataclasses.dataclass(frozen=True)
 class Difference:
-  """The difference of two accuracies over the same videos, b - a, and how sure it is."""
+  """Difference of two accuracies over the same videos, b - a, and its significance.
+
+  Fields:
+    a, b: accuracies.
+    only_a, only_b: videos that only one of the models gets right.
+    low, high: 95 % interval of b - a.
+  """
 
   a: float
   b: float
-  only_a: int                # videos that only a gets right
+  only_a: int
   only_b: int
-  low: float                 # 95 % interval of b - a
+  low: float
   high: float
   p_value: float
 
   @property
   def difference(self) -> float:
-    """b - a."""
+    """Returns b - a."""
     return self.b - self.a
 
 
@@ -205,25 +216,25 @@ def paired_bootstrap(
 ) -> Difference:
   """Compares two models over the same N videos (Efron and Tibshirani, 1993, chapters 13 and 15).
 
-  Videos are drawn with replacement, both models' results for each together. The interval is from
-  the 2.5th to the 97.5th percentile of the differences of so many resamples; the p-value is twice
-  the smaller share of resamples whose difference is at most, or at least, 0, counting what was
-  observed as one more resample of either kind, and at most 1.
+  Videos are drawn with replacement, with the results of both models. The interval reaches from the
+  2.5th to the 97.5th percentile of the resampled differences. The p-value is twice the smaller
+  share of resamples whose difference is at most, or at least, 0; the observed difference counts as
+  one more resample of either kind, and the p-value is at most 1.
 
   Args:
     hits_a: bool [N], whether the first model was right.
     hits_b: bool [N], the second.
-    resamples: how many.
-    seed: of their random numbers.
+    resamples: number of resamples.
+    seed: of the random numbers.
 
   Raises:
     ValueError: arrays of different lengths, or empty ones.
   """
   hits_a, hits_b = np.asarray(hits_a, bool), np.asarray(hits_b, bool)
   if hits_a.shape != hits_b.shape or not len(hits_a):
-    raise UserError(f'hits must be two arrays [N], N > 0, got {hits_a.shape} and {hits_b.shape}')
+    raise ValueError(f'hits must be two arrays [N], N > 0, got {hits_a.shape} and {hits_b.shape}')
   n, only_a, only_b = len(hits_a), np.sum(hits_a & ~hits_b), np.sum(hits_b & ~hits_a)
-  # A difference is -1, 0 or 1, so a resample is a draw of how many there are of each.
+  # The difference of one video is -1, 0 or 1, so a resample is a draw of three counts.
   shares = np.array([only_a, only_b, n - only_a - only_b]) / n
   drawn = np.random.default_rng(seed).multinomial(n, shares, size=resamples)
   differences = (drawn[:, 1] - drawn[:, 0]) / n

@@ -69,7 +69,7 @@ def write(folder: Path, run: ProtocolRun) -> Result:
     scores.save(folder / file)
     rows[x.name] = scores.summary()
     content['lists'].append({
-      'name': x.name, **x.about, 'predictions': file, 'metrics': _to_json(rows[x.name]),
+      'name': x.name, **x.origin, 'predictions': file, 'metrics': _to_json(rows[x.name]),
       'missing': [{'row': row, 'path': scores.paths[row], 'reason': reason}
                   for row, reason in scores.failed.items()],
     })
@@ -101,8 +101,8 @@ def _facts(run: ProtocolRun, content: Mapping[str, Any]) -> dict[str, str]:
     'average of views': options['average'] if run.protocol != 'retrieval' else 'logits',
     'templates': ' / '.join(templates[:3]) + (
       f' and {len(templates) - 3} more' if len(templates) > 3 else ''),
-    **{f'list {x.name}': f'{os.path.basename(x.about["list"])}, sha256 '
-                         f'{x.about["list_sha256"][:12]}' for x in run.sets},
+    **{f'list {x.name}': f'{os.path.basename(x.origin["list"])}, sha256 '
+                         f'{x.origin["list_sha256"][:12]}' for x in run.sets},
     'program': f'xclip-jax {content["version"]}, commit {commit[:12]}',
   }
 

@@ -52,7 +52,7 @@ class Views:
 
   @property
   def count(self) -> int:
-    """V, views of each video."""
+    """Returns V, the number of views of each video."""
     return len(self.orders) * self.crops * self.clips
 
 
@@ -85,7 +85,7 @@ class PathSource:
 
 
 class Scorer:
-  """Compiled prediction of one architecture on one mesh.
+  """Scores videos with one architecture on one mesh; its programs are compiled once.
 
   Parameters are an argument of every call, so new ones are scored without compiling again.
   """

@@ -56,12 +56,12 @@ class Scores:
 
   @property
   def expected(self) -> int:
-    """R, the number of listed videos."""
+    """Returns R, the number of listed videos."""
     return len(self.paths)
 
   @functools.cached_property
   def averaged(self) -> np.ndarray:
-    """One score for each video and text, float64 [N, K].
+    """Averages the views to one score for each video and text, float64 [N, K].
 
     Captions: mean logit over views, since captions do not exclude each other. Multi-label with
     average='logits': likewise. Otherwise probabilities.
@@ -92,18 +92,18 @@ class Scores:
 
   @property
   def labels(self) -> np.ndarray:
-    """Labels of the evaluated videos, int32 [N] or bool [N, K]; not of captions."""
+    """Returns the labels of the evaluated videos, int32 [N] or bool [N, K]; not of captions."""
     return self.label[self.index]
 
   # --- one label a video --------------------------------------------------------------------------
   @functools.cached_property
   def ranks(self) -> np.ndarray:
-    """Rank of the label of each video, int [N], from 1; ties are no success."""
+    """Ranks the label of each video, int [N], from 1; ties are no success."""
     return metrics_lib.label_ranks(self.averaged, self.labels)
 
   @property
   def hits(self) -> np.ndarray:
-    """Whether the label of each video is ranked first, bool [N]."""
+    """Tells whether the label of each video is ranked first, bool [N]."""
     return self.ranks == 1
 
   def top(self, k: int) -> float:
@@ -133,8 +133,8 @@ class Scores:
     rows = np.flatnonzero(rival >= 0)
     if not len(rows):
       return float('nan')
-    own, other = self.averaged[rows, self.labels[rows]], self.averaged[rows, rival[rows]]
-    return float(np.mean(own > other) + 0.5 * np.mean(own == other))
+    label, other = self.averaged[rows, self.labels[rows]], self.averaged[rows, rival[rows]]
+    return float(np.mean(label > other) + 0.5 * np.mean(label == other))
 
   def _single_label(self) -> dict[str, float]:
     K, row = len(self.texts), {}
@@ -177,11 +177,11 @@ class Scores:
   # --- file ---------------------------------------------------------------------------------------
   def save(self, path: str | os.PathLike) -> None:
     """Writes an .npz; names as here, with `failed` and `reasons` of the missing rows."""
-    about = {'version': VERSION, 'kind': self.kind, 'average': self.average,
-             'fingerprint': self.fingerprint}
+    header = {'version': VERSION, 'kind': self.kind, 'average': self.average,
+              'fingerprint': self.fingerprint}
     rows = sorted(self.failed)
     files.write_npz(
-      files.as_path(path), about=np.array(json.dumps(about)), texts=np.array(self.texts, str),
+      files.as_path(path), about=np.array(json.dumps(header)), texts=np.array(self.texts, str),
       logits=self.logits, index=self.index, label=self.label, paths=np.array(self.paths, str),
       failed=np.array(rows, np.int32), reasons=np.array([self.failed[i] for i in rows], str),
     )
@@ -199,14 +199,14 @@ def load(path: str | os.PathLike) -> Scores:
         raise ValueError(
           'a training run of an earlier xclip-jax wrote it (format 0: probabilities without logits '
           'and without the fingerprint of the list); write it again with train.py --mode=eval')
-      about: dict[str, Any] = json.loads(str(file['about']))
-      if about['version'] != VERSION:
-        raise ValueError(f'its version is {about["version"]}, this program reads {VERSION}')
+      header: dict[str, Any] = json.loads(str(file['about']))
+      if header['version'] != VERSION:
+        raise ValueError(f'its version is {header["version"]}, this program reads {VERSION}')
       return Scores(
-        kind=about['kind'], texts=tuple(file['texts'].tolist()), logits=file['logits'],
+        kind=header['kind'], texts=tuple(file['texts'].tolist()), logits=file['logits'],
         index=file['index'], label=file['label'], paths=tuple(file['paths'].tolist()),
         failed=dict(zip(file['failed'].tolist(), file['reasons'].tolist(), strict=True)),
-        fingerprint=about['fingerprint'], average=about['average'],
+        fingerprint=header['fingerprint'], average=header['average'],
       )
   except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
     raise UserError(f'{path} is no predictions file of this program: {error}') from error

@@ -20,7 +20,7 @@ from xclip_jax.evaluation.scores import Scores
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class EvaluationSet:
-  """R videos and K texts.
+  """List of R videos and K texts.
 
   Fields:
     name: short, for tables.
@@ -30,7 +30,7 @@ class EvaluationSet:
     paths: R, relative to the root of the list if they lie in it.
     label: as Scores.label; None: the source knows the class ids, which are read with the videos.
     fingerprint: of paths, labels and texts.
-    about: origin of the list, for results.json.
+    origin: files and their SHA-256, for results.json.
   """
 
   name: str
@@ -40,11 +40,11 @@ class EvaluationSet:
   paths: tuple[str, ...]
   label: np.ndarray | None
   fingerprint: str
-  about: dict[str, Any] = dataclasses.field(default_factory=dict)
+  origin: dict[str, Any] = dataclasses.field(default_factory=dict)
 
   @property
   def unique_texts(self) -> tuple[str, ...]:
-    """The texts without repeats. Captions written twice are scored once, so that they tie."""
+    """Returns the texts without repeats. Equal captions are scored once, so that they tie."""
     return tuple(dict.fromkeys(self.texts))
 
   def score(
@@ -75,7 +75,7 @@ class EvaluationSet:
 
 @dataclasses.dataclass(frozen=True)
 class _ListFile:
-  """Annotation list and the folder that its paths start from."""
+  """Annotation file and the folder that its paths start from."""
 
   path: Any
   root: Any
@@ -92,10 +92,12 @@ class _ListFile:
     return cls(path, path.parent if root is None else root)
 
   def relative(self, paths: Sequence[str]) -> tuple[str, ...]:
+    """Returns paths relative to the root, if they lie in it."""
     start = os.path.join(os.path.abspath(self.root), '')
     return tuple(path.removeprefix(start) for path in paths)
 
-  def about(self, paths: Sequence[str], fingerprint: str) -> dict[str, Any]:
+  def origin(self, paths: Sequence[str], fingerprint: str) -> dict[str, Any]:
+    """Returns the file, its SHA-256 and the number of videos listed more than once."""
     repeats = sum(n - 1 for n in collections.Counter(paths).values())
     return {'list': str(self.path), 'list_sha256': _sha256(self.path), 'fingerprint': fingerprint,
             'videos_listed_again': repeats}
@@ -137,11 +139,11 @@ def labelled(
   else:
     label = np.array([example.label for example in examples], np.int32)
   paths = tuple(example.path for example in examples)
-  about = listed.about(paths, videos.fingerprint) | {
+  origin = listed.origin(paths, videos.fingerprint) | {
     'classes': str(class_file), 'classes_sha256': _sha256(class_file), 'texts': len(known)}
   return EvaluationSet(
     name, 'multi-label' if several_labels else 'single-label', known.names, PathSource(paths),
-    listed.relative(paths), label, videos.fingerprint, about)
+    listed.relative(paths), label, videos.fingerprint, origin)
 
 
 def captions(
@@ -157,10 +159,10 @@ def captions(
   pairs = [annotations.Example(x.path, rows[x.path]) for x in examples]
   classes = annotations.ClassList(texts, (None,) * len(texts))
   fingerprint = annotations.VideoList(pairs, classes, listed.root).fingerprint
-  about = listed.about(paths, fingerprint) | {'texts': len(texts)}
+  origin = listed.origin(paths, fingerprint) | {'texts': len(texts)}
   return EvaluationSet(
     listed.path.stem, 'captions', texts, PathSource(paths), listed.relative(paths), owner,
-    fingerprint, about)
+    fingerprint, origin)
 
 
 def short_names(paths: Sequence[str | os.PathLike]) -> list[str]:

@@ -107,8 +107,8 @@ def measure(
   for x in sets:
     if x.kind not in METRICS:
       raise UserError(f'{x.name}: a curve is over lists with labels, this one has {x.kind}')
-  own = (second.template,) if isinstance(second.template, str) else second.template
-  templates = options.templates or own
+  template = second.template
+  templates = options.templates or ((template,) if isinstance(template, str) else template)
   scorer = Scorer(XCLIP(second.config), second.preprocess, mesh_lib.make_mesh({'data': -1}),
                   options.batch_size, options.reading)
   measured: dict[str, list[Scores]] = {x.name: [] for x in sets}

@@ -18,7 +18,7 @@ _WIDTH, _GAP = 3.85, 0.3                # inches of a tile, and between tiles
 
 @dataclass(frozen=True)
 class Clip:
-  """One tile of a contact sheet.
+  """Describes one tile of a contact sheet.
 
   Fields:
     frames: uint8 [T, H, W, 3], as the model sees them.

@@ -16,7 +16,7 @@ from xclip_jax.text_format import percent
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-  """One evaluation metric over steps.
+  """Describes the curve of an evaluation metric.
 
   Fields:
     key: its name in metrics.jsonl; name: for people.

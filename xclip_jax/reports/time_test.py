@@ -63,6 +63,7 @@ def draw(orders: Orders, partner: Partner) -> Figure:
   figure = Figure(figsize=(8, 3.5))
   ax = figure.add_axes((0.08, 0.2, 0.78, 0.62))
   names = {BLUE: 'top-1 accuracy', AMBER: 'told from its reversal', PLUM: 'taken for its reversal'}
+  chances = {1 / K: BLUE} | ({0.5: AMBER} if pairs else {})
   for group, (name, scores) in enumerate(orders.items()):
     bars = {BLUE: scores.top(1)}
     if pairs:
@@ -70,11 +71,13 @@ def draw(orders: Orders, partner: Partner) -> Figure:
       if name == 'reversed':
         bars[PLUM] = _share_as_partner(scores, partner)
     for n, (color, value) in enumerate(bars.items()):
-      x = group + 0.25 * (n - (len(bars) - 1) / 2)
-      ax.bar(x, np.nan_to_num(value), 0.22, color=color, label=names.pop(color, None))
-      ax.annotate(percent(value, 0), (x, np.nan_to_num(value)), (0, 3), ha='center',
+      x, top = group + 0.25 * (n - (len(bars) - 1) / 2), float(np.nan_to_num(value))
+      ax.bar(x, top, 0.22, color=color, label=names.pop(color, None))
+      # A number that a line of chance would cross stands above the line.
+      above = max([top, *(chance for chance in chances if top < chance < top + 0.08)])
+      ax.annotate(percent(value, 0), (x, above), (0, 3), ha='center',
                   textcoords='offset points', **NUMBER)
-  for chance, color in ({1 / K: BLUE} | ({0.5: AMBER} if pairs else {})).items():
+  for chance, color in chances.items():
     ax.axhline(chance, color=color, **CHANCE)
     ax.annotate(f'chance {percent(chance)}', (1, chance), (6, 0), ax.get_yaxis_transform(),
                 textcoords='offset points', va='center', fontsize=7.5, color=color)
@@ -95,14 +98,14 @@ def _wins(scores: Scores, partner: Partner) -> np.ndarray:
   The rival is the partner class, or the best other class if no class has a partner.
   """
   rows, values = np.arange(len(scores.index)), scores.averaged.copy()
-  own = values[rows, scores.labels]
+  label = values[rows, scores.labels]
   if _has_pairs(partner):
     other = scores.partners(partner)
     rival = np.where(other >= 0, values[rows, other], np.nan)
   else:
     values[rows, scores.labels] = -np.inf
     rival = values.max(axis=1)
-  return np.sign(own - rival)
+  return np.sign(label - rival)
 
 
 def _is_clear(differences: np.ndarray) -> bool:

@@ -136,7 +136,7 @@ def curve(arguments: argparse.Namespace) -> int:
       first, second, sets, arguments.alphas, settings, lambda desc: functools.partial(
         output.show_progress, unit='batch', desc=desc, quiet=arguments.quiet))
     weight_curve_page.write(folder, result, (arguments.first, arguments.second),
-                            {'lists': [x.about for x in sets], 'templates': arguments.template})
+                            {'lists': [x.origin for x in sets], 'templates': arguments.template})
   output.print_table(result.table())
   is_complete = True
   for name in result.lists:
