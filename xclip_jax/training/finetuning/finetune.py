@@ -63,7 +63,8 @@ def run(
     return {}
   after = opening.open_weights(out / 'run')
   before = opening.open_start_weights(job.given, after.config, config.seed)
-  val = video_lists.labelled('val', lists['val'], clips.root, lists['classes'], clips.is_multi_label)
+  val = video_lists.labelled(
+    'val', lists['val'], clips.root, lists['classes'], clips.is_multi_label)
   options = weight_curve.CurveOptions(
     batch_size=config.eval.batch_size,
     reading=dataclasses.replace(weight_curve.READING, threads=config.data.threads))
