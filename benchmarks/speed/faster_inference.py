@@ -63,8 +63,7 @@ def main() -> None:
 def folder_of(run: str) -> Path:
   from xclip_jax.data.datasets import synthetic
   config = json.loads((Path(run) / 'config.json').read_text())
-  recipe = synthetic.Recipe(**config['data']['synthetic'])
-  return Path(synthetic.prepare(config['data']['root'] or None, recipe))
+  return synthetic.prepare_settings(config['data']['root'] or None, config['data']['synthetic'])
 
 
 def accuracy(run: str, name: str, options: list[str]) -> dict[str, Any]:

@@ -60,7 +60,7 @@ class Data:
   synthetic: Annotated[Mapping[str, int], Keys(
     ('seed', 'train', 'val', 'zero_shot', 'size', 'frames', 'processes'))] = (
       dataclasses.field(default_factory=dict))
-  """Arguments of data.datasets.synthetic.prepare."""
+  """Fields of data.datasets.synthetic.Recipe, and the number of drawing processes."""
   train: str = 'train.csv'        # training list
   val: str = 'val.csv'            # validation list
   classes: str = 'classes.csv'    # class list

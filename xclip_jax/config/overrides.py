@@ -12,7 +12,7 @@ from ml_collections import config_flags
 from xclip_jax.config import validation
 from xclip_jax.errors import ConfigError
 
-# Fields that are mappings with free names: fields of XCLIPConfig, arguments of `synthetic.prepare`.
+# Fields that are mappings with free names: fields of XCLIPConfig, of `synthetic.Recipe`.
 _OPEN = ('model.fields', 'data.synthetic')
 
 

@@ -115,7 +115,7 @@ def open_splits(data: Any, task: str = 'single-label') -> dict[str, Split]:
   if data.name == 'synthetic':
     from xclip_jax.data.datasets import synthetic  # imported here: only this kind needs it
 
-    root = synthetic.prepare(data.root or None, synthetic.Recipe(**data.synthetic))
+    root = synthetic.prepare_settings(data.root or None, data.synthetic)
   else:
     root = Path(data.root)
     if not data.root or not root.is_dir():

@@ -210,6 +210,17 @@ def test_sets_with_other_parameters_have_other_folders(tmp_path, monkeypatch):
   assert synthetic.prepare(tmp_path / 'here', recipe).parent == tmp_path / 'here'
 
 
+def test_a_config_may_say_how_many_processes_draw(tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(synthetic, '_draw', lambda *arguments: drawn.append(arguments[-1]))
+  monkeypatch.setattr(synthetic, '_texts', lambda recipe: {})
+  monkeypatch.setattr(synthetic.Recipe, 'clips', lambda recipe: [])
+  settings = {'train': 2, 'val': 1, 'zero_shot': 1, 'size': 32, 'frames': 2}
+  folders = {synthetic.prepare_settings(tmp_path / str(n), settings | {'processes': n}).name
+             for n in (1, 3)}
+  assert drawn == [1, 3] and len(folders) == 1               # and the set is the same
+
+
 def test_a_folder_with_another_set_is_refused(small_set):
   with pytest.raises(ValueError, match=r'holds another synthetic set \(seed=3 instead of 9\)'):
     synthetic.write(small_set, dataclasses.replace(SMALL, seed=9))

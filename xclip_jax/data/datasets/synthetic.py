@@ -17,7 +17,7 @@ import json
 import multiprocessing
 import os
 import pathlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import cast
 
 import av
@@ -92,6 +92,17 @@ def prepare(
   """
   root = root or os.environ.get('XCLIP_CACHE') or '~/.cache/xclip_jax'
   return write(pathlib.Path(root).expanduser() / recipe.folder, recipe, processes)
+
+
+def prepare_settings(root: str | os.PathLike | None, settings: Mapping[str, int]) -> pathlib.Path:
+  """Returns the folder of the set that `config.data.synthetic` describes; see `prepare`.
+
+  Args:
+    root: as in `prepare`.
+    settings: fields of a recipe, and `processes`.
+  """
+  numbers = {name: value for name, value in settings.items() if name != 'processes'}
+  return prepare(root, Recipe(**numbers), settings.get('processes'))
 
 
 def write(folder: str | os.PathLike, recipe: Recipe, processes: int | None = None) -> pathlib.Path:

@@ -96,7 +96,7 @@ def find_fault(shard: Shard, decoding: bool = False) -> str:
         return f'record {number} is not the video that was written'
   except OSError as error:
     return f'{error.strerror or error}'
-  except (ValueError, KeyError) as error:
+  except (UserError, KeyError) as error:       # a VideoError, or facts of another version
     return str(error).removeprefix(f'{shard.file}/')
   return ''
 

@@ -21,7 +21,7 @@ from absl import logging
 from av.error import FFmpegError
 from etils import epath
 
-from xclip_jax import data
+from xclip_jax import data, files
 from xclip_jax.data import bad_files
 from xclip_jax.data.video import encode
 from xclip_jax.errors import UserError
@@ -225,7 +225,7 @@ def _with_beam(
 
   # The rows are in a file: cloud runners limit the graph of the job to some megabytes.
   listing = folder / _listing(split)
-  listing.write_text(json.dumps([dataclasses.astuple(row) for row in rows]))
+  files.write_text(listing, json.dumps([dataclasses.astuple(row) for row in rows]))
 
   @beam.ptransform_fn
   def build(pipeline):
@@ -272,4 +272,4 @@ def _write_report(reasons: Sequence[str], listed: int, folder: epath.Path, split
     raise UserError(f'not one of the {listed} videos of {split} can be read; the first: '
                      f'{min(reasons)}')
   if reasons:
-    (folder / _report(split)).write_text('\n'.join(sorted(reasons)) + '\n')
+    files.write_text(folder / _report(split), '\n'.join(sorted(reasons)) + '\n')
