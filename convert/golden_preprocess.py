@@ -1,11 +1,14 @@
-"""Makes tests/goldens/hf_preprocess.npz: crops by Hugging Face's own processor, of made-up frames.
+"""The golden file tests/goldens/hf_preprocess.npz: crops by Hugging Face's processor.
 
   python -m convert.golden_preprocess          needs the extra `parity`, without torchvision
 """
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+
+from xclip_jax import files
 
 IMAGE_SIZE = 32
 SHAPES = ((40, 56), (57, 41), (32, 32), (20, 31))       # H, W; the last one is enlarged
@@ -13,14 +16,23 @@ FILE = Path(__file__).parents[1] / 'tests/goldens/hf_preprocess.npz'
 
 
 def make_frames(height: int, width: int, count: int = 2) -> np.ndarray:
-  """Draws uint8 [count, H, W, 3]: noise over slopes, so that a shift by a pixel shows too."""
+  """Draws uint8 frames [count, H, W, 3]: noise on a gradient, so that a shift by a pixel shows."""
   rng = np.random.default_rng([height, width])
   slope = np.add.outer(np.linspace(0, 90, height), np.linspace(0, 60, width))[..., None]
   return (slope + rng.integers(0, 106, (count, height, width, 3))).astype(np.uint8)
 
 
-def process(frames: np.ndarray, size: int, **changes: object) -> np.ndarray:
-  """Runs VideoMAEImageProcessor (PIL): uint8 [T, H, W, 3] -> [T, S, S, 3], float32 or uint8."""
+def process(frames: np.ndarray, size: int, **changes: Any) -> np.ndarray:
+  """Crops frames with VideoMAEImageProcessor (PIL).
+
+  Args:
+    frames: uint8 [T, H, W, 3].
+    size: side of the crops in pixels.
+    **changes: options of the processor.
+
+  Returns:
+    [T, size, size, 3], float32, or uint8 without rescaling and normalisation.
+  """
   from transformers.models.videomae import image_processing_pil_videomae
 
   processor = image_processing_pil_videomae.VideoMAEImageProcessorPil(
@@ -32,17 +44,17 @@ def process(frames: np.ndarray, size: int, **changes: object) -> np.ndarray:
 
 
 def main() -> None:
-  """Writes the file."""
+  """Writes the golden file."""
   import transformers
 
-  golden = {'transformers': np.array(transformers.__version__)}
+  golden: dict[str, Any] = {'transformers': np.array(transformers.__version__)}
   for height, width in SHAPES:
     frames = make_frames(height, width)
     crops = process(frames, IMAGE_SIZE, do_rescale=False, do_normalize=False)
     assert crops.dtype == np.uint8, crops.dtype
     golden[f'crops_{height}x{width}'] = crops
     golden[f'pixels_{height}x{width}'] = process(frames, IMAGE_SIZE).astype(np.float32)
-  np.savez_compressed(FILE, **golden)
+  files.write_npz(FILE, **golden)
   print(f'wrote {FILE}, {FILE.stat().st_size} bytes')
 
 

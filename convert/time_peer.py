@@ -1,7 +1,7 @@
-"""The PyTorch peer's side of benchmarks/speed/step.py: transformers.XCLIPModel, timed on request.
+"""The PyTorch side of benchmarks/speed/step.py: transformers.XCLIPModel, timed on request.
 
-A process of its own that builds one program, says so in a line of JSON, and then for every line
-`N` on standard input runs it N times and answers with the seconds of each.
+The program builds one training or inference step and prints a line of JSON. For every line `N` on
+standard input it then runs the step N times and prints the seconds of each run.
 """
 
 import argparse
@@ -20,6 +20,7 @@ HOWS = ('eager', 'compiled', 'onednn')
 
 
 def main() -> None:
+  """Builds the step, and times it for every line of standard input."""
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument('--variant', required=True)
   parser.add_argument('--frames', type=int, required=True)
@@ -30,7 +31,7 @@ def main() -> None:
   parser.add_argument('--step', choices=('infer', 'train'), required=True)
   parser.add_argument('--dtype', choices=('float32', 'bfloat16'), required=True)
   parser.add_argument('--how', choices=HOWS, required=True,
-                      help='onednn: linear layers of packed weights, put in by hand')
+                      help='onednn: linear layers with weights packed for oneDNN')
   a = parser.parse_args()
   torch.manual_seed(0)
   device = 'cuda' if torch.cuda.is_available() else 'cpu'
@@ -39,10 +40,10 @@ def main() -> None:
   side = config.image_size
   video = torch.randn(a.batch, a.frames, 3, side, side, device=device)
   text = torch.randn(a.classes, config.embed_dim, device=device)
-  begun = time.perf_counter()
+  start = time.perf_counter()
   step = (infer_step if a.step == 'infer' else train_step)(model, video, text, a)
   value = float(step())
-  first = time.perf_counter() - begun
+  first = time.perf_counter() - start
   print(json.dumps({
     'ready': True, 'first_seconds': round(first, 2), 'value': value, 'device': device,
     'attention': model.config._attn_implementation,
@@ -50,9 +51,9 @@ def main() -> None:
   for line in sys.stdin:
     seconds = []
     for _ in range(int(line)):
-      begun = time.perf_counter()
+      start = time.perf_counter()
       float(step())
-      seconds.append(time.perf_counter() - begun)
+      seconds.append(time.perf_counter() - start)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({
       'seconds': seconds, 'peak_mib': round(peak),
@@ -61,12 +62,12 @@ def main() -> None:
 
 
 def logits_of(model, video, text):
-  """XCLIPModel.forward with texts that are encoded already, as ours are."""
+  """Computes XCLIPModel's logits [B, K] from videos and text features, as our `classify` does."""
   batch, frames = video.shape[:2]
-  seen = model.vision_model(pixel_values=video.reshape(-1, *video.shape[2:]))
-  features = model.visual_projection(seen[1]).view(batch, frames, -1)
+  vision = model.vision_model(pixel_values=video.reshape(-1, *video.shape[2:]))
+  features = model.visual_projection(vision[1]).view(batch, frames, -1)
   features = model.mit(features)[1]
-  patches = model.prompts_visual_layernorm(seen[0][:, 1:]) @ model.prompts_visual_projection
+  patches = model.prompts_visual_layernorm(vision[0][:, 1:]) @ model.prompts_visual_projection
   patches = patches.view(batch, frames, -1, features.shape[-1]).mean(dim=1)
   text = text.unsqueeze(0).expand(batch, -1, -1)
   text = text + model.prompts_generator(text, patches)
@@ -76,6 +77,7 @@ def logits_of(model, video, text):
 
 
 def infer_step(model, video, text, a):
+  """Returns a function that runs one inference step."""
   model.eval()
   kind = getattr(torch, a.dtype)
   model, video, text = model.to(kind), video.to(kind), text.to(kind)
@@ -94,6 +96,7 @@ def infer_step(model, video, text, a):
 
 
 def train_step(model, video, text, a):
+  """Returns a function that runs one training step with a frozen text tower."""
   model.train()
   for part in (model.text_model, model.text_projection):
     part.requires_grad_(False)
@@ -120,7 +123,7 @@ def train_step(model, video, text, a):
 
 
 class PackedLinear(torch.nn.Module):
-  """A linear layer through oneDNN, which is twice as fast as MKL on some CPUs; weights packed."""
+  """A linear layer with packed weights for oneDNN, which is twice as fast as MKL on some CPUs."""
 
   def __init__(self, linear):
     super().__init__()
@@ -132,6 +135,7 @@ class PackedLinear(torch.nn.Module):
 
 
 def pack_linears(module):
+  """Replaces all linear layers inside a module by packed ones."""
   for name, child in module.named_children():
     if isinstance(child, torch.nn.Linear):
       setattr(module, name, PackedLinear(child))

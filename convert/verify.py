@@ -1,4 +1,4 @@
-"""A live comparison with transformers.XCLIPModel, its PyTorch peer: what differs, where first."""
+"""Comparison of a model with its PyTorch peer, transformers.XCLIPModel, layer by layer."""
 
 import dataclasses
 import functools
@@ -20,22 +20,22 @@ from xclip_jax.text import tokenizer
 from xclip_jax.weights import apply, hub, native
 from xclip_jax.weights.export import formats
 
-GRADIENT_TOLERANCE = 1e-3       # of the largest number in the same parameter's gradient
+GRADIENT_TOLERANCE = 1e-3       # share of the largest value in the gradient of a parameter
 _SMALL, _SMALL_FOR_GRADS = 10_000_000, 30_000_000       # parameters
 _TEXTS = (
   'dog', 'a person playing the guitar on a stage', 'riding a bike', 'a video of somebody who is '
   'cutting vegetables into very small pieces in a kitchen', 'swimming backstroke',
 )
-# Full optimization even where the surroundings ask for less, as tests do.
+# Full optimization even where the environment asks for less, as the tests do.
 _jit = functools.partial(jax.jit, compiler_options={'xla_backend_optimization_level': 3})
-# Zero in exact arithmetic, so both sides have only rounding there: softmax does not see a shift of
-# its row (key biases), and in block 0 the messages of all frames are equal.
+# Gradients that are zero in exact arithmetic, so that both models have rounding errors only:
+# softmax ignores a shift of its row (key biases), and in block 0 all messages are equal.
 _ZERO_GRADIENTS = r'.*/key/bias|vision/blocks_0/message_attn/(query|key)/.*'
 
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-  """One compared tensor: the largest difference, and the largest magnitude on the other side."""
+  """The largest difference between two tensors, and the largest magnitude of the peer's."""
 
   name: str
   difference: float
@@ -44,34 +44,34 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-  """What `compare` found."""
+  """Holds the result of `compare`."""
 
-  peer: str                        # library and version
+  peer: str                        # libraries and their versions
   parameters: int
   round_trip: Row                  # our parameters -> Hugging Face's files -> our parameters
   layers: tuple[Row, ...]          # in the order of computation, the logits last
-  gradients: tuple[Row, ...]       # worst first; empty if they were not asked for
+  gradients: tuple[Row, ...]       # worst first; empty if they were not compared
 
   def tolerance(self, asked: float | None = None) -> float:
-    """The largest difference of a logit that passes."""
+    """Returns the largest difference of a logit that passes."""
     return asked if asked is not None else 1e-5 if self.parameters < _SMALL else 1e-4
 
   def failures(self, tolerance: float | None = None) -> list[str]:
-    """Lists what differs by too much, a line each."""
-    found, tolerance = [], self.tolerance(tolerance)
+    """Returns a line for each tensor that differs by too much."""
+    lines, tolerance = [], self.tolerance(tolerance)
     if self.round_trip.difference != 0:
-      found.append(f'{self.round_trip.name} came back changed by {self.round_trip.difference:.1e}')
+      lines.append(f'{self.round_trip.name} came back changed by {self.round_trip.difference:.1e}')
     logits = self.layers[-1]
     if not logits.difference <= tolerance:        # a NaN fails too
-      found.append(f'logits by {logits.difference:.1e}, more than {tolerance:g}')
-    return found + [
+      lines.append(f'logits by {logits.difference:.1e}, more than {tolerance:g}')
+    return lines + [
       f'gradient of {row.name} by {row.difference:.1e}, its largest number is {row.magnitude:.1e}'
       for row in self.gradients if not row.difference <= GRADIENT_TOLERANCE * row.magnitude
     ]
 
 
 def require_peer() -> str:
-  """Returns the peer's name and version; ValueError says how to install it."""
+  """Returns the peer's libraries and versions; raises UserError if they are not installed."""
   try:
     import torch
     import transformers
@@ -87,17 +87,17 @@ def require_peer() -> str:
 
 
 def compare(weights: native.Weights, seed: int = 0, grads: bool | None = None) -> Comparison:
-  """Runs both models on the same random video and texts, in float32.
+  """Runs both models on the same random videos and texts, in float32, and compares all layers.
 
-  The peer reads what `formats.save` writes, from disk, as anybody would.
+  The peer reads the Hugging Face folder that `formats.save` writes.
 
   Args:
-    weights: of any origin.
-    seed: of the inputs.
-    grads: compare the gradient of every parameter too; default: of small models.
+    weights: weights of any origin.
+    seed: seed of the inputs.
+    grads: compare the gradient of every parameter too; by default for small models.
 
   Raises:
-    ValueError: the peer is not installed, or cannot be this architecture.
+    UserError: the peer is not installed, or cannot express this architecture.
   """
   peer = require_peer()
   config = dataclasses.replace(
@@ -129,11 +129,11 @@ def compare(weights: native.Weights, seed: int = 0, grads: bool | None = None) -
 def make_inputs(
   weights: native.Weights, seed: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Draws what both models see.
+  """Draws videos, texts and target distributions for both models.
 
   Returns:
-    float32 [B, T, H, W, 3], random pixels normalised as these weights want it; int32 [K, S], texts
-    that end at different places; float32 [B, K], a target distribution.
+    Videos float32 [B, T, H, W, 3], random pixels normalised as the weights' preprocessing says;
+    token ids int32 [K, S] of texts of different lengths; target distributions float32 [B, K].
   """
   c, rng = weights.config, np.random.default_rng(seed)
   pixels = rng.integers(0, 256, (2, c.num_frames, c.image_size, c.image_size, 3))
@@ -153,7 +153,7 @@ def make_inputs(
 def _run(
   config: XCLIPConfig, params: Any, video: np.ndarray, token_ids: np.ndarray
 ) -> dict[str, np.ndarray]:
-  """Our output of every layer, by name."""
+  """Returns our output of every layer by name."""
   out, captured = _jit(lambda p, v, t: XCLIP(config).apply(
     {'params': p}, v, t, capture_intermediates=True, mutable='intermediates'
   ))(params, video, token_ids)
@@ -174,7 +174,7 @@ def _run(
 def _run_peer(
   folder: Path, video: np.ndarray, token_ids: np.ndarray, target: np.ndarray | None
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """The peer's output of every layer under our names, and its gradients under its own."""
+  """Returns the peer's output of every layer under our names, and its gradients under its names."""
   import torch
   import transformers
 
@@ -225,9 +225,10 @@ def _record(layers: dict[str, np.ndarray], name: str, _: Any, inputs: Any, outpu
 def _gradients(
   config: XCLIPConfig, params: Any, video: np.ndarray, token_ids: np.ndarray, target: np.ndarray
 ) -> dict[str, np.ndarray]:
+  """Returns the gradient of a cross entropy with respect to every parameter, by name."""
   def loss(params: Any) -> jax.Array:
-    logits = XCLIP(config).apply({'params': params}, video, token_ids).logits
-    return optax.softmax_cross_entropy(logits, target).mean()
+    out: Any = XCLIP(config).apply({'params': params}, video, token_ids)
+    return optax.softmax_cross_entropy(out.logits, target).mean()
 
   return {k: np.asarray(x) for k, x in tree_names.flatten(_jit(jax.grad(loss))(params)).items()}
 
@@ -235,7 +236,7 @@ def _gradients(
 def _compare_gradients(
   ours: Mapping[str, np.ndarray], theirs: Mapping[str, np.ndarray]
 ) -> tuple[Row, ...]:
-  """Compares every parameter's gradient; where it is zero in truth, with the largest of all."""
+  """Compares all gradients; those that are zero in theory count relative to the largest of all."""
   largest = max(map(_largest, theirs.values()))
   rows = [
     Row(name, _difference(ours[name], x),
@@ -259,7 +260,7 @@ def _largest(x: np.ndarray) -> float:
 
 
 def show(result: Comparison) -> str:
-  """Writes a comparison as a table, and names the worst gradient."""
+  """Returns a comparison as a table, with the worst gradient below it."""
   width = max(len(row.name) for row in result.layers)
   lines = [f'{result.peer}; {result.parameters:,} parameters, float32', '',
            f'{"output of":<{width}}  largest difference  largest value']

@@ -41,7 +41,7 @@ class Description:
   variant: str | None           # the published size that the config has, whatever its frames
   heads: dict[str, dict[str, Any]]
   preprocess: dict[str, Any] | None
-  template: str
+  template: str | tuple[str, ...]
   licence: str
   known: dict[str, Any] | None  # the row of hub.KNOWN, if the source is a published name
   also_holds: dict[str, str]
