@@ -74,7 +74,7 @@ class Kind:
 
 
 def write(kind: Kind, folder: str | os.PathLike, n: int) -> tuple[str, list[int]]:
-  """Encode n frames; return the path and the numbers that the file shows, in order."""
+  """Encodes n frames; returns the path and the numbers of the shown frames, in order."""
   stored = kind.height, kind.width
   frames = paint(n, *(stored[::-1] if kind.rotation % 180 else stored))
   frames = np.ascontiguousarray(np.rot90(frames, -kind.rotation // 90, axes=(1, 2)))
@@ -107,13 +107,13 @@ def _packet(data: bytes, like: av.Packet) -> av.Packet:
 
 
 def _from_second_group(packets: list[av.Packet]) -> list[av.Packet]:
-  """Leave out all before the second key packet, as cutting without encoding does."""
+  """Drops all packets before the second key packet, as cutting without encoding does."""
   _, second, *_ = (i for i, packet in enumerate(packets) if packet.is_keyframe)
   return packets[second:]
 
 
 def _before_time_zero(packets: list[av.Packet]) -> list[av.Packet]:
-  """Let the second group and the file start with five pictures that are not shown."""
+  """Lets the second group and the file start with five pictures that are not shown."""
   packets = _from_second_group(packets)
   start = sorted(packet.pts for packet in packets)[5]
   for packet in packets:
@@ -122,7 +122,7 @@ def _before_time_zero(packets: list[av.Packet]) -> list[av.Packet]:
 
 
 def _show_when_decoded(packets: list[av.Packet]) -> list[av.Packet]:
-  """Give pictures that are reordered the times of decoding, as some phones do."""
+  """Gives reordered pictures the times of decoding, as some phones do."""
   first = packets[0].dts
   for packet in packets:
     packet.dts -= first
@@ -131,7 +131,7 @@ def _show_when_decoded(packets: list[av.Packet]) -> list[av.Packet]:
 
 
 def _pack(packets: list[av.Packet]) -> list[av.Packet]:
-  """Put the first of each run of B-pictures into the packet before it, as XviD does in AVI.
+  """Puts the first of each run of B-pictures into the packet before it, as XviD does in AVI.
 
   The others follow, and then a picture that is 'not coded', a few bytes long.
   """
@@ -156,7 +156,7 @@ def _one_a_tick(packets: list[av.Packet]) -> list[av.Packet]:
 
 
 def _repeat(packets: list[av.Packet]) -> list[av.Packet]:
-  """Add pictures that are 'not coded', as XviD writes where nothing changes; players skip them."""
+  """Adds pictures that are 'not coded', as XviD writes where nothing changes; players skip them."""
   longer = []
   for i, packet in enumerate(packets):
     longer += [packet, _packet(_not_coded(i), packet)] if i % 10 in (4, 5) else [packet]
@@ -164,7 +164,7 @@ def _repeat(packets: list[av.Packet]) -> list[av.Packet]:
 
 
 def _say_packed(data: bytes) -> bytes:
-  """Put the remark of an encoder that packs into the header, which comes with each key packet."""
+  """Puts the remark of an encoder that packs into the header, which comes with each key packet."""
   header, vop, picture = data.partition(_VOP)
   if header:
     header = header.partition(_USER_DATA)[0] + _USER_DATA + b'DivX503b1393p'
@@ -172,7 +172,7 @@ def _say_packed(data: bytes) -> bytes:
 
 
 def _not_coded(time: int) -> bytes:
-  """Bits: a P-picture, in this second, at this tick of 16; not coded; filling."""
+  """Returns the bits of a P-picture: in this second, at this tick of 16; not coded; filling."""
   return _VOP + bytes([0b01010000 | time % FPS, 0b10011111])
 
 

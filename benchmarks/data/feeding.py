@@ -100,7 +100,7 @@ def read_ours(path: str, indices: np.ndarray) -> np.ndarray:
 
 
 def peers() -> dict[str, Reader]:
-  """The other readers that can be imported; says which cannot."""
+  """Returns the other readers that are installed; prints the names of the others."""
   found = {'opencv': read_opencv}
   try:
     import decord
@@ -123,7 +123,7 @@ def peers() -> dict[str, Reader]:
 
 
 def read_opencv(path: str, indices: np.ndarray) -> np.ndarray:
-  """Grab all, retrieve the wanted: the fastest of OpenCV's ways to get the right frames."""
+  """Grabs all frames and retrieves some: OpenCV's fastest way to get the right frames."""
   capture, wanted, frames = cv2.VideoCapture(path), set(indices.tolist()), {}
   for number in range(max(wanted) + 1):
     if not capture.grab():
@@ -137,7 +137,7 @@ def read_opencv(path: str, indices: np.ndarray) -> np.ndarray:
 def prepare(
   folder: Path, path: str, name: str, encoding: encode.Encoding
 ) -> tuple[str, list[int], dict[str, object]]:
-  """Store a file as a record; returns its path, the numbers of its frames, and what it took."""
+  """Stores a file as a record; returns its path, its frame numbers, and the cost."""
   begin = time.process_time()
   stored = encode.encode(path, encoding)
   seconds = time.process_time() - begin
@@ -242,7 +242,7 @@ def device_bytes(batch_size: int = 32, rounds: int = 10) -> list[dict[str, objec
 
 
 def stages(path: str, rounds: int) -> dict[str, float]:
-  """Share of our time that goes into each stage."""
+  """Returns the share of this package's time that each stage takes."""
   transform, rng = augment.EvalTransform(224), np.random.default_rng(1)
   spent = dict.fromkeys(('demux', 'decode', 'convert', 'resize'), 0.0)
   to_rgb = decode._to_rgb

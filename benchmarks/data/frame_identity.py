@@ -74,7 +74,7 @@ def main() -> None:
 def ask(
   read: Reader, path: str, frames: int, number: Callable[[np.ndarray, int], int | None]
 ) -> dict[str, object]:
-  """Count the frames that are not those asked for: of the first, the last and others at random.
+  """Counts wrong frames among the first, the last and random frames of a video.
 
   Args:
     frames: that the video shows.
@@ -95,14 +95,14 @@ def ask(
 
 
 def place(shown: list[int], frame: np.ndarray, asked: int) -> int | None:
-  """Read the number that is painted into the frame; None if it is not of a frame shown."""
+  """Returns the number painted into a frame; None if no such frame is shown."""
   del asked
   number = barcode_videos.read(frame)
   return shown.index(number) if number in shown else None
 
 
 def thumbnails(path: str) -> np.ndarray:
-  """Every frame in small and grey, by a plain decode: float [N, 32, 32]."""
+  """Decodes every frame, small and grey: float [N, 32, 32]."""
   with av.open(path) as container:
     container.streams.video[0].thread_type = 'NONE'
     return np.stack([
@@ -117,7 +117,7 @@ def shrink(frame: np.ndarray) -> np.ndarray:
 
 
 def nearest(every: np.ndarray, frame: np.ndarray, asked: int) -> int:
-  """The most similar frame; the one asked for unless another is half a grey level closer."""
+  """Returns the most similar frame; the requested one unless another is half a grey level closer."""
   far = np.abs(every - shrink(frame)).mean((1, 2))
   return asked if far[asked] <= far.min() + 0.5 else int(far.argmin())
 
@@ -127,7 +127,7 @@ def read_ours(path: str, indices: np.ndarray) -> tuple[int, list[np.ndarray]]:
 
 
 def peers() -> dict[str, Reader]:
-  """The other readers that can be imported; says which cannot."""
+  """Returns the other readers that are installed; prints the names of the others."""
   found = {'opencv grab': grab, 'opencv set': set_position}
   try:
     import decord
@@ -154,7 +154,7 @@ def peers() -> dict[str, Reader]:
 
 
 def grab(path: str, indices: np.ndarray) -> tuple[int, list[np.ndarray]]:
-  """Count from the start."""
+  """Counts frames from the start."""
   capture, frames = opened(path), {}
   for number in range(indices.max() + 1):
     if not capture.grab():

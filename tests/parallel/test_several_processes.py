@@ -141,7 +141,8 @@ def test_each_process_reads_its_share(root, tmp_path):
       f'--process_id={i}', **changes)
     processes.append(subprocess.Popen(
       [command[0], PROGRAMS / 'count_reads.py', *command[1:]], text=True, cwd=tiny.REPO,
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=tiny.environment() | {env: str(tmp_path / 'read')}))
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+      env=tiny.environment() | {env: str(tmp_path / 'read')}))
   codes, said = end(processes)
   assert codes == [0, 0], said
   read = [file.read_text().split() for file in tmp_path.glob('read*')]

@@ -319,8 +319,7 @@ def test_the_command_line_refuses_paths_that_it_cannot_use(
 
 
 def test_local_files_need_neither_gcsfs_nor_tensorflow():
-  code = ('import sys, xclip_jax.storage.metrics_log, xclip_jax.data, xclip_jax.files as f;'
-          'f.as_path("runs/x"); print([x for x in ("gcsfs", "tensorflow") if x in sys.modules])')
-  done = subprocess.run([sys.executable, '-c', code], env=tiny.environment(), text=True,
+  program = tiny.REPO / 'tests/programs/modules_of_local_files.py'
+  done = subprocess.run([sys.executable, program], env=tiny.environment(), text=True,
                         capture_output=True, check=True)
   assert done.stdout.strip() == '[]'

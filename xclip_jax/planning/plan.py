@@ -102,7 +102,7 @@ class Plan:
 
   @property
   def fits(self) -> bool | None:
-    """Whether the program fits into a device; None if its capacity is not known."""
+    """True if the program fits into a device; None if the capacity is not known."""
     return None if self.capacity is None else self.bytes_needed <= self.capacity
 
   @property
