@@ -117,7 +117,7 @@ def shrink(frame: np.ndarray) -> np.ndarray:
 
 
 def nearest(every: np.ndarray, frame: np.ndarray, asked: int) -> int:
-  """Returns the most similar frame; the requested one unless another is half a grey level closer."""
+  """Returns the most similar frame; `asked` unless another is half a grey level closer."""
   far = np.abs(every - shrink(frame)).mean((1, 2))
   return asked if far[asked] <= far.min() + 0.5 else int(far.argmin())
 

@@ -3,6 +3,7 @@
 import logging
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable
 
@@ -10,6 +11,7 @@ from xclip_jax.parallel import process_exit
 
 _LOGGERS = ('absl', 'asyncio')
 _GRACE = 5.0       # seconds for the main thread to raise a failed write by itself
+_LINGER = 5.0      # seconds that TensorStore's threads may report after Orbax's have ended
 _lock = threading.Lock()
 _monitors: list['FailedWriteMonitor'] = []       # the monitor whose run saved last comes last
 _take_back: list[Callable[[], None]] = []        # undoes what the first monitor has installed
@@ -51,15 +53,16 @@ class FailedWriteMonitor:
           _take_back.pop()()
 
   def close_after_failure(self) -> None:
-    """Stops monitoring once Orbax's threads have ended, which after a failure may take minutes."""
+    """Stops monitoring once Orbax's threads have ended, which after a failure may take minutes.
+
+    TensorStore's threads, which Python cannot see, may report for some seconds more.
+    """
     threads = [x for x in threading.enumerate() if type(x).__module__.startswith('orbax.')]
-    if not threads:
-      self.close()
-      return
 
     def wait_and_close() -> None:
       for thread in threads:
         thread.join()
+      time.sleep(_LINGER)
       self.close()
 
     threading.Thread(target=wait_and_close, name='failed checkpoint write', daemon=True).start()
