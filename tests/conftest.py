@@ -4,6 +4,7 @@ import shutil
 import sys
 import tempfile
 
+import jaxtyping
 from absl import flags
 
 HERE = pathlib.Path(__file__).parent
@@ -15,6 +16,10 @@ sys.path.append(str(HERE.parent))                       # `from benchmarks.data 
 import quick  # noqa: E402  (a neighbour)
 
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {quick.FLAGS}'
+
+# Shapes of annotations are checked in the tests alone, in these modules.
+SHAPES_CHECKED = ('xclip_jax.models',)
+jaxtyping.install_import_hook(SHAPES_CHECKED, 'beartype.beartype')
 
 # What one test compiled, in whatever process, the others read from a folder of this session.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:      # xdist's workers have it from their parent

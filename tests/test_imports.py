@@ -39,7 +39,7 @@ LIBRARIES = {
   'weights.export': {'numpy', 'tqdm'},
   'storage': {'etils', 'flax', 'jax', 'numpy', 'optax', 'orbax', 'tensorboardX'},
   'text': {'etils', 'ftfy', 'jax', 'numpy', 'regex'},
-  'models': {'flax', 'jax', 'numpy'},
+  'models': {'flax', 'jax', 'jaxtyping', 'numpy'},
   'parallel': {'jax', 'numpy'},
   'data': {'PIL', 'absl', 'array_record', 'av', 'cv2', 'etils', 'grain', 'numpy', 'tqdm'},
   'data.datasets.tfds_source': {'numpy', 'tensorflow_datasets'},

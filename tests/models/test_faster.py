@@ -73,12 +73,12 @@ def test_the_most_similar_pairs_are_merged_to_their_mean():
       want[i] = merged_by_hand(want[i][0], keys[i], want[i][1], want[i][2], count)
       np.testing.assert_allclose(x[i], want[i][0], atol=1e-5)
       np.testing.assert_allclose(state.size[i], want[i][1])
-      np.testing.assert_array_equal(state.place[i], want[i][2])
+      np.testing.assert_array_equal(state.index[i], want[i][2])
     assert (state.size[:, 1:].sum(-1) == M).all()
   assert x.shape[1] == 1 + 2
   spread = token_merging.spread(x, state)
   assert spread.shape == (X, M, D)
-  np.testing.assert_array_equal(spread[1, 4], x[1, 1 + state.place[1, 4]])
+  np.testing.assert_array_equal(spread[1, 4], x[1, 1 + state.index[1, 4]])
 
 
 @pytest.mark.parametrize('attention', ['xla', 'chunked'])

@@ -99,7 +99,7 @@ class XCLIPConfig:
         raise UserError(f'XCLIPConfig.{name} must lie in [0, 1), got {getattr(self, name)}')
 
 
-_LARGE = dict(
+_LARGE: dict[str, Any] = dict(
   patch_size=14, embed_dim=768, vision_width=1024, vision_layers=24, vision_heads=16,
   vision_mlp=4096, text_width=768, text_heads=12, text_mlp=3072, mit_heads=12, mit_mlp=3072,
   prompt_heads=12,

@@ -1,19 +1,20 @@
-"""The multi-frame integration transformer: frame features to one video feature."""
+"""Multi-frame integration transformer: from frame features to one video feature."""
 
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from xclip_jax.models.layers import Block, small_init
+from xclip_jax.models.matmul import AnyArray
 
 
 class MultiframeTransformer(nn.Module):
-  """mean_t(blocks(x + pos) + x), Eq. 6; the outer residual (not in the paper) is without pos.
+  """Computes mean_t(blocks(x + pos) + x), Eq. 6; the outer residual is not in the paper.
 
-  Its position table is the only place where X-CLIP learns the order of frames: everything before
-  it treats them as a set.
+  The position table is the only place where X-CLIP learns the order of frames: every layer before
+  it treats the frames of a video as a set.
   """
 
   layers: int
@@ -21,11 +22,11 @@ class MultiframeTransformer(nn.Module):
   mlp_width: int
   activation: str = 'quick_gelu'
   dtype: Any = jnp.float32
-  positions: bool = True         # without them a video is a set of frames
+  positions: bool = True         # False: a video is a set of frames
 
   @nn.compact
-  def __call__(self, frames: jax.Array) -> jax.Array:
-    """Args: frames [B, T, E]. Returns float32 [B, E], not normalised."""
+  def __call__(self, frames: Float[AnyArray, 'B T E']) -> Float[AnyArray, 'B E']:
+    """Integrates the features of T frames into a float32 video feature, not normalised."""
     T, E = frames.shape[1:]
     x = frames
     if self.positions:

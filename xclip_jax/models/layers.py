@@ -1,7 +1,7 @@
-"""The layers that every tower is made of: affine maps, attention, MLP, residual blocks.
+"""Layers of every tower: affine maps, attention, MLP, residual blocks.
 
-Numbers: operands of matrix products are in `dtype`; products accumulate in float32; LayerNorm
-statistics, softmax and biases are in float32; parameters always are.
+Operands of matrix products are in `dtype`; products accumulate in float32; LayerNorm statistics,
+softmax and biases are in float32; parameters are always in float32.
 """
 
 import functools
@@ -12,9 +12,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Float
 
 from xclip_jax.models.attention import dot_product_attention
-from xclip_jax.models.matmul import activated_einsum, split_einsum
+from xclip_jax.models.matmul import AnyArray, activated_einsum, split_einsum
 from xclip_jax.parallel.mesh import shard_batch, splits_heads
 
 REMAT_POLICIES = {
@@ -22,9 +23,9 @@ REMAT_POLICIES = {
   'nothing': jax.checkpoint_policies.nothing_saveable,
 }
 
-# --- initial values: PyTorch's, since the reference is initialised by it -----------------------
+# --- initial values: PyTorch's, as in the reference ---------------------------------------------
 def uniform(bound: float) -> Callable:
-  """Uniform in [-bound, bound]; torch.nn.Linear's is fan_in ** -0.5, for kernel and bias."""
+  """Draws uniformly from [-bound, bound]; torch.nn.Linear's bound is fan_in ** -0.5."""
   return lambda key, shape, dtype=jnp.float32: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
@@ -40,13 +41,13 @@ class BlockInit(NamedTuple):
 
 
 def torch_init(width: int, mlp_width: int) -> BlockInit:
-  """MultiheadAttention's packed Xavier-uniform and Linear's defaults: vision blocks."""
+  """Returns vision blocks' initialisers: packed Xavier-uniform attention, PyTorch's Linear."""
   fc, proj = uniform(width**-0.5), uniform(mlp_width**-0.5)
   return BlockInit(uniform((6 / (4 * width)) ** 0.5), uniform(width**-0.5), fc, proj, fc, proj)
 
 
 def text_init(width: int, mlp_width: int, layers: int) -> BlockInit:
-  """CLIP's text tower: normal, the residual branches scaled down with depth."""
+  """Returns the text tower's initialisers: normal, residual branches scaled down with depth."""
   normal = nn.initializers.normal
   out = normal(width**-0.5 * (2 * layers) ** -0.5)
   return BlockInit(
@@ -56,33 +57,36 @@ def text_init(width: int, mlp_width: int, layers: int) -> BlockInit:
 
 
 def small_init(width: int) -> BlockInit:
-  """X-CLIP's new blocks: normal .02, except PyTorch's packed attention input (MIT)."""
+  """Returns the initialisers of X-CLIP's new blocks: normal 0.02, but Xavier-uniform q, k, v."""
   small = nn.initializers.truncated_normal(0.02, lower=-100.0, upper=100.0)
   return BlockInit(uniform((6 / (4 * width)) ** 0.5), small, small, small)
 
 
 # --- layers ------------------------------------------------------------------------------------
 class LayerNorm(nn.Module):
-  """Flax's, with PyTorch's epsilon: [..., D] -> float32 [..., D].
+  """Normalises the last axis in float32, with PyTorch's epsilon.
 
-  The variance is PyTorch's, of what is left without the mean: it takes a pass of its own. That of
-  bfloat16 is E[x^2] - E[x]^2, whose sums are taken where x is made. It cancels where mean >> std,
-  but there rounding x has lost more: mean / std * 2^-9, against (mean / std)^2 * 2^-24.
+  float32 input: variance of x - mean (two passes, as PyTorch). bfloat16 input: E[x^2] - E[x]^2, one
+  pass that fuses with the producer. Its cancellation error, (mean / std)^2 * 2^-24, is below
+  bfloat16's own rounding, mean / std * 2^-9.
   """
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[AnyArray, '*batch D']) -> Float[AnyArray, '*batch D']:
     norm = nn.LayerNorm(
       epsilon=1e-5, dtype=jnp.float32, use_fast_variance=x.dtype == jnp.bfloat16)
-    nn.share_scope(self, norm)                                # parameters are named as before
+    nn.share_scope(self, norm)                                # parameters keep this name
     return norm(x)
 
 
 class Dense(nn.Module):
-  """Affine map of the last axis, [..., D] -> float32 [..., features].
+  """Maps the last axis affinely, [..., D] -> float32 [..., features].
 
-  activation: one of ACTIVATIONS, applied to the input first, or None.
-  parts: if not None, the result is a tuple of that many arrays, features / parts of each.
+  Fields:
+    features: width of the output.
+    dtype: operands of the product.
+    activation: one of ACTIVATIONS, applied to the input first, or None.
+    parts: if not None, the result is a tuple of so many arrays of features / parts columns.
   """
 
   features: int
@@ -94,10 +98,10 @@ class Dense(nn.Module):
   parts: int | None = None
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, ...]:
+  def __call__(self, x: Float[AnyArray, '*batch D']) -> Any:
     D = x.shape[-1]
     kernel = self.param('kernel', self.kernel_init, (D, self.features), jnp.float32)
-    rows = 'XLMN'[:x.ndim - 1]              # not flattened: on TPU that would move every value
+    rows = 'XLMN'[:x.ndim - 1]              # flattening the batch would move every value on TPU
     spec, operand = f'{rows}D,DE->{rows}E', kernel.astype(self.dtype)
     if self.activation is not None:
       ys = [activated_einsum(self.activation, spec, x, operand)]
@@ -113,7 +117,7 @@ class Dense(nn.Module):
 
 
 class Mlp(nn.Module):
-  """Two affine maps with the activation between, [..., D] -> float32 [..., D]."""
+  """Applies an affine map, the activation and a second affine map; float32."""
 
   mlp_width: int
   inits: BlockInit
@@ -121,7 +125,7 @@ class Mlp(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[AnyArray, '*batch D']) -> Float[AnyArray, '*batch D']:
     dense = functools.partial(Dense, dtype=self.dtype)
     y = dense(
       self.mlp_width, kernel_init=self.inits.fc, bias_init=self.inits.fc_bias, name='c_fc'
@@ -133,7 +137,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-  """Pre-norm residual block: x + attn(ln_1(x)), then x + mlp(ln_2(x)). [X, L, D] -> same."""
+  """Adds attention, then an MLP, each after its LayerNorm; keeps the dtype of x."""
 
   heads: int
   mlp_width: int
@@ -144,7 +148,7 @@ class Block(nn.Module):
   implementation: str = 'xla'
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(self, x: Float[AnyArray, 'X L D']) -> Float[AnyArray, 'X L D']:
     attn = Attention(
       self.heads, self.dtype, causal=self.causal, qkv_init=self.inits.qkv, out_init=self.inits.out,
       implementation=self.implementation, name='attn',
@@ -156,10 +160,10 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-  """Multi-head attention with separate query, key and value maps.
+  """Attends with several heads and separate query, key and value maps.
 
-  With implementation 'chunked' heads are taken a few at a time, from their maps to what they read,
-  so that scores stay in the memory of a TPU core. A few are those that fill its 128 lanes.
+  With implementation 'chunked' the heads are computed in groups, each from its maps to its output,
+  so that the scores of a group stay in the memory of a TPU core. A group fills its 128 lanes.
   """
 
   heads: int
@@ -172,34 +176,35 @@ class Attention(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, memory: jax.Array | None = None, bias: jax.Array | None = None,
-    return_keys: bool = False,
-  ) -> jax.Array | tuple[jax.Array, jax.Array]:
+    self, x: Float[AnyArray, 'X L D'], memory: Float[AnyArray, 'X M _'] | None = None,
+    bias: Float[AnyArray, 'X M'] | None = None, return_keys: bool = False,
+  ) -> Any:
     """Lets x attend to memory.
 
     Args:
-      x: [X, L, D].
-      memory: [X, M, D]; default: x itself.
-      bias: float32 [X, M], added to the scores of each key.
-      return_keys: their mean over heads too, [X, M, D // heads].
+      x: the queries.
+      memory: the keys and values; default: x itself.
+      bias: float32, added to the scores of each key.
+      return_keys: also return the mean of the keys over heads, [X, M, D // heads].
 
     Returns:
-      float32 [X, L, D].
+      float32 [X, L, D]; with return_keys a pair.
     """
     memory = x if memory is None else memory
     D = x.shape[-1]
     F = D // self.heads
-    few = max(128 // F, 1)
-    chunked = self.implementation == 'chunked' and not splits_heads() and self.heads % few == 0
+    group = max(128 // F, 1)
+    chunked = self.implementation == 'chunked' and not splits_heads() and self.heads % group == 0
     project = functools.partial(
       Dense, D, self.dtype, use_bias=self.qkv_bias, kernel_init=self.qkv_init,
-      parts=self.heads // few if chunked else 1)
+      parts=self.heads // group if chunked else 1)
     split = lambda y: shard_batch(y.reshape(*y.shape[:-1], -1, F), 2)
     queries, keys, values = (
-      [split(y) for y in project(name=name)(of)]
-      for name, of in (('query', x), ('key', memory), ('value', memory)))
-    y = [dot_product_attention(*qkv, self.causal, self.dtype, self.implementation, bias)
-         for qkv in zip(queries, keys, values, strict=True)]
+      [split(y) for y in project(name=name)(source)]
+      for name, source in (('query', x), ('key', memory), ('value', memory)))
+    cast = lambda x: x.astype(self.dtype)
+    y = [dot_product_attention(cast(q), cast(k), cast(v), self.causal, self.implementation, bias)
+         for q, k, v in zip(queries, keys, values, strict=True)]
     y = shard_batch(jnp.concatenate(y, axis=2), 2).reshape(x.shape)
     y = checkpoint_name(Dense(D, self.dtype, kernel_init=self.out_init, name='out')(y), 'dense')
     return (y, jnp.concatenate(keys, axis=2).mean(axis=2)) if return_keys else y

@@ -5,16 +5,24 @@ pass is in the dtype of the products, and so are the products of that pass.
 """
 
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+if TYPE_CHECKING:
+  AnyArray = jax.Array
+else:
+  AnyArray = jax.Array | np.ndarray        # the tests, which check annotations, pass both
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def einsum(spec: str, a: jax.Array, b: jax.Array) -> jax.Array:
+custom_vjp: Any = jax.custom_vjp           # type checkers lose the results of decorated functions
+
+
+@functools.partial(custom_vjp, nondiff_argnums=(0,))
+def einsum(spec: str, a: AnyArray, b: AnyArray) -> AnyArray:
   """Multiplies two arrays of one dtype and accumulates in float32.
 
   Unlike `jnp.einsum` under autodiff, the backward products have operands of the forward dtype too:
@@ -35,7 +43,7 @@ def _einsum_fwd(spec, a, b):
   return einsum(spec, a, b), (_save_in_low_precision(a), b)
 
 
-def _save_in_low_precision(x: jax.Array) -> jax.Array:
+def _save_in_low_precision(x: AnyArray) -> AnyArray:
   """Marks what waits for the backward pass: on a GPU XLA then keeps that, and in its dtype.
 
   Left to itself it keeps a float32 product, twice as large, and rounds it again. On a TPU and on a
@@ -58,7 +66,7 @@ def _einsum_bwd(spec, operands, g):
   return da.astype(a.dtype), db.astype(b.dtype)
 
 
-def _kernel_gradient_on_cpu(lhs: str, rhs: str, out: str, a: jax.Array, g: jax.Array) -> jax.Array:
+def _kernel_gradient_on_cpu(lhs: str, rhs: str, out: str, a: AnyArray, g: AnyArray) -> AnyArray:
   # XLA:CPU has no fast kernel for a product whose left operand is transposed in place, so a barrier
   # makes a loop of its own of that. The loop that transposes the hidden layer of an MLP would
   # activate it again, and take longer than the product: there g, narrower, is transposed instead.
@@ -71,8 +79,8 @@ def _kernel_gradient_on_cpu(lhs: str, rhs: str, out: str, a: jax.Array, g: jax.A
 einsum.defvjp(_einsum_fwd, _einsum_bwd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def split_einsum(spec: str, parts: int, a: jax.Array, b: jax.Array) -> tuple[jax.Array, ...]:
+@functools.partial(custom_vjp, nondiff_argnums=(0, 1))
+def split_einsum(spec: str, parts: int, a: AnyArray, b: AnyArray) -> tuple[AnyArray, ...]:
   """`einsum` as many products, each of one part of b's last axis; backwards it is one product."""
   return tuple(einsum(spec, a, part) for part in jnp.split(b, parts, axis=-1))
 
@@ -82,7 +90,7 @@ split_einsum.defvjp(
   lambda spec, parts, operands, g: _einsum_bwd(spec, operands, jnp.concatenate(g, axis=-1)))
 
 
-def quick_gelu(x: jax.Array) -> jax.Array:
+def quick_gelu(x: AnyArray) -> AnyArray:
   """OpenAI CLIP's activation, x * sigmoid(1.702 x)."""
   return x * nn.sigmoid(1.702 * x)
 
@@ -90,8 +98,8 @@ def quick_gelu(x: jax.Array) -> jax.Array:
 ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': functools.partial(nn.gelu, approximate=False)}
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def activated_einsum(activation: str, spec: str, x: jax.Array, b: jax.Array) -> jax.Array:
+@functools.partial(custom_vjp, nondiff_argnums=(0, 1))
+def activated_einsum(activation: str, spec: str, x: AnyArray, b: AnyArray) -> AnyArray:
   """`einsum` of an activated float32 x, and b; only x waits for its gradient, in the dtype of b.
 
   Hidden layers of MLPs are the largest of all arrays that wait for the backward pass, so they are
@@ -118,8 +126,8 @@ def _activated_bwd(activation, spec, operands, g):
 activated_einsum.defvjp(_activated_fwd, _activated_bwd)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def softmax(x: jax.Array, dtype: Any) -> jax.Array:
+@functools.partial(custom_vjp, nondiff_argnums=(1,))
+def softmax(x: AnyArray, dtype: Any) -> AnyArray:
   """Softmax over the last axis of float32 x, rounded to dtype; only that waits for its gradient."""
   return jax.nn.softmax(x, axis=-1).astype(dtype)
 

@@ -1,25 +1,28 @@
-"""The video-specific prompt generator: text features that have looked at the video."""
+"""Video-specific prompt generator: text features conditioned on the patches of a video."""
 
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from xclip_jax.models.layers import Attention, Dense, LayerNorm, Mlp, small_init
+from xclip_jax.models.matmul import AnyArray
 from xclip_jax.parallel.mesh import shard_batch
 
 
 class PromptBlock(nn.Module):
-  """Texts attend to the patches of a video; no self-attention, no norm2."""
+  """Lets texts attend to the patches of a video; without self-attention and norm2."""
 
   heads: int
   activation: str = 'quick_gelu'
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, text: jax.Array, patches: jax.Array) -> jax.Array:
-    """Args: text [B, K, E], patches [B, M, E]. Returns float32 [B, K, E]."""
+  def __call__(
+    self, text: Float[AnyArray, 'B K E'], patches: Float[AnyArray, 'B M E']
+  ) -> Float[AnyArray, 'B K E']:
+    """Adds cross-attention to the patches and an MLP to the text features, in float32."""
     init = small_init(text.shape[-1])
     attn = Attention(
       self.heads, self.dtype, qkv_bias=False, qkv_init=init.fc, out_init=init.out,
@@ -32,7 +35,7 @@ class PromptBlock(nn.Module):
 
 
 class VideoPrompt(nn.Module):
-  """alpha * decoder(text, patches), to be added to the text features (Sec. 3.3, Eq. 9 and 10)."""
+  """Computes alpha * decoder(text, patches), the addend of text features (Eq. 9 and 10)."""
 
   layers: int
   heads: int
@@ -54,21 +57,23 @@ class VideoPrompt(nn.Module):
       'alpha', nn.initializers.constant(self.alpha), (self.embed_dim,), jnp.float32
     )
 
-  def encode_patches(self, patches: jax.Array) -> jax.Array:
-    """Maps raw patch tokens [B, T, M, D] to float32 [B, M, E], their mean over time.
+  def encode_patches(self, patches: Float[AnyArray, 'B T M D']) -> Float[AnyArray, 'B M E']:
+    """Maps raw patch tokens to their float32 mean over time.
 
     The mean is taken before the projection, which is linear: the same value for 1/T of the work.
     """
     return self.visual_proj(jnp.mean(self.visual_ln(patches), axis=1))
 
-  def encode_each(self, patches: jax.Array) -> jax.Array:
-    """Maps raw patch tokens [B, T, M, D] to float32 [B, T, M, E], of which the mean is taken."""
+  def encode_each(self, patches: Float[AnyArray, 'B T M D']) -> Float[AnyArray, 'B T M E']:
+    """Maps the raw patch tokens of every frame to float32; `encode_patches` is the mean over T."""
     return self.visual_proj(self.visual_ln(patches))
 
-  def __call__(self, text: jax.Array, patches: jax.Array) -> jax.Array:
-    """Args: text [K, E], patches [B, M, E]. Returns float32 [B, K, E].
+  def __call__(
+    self, text: Float[AnyArray, 'K E'], patches: Float[AnyArray, 'B M E']
+  ) -> Float[AnyArray, 'B K E']:
+    """Generates the float32 prompt of every text for every video.
 
-    What alpha scales is the whole residual stream, the text itself included.
+    alpha scales the whole residual stream, the text itself included.
     """
     visual = self.norm(patches)
     x = jnp.broadcast_to(text, (visual.shape[0], *text.shape))

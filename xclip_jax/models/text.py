@@ -1,19 +1,21 @@
-"""CLIP's text encoder."""
+"""CLIP's text tower: from token ids to text features."""
 
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Int
 
 from xclip_jax.models.layers import REMAT_POLICIES, Block, Dense, LayerNorm, text_init
+from xclip_jax.models.matmul import AnyArray
 
 
 class TextEncoder(nn.Module):
-  """Causal transformer whose feature is read at the end-of-text token.
+  """Encodes texts by a causal transformer, read at the end-of-text token.
 
-  End of text is the largest id of CLIP's vocabulary, and its first occurrence counts. Causality
-  makes a padding mask unnecessary: what follows that token, and how much of it, changes nothing.
+  The end-of-text token has the largest id of CLIP's vocabulary; its first occurrence counts. A
+  padding mask is unnecessary: attention is causal, so tokens after the first end of text change
+  nothing.
   """
 
   vocab_size: int
@@ -29,8 +31,8 @@ class TextEncoder(nn.Module):
   remat: str | None = None
 
   @nn.compact
-  def __call__(self, token_ids: jax.Array) -> jax.Array:
-    """Args: token_ids int [K, S], S <= context_length. Returns float32 [K, E], not normalised."""
+  def __call__(self, token_ids: Int[AnyArray, 'K S']) -> Float[AnyArray, 'K E']:
+    """Encodes K texts of S <= context_length tokens to float32 features, not normalised."""
     K, S = token_ids.shape
     D = self.width
     normal = nn.initializers.normal

@@ -1,10 +1,12 @@
-"""The cross-frame communication transformer: CLIP's image tower whose frames talk to each other."""
+"""Cross-frame communication transformer: CLIP's image tower with messages between frames."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, Num
 
 from xclip_jax.models.inference_options import token_merging
 from xclip_jax.models.layers import (
@@ -16,15 +18,17 @@ from xclip_jax.models.layers import (
   torch_init,
   uniform,
 )
-from xclip_jax.models.matmul import einsum
+from xclip_jax.models.matmul import AnyArray, einsum
 from xclip_jax.parallel.mesh import shard_batch
 
 
 @jax.custom_vjp
-def embed_patches(frames: jax.Array, kernel: jax.Array) -> jax.Array:
-  """Convolves with the patch as stride: [X, H, W, 3], [P, P, 3, D] -> float32 [X, M, D].
+def embed_patches(
+  frames: Float[AnyArray, 'X H W 3'], kernel: Float[AnyArray, 'P P 3 D']
+) -> Float[AnyArray, 'X M D']:
+  """Convolves frames with the patch size as stride; float32.
 
-  As one product, but on a TPU, where that would first move every pixel.
+  The convolution is one matrix product, except on TPU, where that would first move every pixel.
   """
   return jax.lax.platform_dependent(
     frames, kernel, tpu=_embed_by_convolution, default=_embed_by_product)
@@ -52,17 +56,14 @@ embed_patches.defvjp(          # JAX has no gradient of a convolution that accum
 
 
 class PatchEmbed(nn.Module):
-  """Maps every patch to a token, [X, H, W, 3] -> float32 [X, M, D], in row-major order.
-
-  The kernel is [P, P, 3, D].
-  """
+  """Maps every patch to a token, in row-major order; the kernel is [P, P, 3, D]."""
 
   patch_size: int
   width: int
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, frames: jax.Array) -> jax.Array:
+  def __call__(self, frames: Float[AnyArray, 'X H W 3']) -> Float[AnyArray, 'X M D']:
     P, C = self.patch_size, frames.shape[-1]
     kernel = self.param(
       'kernel', uniform((C * P * P) ** -0.5), (P, P, C, self.width), jnp.float32)
@@ -74,14 +75,16 @@ class DropPath(nn.Module):
 
   The reference drops along axis 0 of tensors laid out [L, B*T, D] or [T, B, D]: a token position or
   a frame index, for all videos at once (VideoX issue 85). Its rate is 0 everywhere, so no published
-  number depends on it; here one coin is thrown for each video, as the method means.
+  number depends on it; here one coin is thrown for each video, as the method intends.
   """
 
   rate: float
 
   @nn.compact
-  def __call__(self, x: jax.Array, num_videos: int, deterministic: bool) -> jax.Array:
-    """Args: x [B, ...] or [B*T, ...], of num_videos = B videos."""
+  def __call__(
+    self, x: Float[AnyArray, 'X ...'], num_videos: int, deterministic: bool
+  ) -> Float[AnyArray, 'X ...']:
+    """Drops x, [B, ...] or [B*T, ...], for some of the B = num_videos videos."""
     if deterministic or self.rate == 0:
       return x
     keep = jax.random.bernoulli(self.make_rng('drop_path'), 1 - self.rate, (num_videos,))
@@ -92,34 +95,36 @@ class DropPath(nn.Module):
 class PatchDropout(nn.Module):
   """Keeps a random subset of the patch tokens of each video, and every class token.
 
-  Liu et al., "PatchDropout", WACV 2023; Li et al., "FLIP", CVPR 2023. Their number is always the
-  same, so shapes stay static. All frames of a video keep the same places: what the prompts read is
-  a mean over time at each place.
+  Liu et al., "PatchDropout", WACV 2023; Li et al., "FLIP", CVPR 2023. The number of kept patches is
+  constant, so shapes stay static. All frames of a video keep the same patches, because the prompts
+  read the mean over time of each patch.
   """
 
   rate: float
 
   @nn.compact
-  def __call__(self, x: jax.Array, num_videos: int, deterministic: bool) -> jax.Array:
-    """Args: x [B*T, 1+M, D], of num_videos = B videos. Returns [B*T, 1+m, D]."""
+  def __call__(
+    self, x: Float[AnyArray, 'X L D'], num_videos: int, deterministic: bool
+  ) -> Float[AnyArray, 'X kept D']:
+    """Keeps the class token and some patches of x, [B*T, 1+M, D], of B = num_videos videos."""
     if deterministic or self.rate == 0:
       return x
     M = x.shape[1] - 1
     kept = max(round(M * (1 - self.rate)), 1)
     draws = jax.random.uniform(self.make_rng('patch_dropout'), (num_videos, M))
-    place = jnp.sort(jnp.argsort(draws, axis=1)[:, :kept], axis=1) + 1              # [B, m]
-    place = jnp.concatenate([jnp.zeros((num_videos, 1), place.dtype), place], axis=1)
-    place = jnp.repeat(place, x.shape[0] // num_videos, axis=0)                     # [B*T, 1+m]
-    return jnp.take_along_axis(x, place[..., None], axis=1)
+    index = jnp.sort(jnp.argsort(draws, axis=1)[:, :kept], axis=1) + 1              # [B, m]
+    index = jnp.concatenate([jnp.zeros((num_videos, 1), index.dtype), index], axis=1)
+    index = jnp.repeat(index, x.shape[0] // num_videos, axis=0)                     # [B*T, 1+m]
+    return jnp.take_along_axis(x, index[..., None], axis=1)
 
 
 class CrossFrameBlock(nn.Module):
-  """Cross-frame attention over messages, then attention and MLP inside each frame (Eq. 2 to 5).
+  """Applies cross-frame attention to messages, then attention and MLP in each frame (Eq. 2 to 5).
 
   Every frame writes a message, the messages of a video attend to each other (cross-frame fusion),
   and the frame's tokens read their own message as one more key (intra-frame diffusion). The
-  reference appends the message to the tokens and cuts it off after; as its own query is never
-  used, a key and a value are all it needs to be. Without messages it is a block of CLIP.
+  reference appends the message to the tokens and cuts it off afterwards; the query of the message
+  is never used, so here it is a key and a value only. Without messages the block is CLIP's.
   """
 
   num_frames: int
@@ -134,11 +139,18 @@ class CrossFrameBlock(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, deterministic: bool = True, merged: token_merging.Merged | None = None
-  ) -> jax.Array | tuple[jax.Array, token_merging.Merged]:
-    """Args: x [B*T, L, D], the class token first; what is merged, if tokens are to be.
+    self, x: Float[AnyArray, 'X L D'], deterministic: bool = True,
+    merged: token_merging.Merged | None = None,
+  ) -> Any:
+    """Transforms the tokens of every frame.
 
-    Returns: the same shape and dtype; with `merged`, fewer tokens, and what is then merged.
+    Args:
+      x: [B*T, L, D], the class token first.
+      deterministic: no stochastic depth.
+      merged: the tokens merged so far, if this block is to merge more.
+
+    Returns:
+      x in its shape and dtype; with `merged`, fewer tokens and the tokens merged so far.
     """
     T, D = self.num_frames, x.shape[-1]
     B = x.shape[0] // T
@@ -174,7 +186,7 @@ class CrossFrameBlock(nn.Module):
 
 
 class VisionEncoder(nn.Module):
-  """Frames to class features and patch tokens."""
+  """Encodes the frames of videos to class features and patch tokens."""
 
   num_frames: int
   patch_size: int
@@ -194,17 +206,19 @@ class VisionEncoder(nn.Module):
   merge: int = 0
 
   @nn.compact
-  def __call__(self, video: jax.Array, deterministic: bool = True) -> tuple[jax.Array, jax.Array]:
-    """Encodes every frame, in the light of the others.
+  def __call__(
+    self, video: Float[AnyArray, 'B T H W 3'], deterministic: bool = True
+  ) -> tuple[Float[AnyArray, 'B T E'], Float[AnyArray, 'B T M D']]:
+    """Encodes every frame; messages tell it of the other frames of its video.
 
     Args:
-      video: [B, T, H, W, 3].
-      deterministic: no stochastic depth, and no patch is dropped; tokens are merged, if at all.
+      video: normalised pixels.
+      deterministic: no stochastic depth and no dropped patches; only then are tokens merged.
 
     Returns:
       frames float32 [B, T, E]: class token after ln_post and projection.
-      patches [B, T, M, D]: raw output of the last block, before any normalisation; of those that
-        were not dropped. Of merged ones, what each went into.
+      patches [B, T, M, D]: output of the last block, not normalised, of the patches that were not
+        dropped; each merged patch has the token that it was merged into.
     """
     B, T = video.shape[:2]
     D = self.width
@@ -239,6 +253,9 @@ class VisionEncoder(nn.Module):
     return frames.reshape(B, T, -1), patches.reshape(B, T, -1, D)
 
 
-def normalize(video: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-  """Maps uint8 [..., 3] to float32, (pixels - mean) / std with mean and std in 0..255."""
+def normalize(
+  video: Num[AnyArray, '*batch 3'], mean: Sequence[float],
+  std: Sequence[float],
+) -> Float[AnyArray, '*batch 3']:
+  """Normalises pixels to float32 (pixels - mean) / std, with mean and std in 0..255."""
   return (video.astype(jnp.float32) - jnp.asarray(mean)) / jnp.asarray(std)

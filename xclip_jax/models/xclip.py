@@ -1,17 +1,18 @@
-"""X-CLIP (Ni et al., ECCV 2022): what the model is, its sizes and its entry points."""
+"""X-CLIP (Ni et al., ECCV 2022): the model, its features and outputs, and how to apply it."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, cast, runtime_checkable
 
 import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float, Int, Num
 
 from xclip_jax.errors import UserError
 from xclip_jax.models.config import DTYPES, XCLIPConfig, make_config
 from xclip_jax.models.integration import MultiframeTransformer
-from xclip_jax.models.matmul import einsum
+from xclip_jax.models.matmul import AnyArray, einsum
 from xclip_jax.models.prompt import VideoPrompt
 from xclip_jax.models.text import TextEncoder
 from xclip_jax.models.vision import VisionEncoder, normalize
@@ -20,28 +21,28 @@ from xclip_jax.parallel.mesh import shard_batch
 
 @flax.struct.dataclass
 class VideoFeatures:
-  """What the text side needs to know of B videos. All float32, nothing normalised."""
+  """Features of B videos, as `classify` takes them; float32, not normalised."""
 
-  video_features: jax.Array      # [B, E]
-  frame_features: jax.Array      # [B, T, E], before the integration transformer
-  patch_features: jax.Array | None  # [B, M, E], mean over time; what prompts look at, if any do
+  video_features: jax.Array         # [B, E]
+  frame_features: jax.Array         # [B, T, E], before the integration transformer
+  patch_features: jax.Array | None  # [B, M, E], mean over time; None without prompts
 
 
 @flax.struct.dataclass
 class XCLIPOutput:
-  """What a forward pass has to say. All float32; no feature is normalised."""
+  """Logits and features of a forward pass; float32, no feature is normalised."""
 
   logits: jax.Array                     # [B, K], exp(logit_scale) * cosine (+ logit_bias)
   video_features: jax.Array             # [B, E]
   frame_features: jax.Array             # [B, T, E]
-  text_features: jax.Array              # [K, E], without having seen the video
-  conditioned_text_features: jax.Array  # [B, K, E], with the video-specific prompt added, if any
+  text_features: jax.Array              # [K, E], before the prompt is added
+  conditioned_text_features: jax.Array  # [B, K, E], with the video-specific prompt
 
 
 class XCLIP(nn.Module):
-  """X-CLIP. `XCLIP(config).apply({'params': params}, video, token_ids)` gives an XCLIPOutput.
+  """Compares videos with texts: `XCLIP(config).apply({'params': params}, video, token_ids)`.
 
-  Texts are encoded once and passed in as values where they do not change:
+  The result is an XCLIPOutput. Texts that do not change are encoded once and passed as features:
     text = model.apply(variables, token_ids, method='encode_text')
     out = model.apply(variables, video, text, method='classify')
   """
@@ -75,7 +76,7 @@ class XCLIP(nn.Module):
       self.logit_bias = self.param('logit_bias', nn.initializers.zeros, (), jnp.float32)
 
   def __call__(
-    self, video: jax.Array, token_ids: jax.Array, deterministic: bool = True
+    self, video: AnyArray, token_ids: AnyArray, deterministic: bool = True
   ) -> XCLIPOutput:
     """Compares every video with every text.
 
@@ -86,45 +87,53 @@ class XCLIP(nn.Module):
         to leave out from 'patch_dropout'.
 
     Raises:
-      ValueError: a shape or dtype that this configuration does not take.
+      UserError: the configuration does not take this shape or dtype.
     """
     check_video(video, self.config)
     return self.classify(video, self.encode_text(token_ids), deterministic)
 
-  def encode_video(self, video: jax.Array, deterministic: bool = True) -> VideoFeatures:
+  def encode_video(self, video: AnyArray, deterministic: bool = True) -> VideoFeatures:
     """Encodes float video [B, T, H, W, 3]."""
     check_video(video, self.config)
     frames, patches = self.vision(shard_batch(video), deterministic)
     patches = self.prompt.encode_patches(patches) if self.config.prompt else None
     return self.integrate(frames, patches)
 
-  def encode_frames(self, video: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The part of `encode_video` before time is looked at: float32 [B, T, E] and [B, T, M, E].
+  def encode_frames(self, video: AnyArray) -> tuple[
+    Float[AnyArray, 'B T E'], Float[AnyArray, 'B T M _']
+  ]:
+    """Encodes frames for windows that share them: float32 [B, T, E] and patches [B, T, M, E].
 
-    For windows that share frames; see `integrate`. Without prompts the second is empty.
+    `integrate` turns them into the features of `encode_video`. Without prompts the patches are
+    empty.
     """
     check_video(video, self.config)
     frames, patches = self.vision(shard_batch(video))
     patches = self.prompt.encode_each(patches) if self.config.prompt else patches[..., :0]
     return frames, patches
 
-  def integrate(self, frames: jax.Array, patches: jax.Array | None) -> VideoFeatures:
-    """What follows from encoded frames, float32 [B, T, E], and their patches, float32 [B, M, E].
+  def integrate(
+    self, frames: Float[AnyArray, 'B T E'], patches: Float[AnyArray, 'B M _'] | None
+  ) -> VideoFeatures:
+    """Integrates encoded frames into video features.
 
-    Args: as of `encode_frames`, the patches averaged over the T frames.
+    Args:
+      frames: frame features of `encode_frames`.
+      patches: patch features of `encode_frames`, averaged over the T frames.
     """
+    assert patches is not None or not self.config.prompt
     return VideoFeatures(
       video_features=shard_batch(self.mit(frames) if self.config.mit else frames.mean(axis=1)),
       frame_features=frames,
-      patch_features=shard_batch(patches) if self.config.prompt else None)
+      patch_features=None if patches is None or not self.config.prompt else shard_batch(patches))
 
-  def encode_text(self, token_ids: jax.Array) -> jax.Array:
-    """Encodes int token_ids [K, S] to float32 [K, E], not normalised, no video seen."""
+  def encode_text(self, token_ids: AnyArray) -> Float[AnyArray, 'K E']:
+    """Encodes int token_ids [K, S] to float32 features: not normalised, without prompt."""
     check_token_ids(token_ids, self.config)
     return self.text(token_ids)
 
   def classify(
-    self, video: jax.Array | VideoFeatures, text_features: jax.Array, deterministic: bool = True
+    self, video: AnyArray | VideoFeatures, text_features: AnyArray, deterministic: bool = True
   ) -> XCLIPOutput:
     """Compares videos (or features of `encode_video`) with features of `encode_text`, [K, E]."""
     if text_features.ndim != 2 or text_features.shape[1] != self.config.embed_dim:
@@ -138,6 +147,7 @@ class XCLIP(nn.Module):
     B = len(video.video_features)
     conditioned = jnp.broadcast_to(text_features, (B, *text_features.shape))
     if self.config.prompt:
+      assert video.patch_features is not None
       conditioned += self.prompt(text_features, video.patch_features)
     logits = jnp.exp(self.logit_scale) * einsum(
       'BE,BKE->BK', l2_normalize(video.video_features), l2_normalize(conditioned)
@@ -178,6 +188,7 @@ def init_params(model: XCLIP, key: jax.Array) -> Any:
   return jax.jit(model.init)(key, video, ids)['params']     # compiled, the video itself drops out
 
 
+@runtime_checkable
 class PixelStatistics(Protocol):
   """Mean and standard deviation of each channel, 0..255: `Preprocess` or `config.data`."""
 
@@ -189,16 +200,16 @@ class PixelStatistics(Protocol):
 
 
 def encode_pixels(
-  model: XCLIP, params: Any, pixels: jax.Array, statistics: PixelStatistics
+  model: XCLIP, params: Any, pixels: Num[AnyArray, 'B T H W 3'], statistics: PixelStatistics
 ) -> VideoFeatures:
   """Normalises and encodes uint8 pixels [B, T, H, W, 3]."""
   video = normalize(pixels, statistics.mean, statistics.std)
-  return model.apply({'params': params}, video, method='encode_video')
+  return cast(VideoFeatures, model.apply({'params': params}, video, method='encode_video'))
 
 
 def classify_pixels(
-  model: XCLIP, params: Any, pixels: jax.Array, text_features: jax.Array,
-  statistics: PixelStatistics,
+  model: XCLIP, params: Any, pixels: Num[AnyArray, 'B T H W 3'],
+  text_features: Float[AnyArray, 'K E'], statistics: PixelStatistics,
 ) -> XCLIPOutput:
   """Normalises uint8 pixels [B, T, H, W, 3] and compares the videos with text features [K, E]."""
   video = normalize(pixels, statistics.mean, statistics.std)
@@ -206,8 +217,8 @@ def classify_pixels(
 
 
 def compare(
-  model: XCLIP, params: Any, video: jax.Array | VideoFeatures, text_features: jax.Array,
-  dropout_key: jax.Array | None = None,
+  model: XCLIP, params: Any, video: Float[AnyArray, 'B T H W 3'] | VideoFeatures,
+  text_features: Float[AnyArray, 'K E'], dropout_key: jax.Array | None = None,
 ) -> XCLIPOutput:
   """Compares B videos with K texts.
 
@@ -219,12 +230,16 @@ def compare(
     dropout_key: draws stochastic depth and the patches to leave out, in training; None: neither.
   """
   if dropout_key is None:
-    return model.apply({'params': params}, video, text_features, method='classify')
+    return cast(
+      XCLIPOutput, model.apply({'params': params}, video, text_features, method='classify'))
   rngs = {'drop_path': dropout_key, 'patch_dropout': jax.random.fold_in(dropout_key, 1)}
-  return model.apply({'params': params}, video, text_features, False, method='classify', rngs=rngs)
+  return cast(XCLIPOutput, model.apply(
+    {'params': params}, video, text_features, False, method='classify', rngs=rngs))
 
 
-def class_probabilities(logits: jax.Array, count: jax.Array | int | None = None) -> jax.Array:
+def class_probabilities(
+  logits: Float[AnyArray, 'B K'], count: Int[AnyArray, ''] | int | None = None
+) -> Float[AnyArray, 'B K']:
   """Returns the softmax of logits [B, K] over the classes; with `count`, over the first ones only.
 
   The columns from `count` on are padding and get probability 0.
@@ -233,13 +248,13 @@ def class_probabilities(logits: jax.Array, count: jax.Array | int | None = None)
   return jax.nn.softmax(logits, axis=-1, where=where)
 
 
-def l2_normalize(x: jax.Array) -> jax.Array:
+def l2_normalize(x: Float[AnyArray, '*batch D']) -> Float[AnyArray, '*batch D']:
   """Divides by the norm of the last axis; like the reference, without an epsilon."""
   return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
 
-def check_video(video: jax.Array, config: XCLIPConfig) -> None:
-  """Raises ValueError unless video is float [B, T, H, W, 3] with the T, H and W of config."""
+def check_video(video: AnyArray, config: XCLIPConfig) -> None:
+  """Raises UserError unless video is float [B, T, H, W, 3] with the T, H and W of config."""
   want = (config.num_frames, config.image_size, config.image_size, 3)
   if np.ndim(video) != 5 or np.shape(video)[1:] != want:
     raise UserError(
@@ -253,8 +268,8 @@ def check_video(video: jax.Array, config: XCLIPConfig) -> None:
     )
 
 
-def check_token_ids(token_ids: jax.Array, config: XCLIPConfig) -> None:
-  """Raises ValueError unless token_ids is int [K, S] with S up to the context length."""
+def check_token_ids(token_ids: AnyArray, config: XCLIPConfig) -> None:
+  """Raises UserError unless token_ids is int [K, S] with S up to the context length."""
   shape = np.shape(token_ids)
   if len(shape) != 2 or not 1 <= shape[1] <= config.context_length:
     raise UserError(

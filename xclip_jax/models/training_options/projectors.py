@@ -1,27 +1,29 @@
-"""Networks between a student's features and its teacher's in distillation (regularize.py)."""
+"""Networks that map a student's features onto its teacher's in distillation."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float
 
 from xclip_jax.models.layers import Dense
+from xclip_jax.models.matmul import AnyArray
 from xclip_jax.models.xclip import l2_normalize
 
-PROJECTORS = 'distill'        # where their parameters lie, beside those of the model
-_SHARE = 0.1                  # of the MLP's output in what is compared
+PROJECTORS = 'distill'        # key of their parameters, beside those of the model
+_SHARE = 0.1                  # weight of the MLP's output
 
 
 class Projector(nn.Module):
-  """u + 0.1 * MLP(u) of u = z / |z|, [..., E] to the same; at first u, as the last layer is 0.
+  """Computes u + 0.1 * MLP(u) of u = z / |z|; initially u, since the last layer is 0.
 
   FROSTER's residual network (Huang et al., ICLR 2024, and its authors' code): the exact GELU, no
   biases, and a first layer drawn with a standard deviation of sqrt(2 / E) (He et al., 2015).
   """
 
   @nn.compact
-  def __call__(self, z: jax.Array) -> jax.Array:
+  def __call__(self, z: Float[AnyArray, '*batch E']) -> Float[AnyArray, '*batch E']:
     z = l2_normalize(z)
     E = z.shape[-1]
     first = nn.initializers.normal((2 / E) ** 0.5)
@@ -32,12 +34,15 @@ class Projector(nn.Module):
 
 
 class Projectors(nn.Module):
-  """A projector of video features and one of text features; they exist in training only."""
+  """Projects video features and text features, each by a network that exists in training only."""
 
   def setup(self):
     self.video, self.text = Projector(), Projector()
 
-  def __call__(self, video: jax.Array, text: jax.Array) -> tuple[jax.Array, jax.Array]:
+  def __call__(
+    self, video: Float[AnyArray, '*videos E'], text: Float[AnyArray, '*texts E']
+  ) -> tuple[Float[AnyArray, '*videos E'], Float[AnyArray, '*texts E']]:
+    """Projects both features; they keep their shapes."""
     return self.video(video), self.text(text)
 
 

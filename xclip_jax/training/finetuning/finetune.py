@@ -72,7 +72,8 @@ def run(
     before, after, [val] + ([job.base] if job.base else []), options=options, progress=progress)
   alpha = curve.best()
   chosen = dataclasses.replace(
-    interpolate.interpolate(before, after, alpha), licence=job.weights.licence, notes=())
+    interpolate.interpolate(before, after, alpha), licence=job.weights.licence, notes=(),
+    labels=tuple(job.clips.classes))
   native.save(out / 'weights', chosen, overwrite=True)
   results = {
     'weights': job.given, 'alpha': alpha, 'metric': curve.metric('val'),
