@@ -261,7 +261,7 @@ def test_several_labels_are_ranked_class_by_class(root, evaluate, tmp_path):
 
 
 def test_retrieval_compares_every_caption_with_every_video(root, evaluate, tmp_path, monkeypatch):
-  monkeypatch.setattr(scorer, '_TEXTS', 4)                   # ten different captions: three blocks
+  monkeypatch.setattr(scorer, '_TEXTS_AT_ONCE', 4)     # ten different captions: three blocks
   code, _, _, results = evaluate('retrieval', root / 'captions.csv')
   found = scores.load(tmp_path / 'out' / 'predictions.npz')
   captions = [f'someone does number {n % 10}' for n in range(22)]
@@ -351,11 +351,14 @@ def test_several_labels_need_their_own_protocol(root, tmp_path, capsys):
 def test_a_model_of_nan_is_damaged_and_one_bad_video_is_missing():
   logits = np.zeros((2, 1, 3), np.float32)
   logits[1, 0, 2] = np.nan
-  kept, index, failed = scorer._sort_out(np.array([1, 0]), logits, {2: 'gone'})
-  assert index.tolist() == [1] and kept.shape == (1, 1, 3)
-  assert list(failed) == [0, 2] and 'NaN' in failed[0] and failed[2] == 'gone'
+  batch = {'index': np.array([1, 0]), 'label': np.array([5, 4]), 'mask': np.array([True, True]),
+           'logits': logits}
+  result = scorer._sort_rows([batch], {2: 'gone'})
+  assert result.index.tolist() == [1] and result.label.tolist() == [5]
+  assert result.logits.shape == (1, 1, 3)
+  assert list(result.failed) == [0, 2] and 'NaN' in result.failed[0] and result.failed[2] == 'gone'
   with pytest.raises(ValueError, match='damaged'):
-    scorer._sort_out(np.array([0, 1]), logits * np.nan, {})
+    scorer._sort_rows([batch | {'logits': logits * np.nan}], {})
 
 
 def test_nothing_readable_is_said_not_crashed(root, evaluate, tmp_path):

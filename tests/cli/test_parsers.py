@@ -53,7 +53,7 @@ def test_help_is_a_phrase_that_is_understood_alone(parser):
       texts = [choice.help for choice in action._choices_actions]
       assert len(texts) == len(action.choices)
     else:
-      texts = [action.help]
+      texts = [action.help] if action.help is not argparse.SUPPRESS else []
     for text in texts:
       where = f'{parser.prog} {"/".join(action.option_strings) or action.dest}: {text}'
       assert text and len(text.split()) > 1, where

@@ -49,6 +49,7 @@ WORK = {                      # a command line, and the function that does the w
   'classify': (('sample:ring', *MODEL), 'inference.classifier.Classifier.classify_each'),
   'embed': (('sample:ring', *MODEL, '-o', 'x.npz'), 'inference.classifier.Classifier.embed_each'),
   'windows': (('sample:ring', *MODEL, '--every', '1'), 'inference.long_video.classify'),
+  'train': (('--config', 'demo', '--workdir', 'out'), 'cli.commands.train.faulthandler.enable'),
   'finetune': (('clips', *MODEL, '-o', 'out'), 'data.datasets.own_clips.usable'),
   'weights interpolate': (('toy', 'toy', '-o', 'out'), 'weights.interpolate.interpolate'),
   'weights curve': (('toy', 'toy', '-o', 'out', '--on', 'val.csv'),

@@ -160,7 +160,9 @@ def _clip_name(split: str, number: int) -> str:
 def _draw(folder: pathlib.Path, recipe: Recipe, clips: list[tuple[str, int]],
           processes: int) -> None:
   job = functools.partial(_ensure_clip, folder, recipe)
-  bar = functools.partial(tqdm.tqdm, total=len(clips), desc='drawing videos', unit='clip')
+  bar = functools.partial(
+    tqdm.tqdm, total=len(clips), desc='drawing videos', unit='clip',
+    disable=None)                                    # None: disabled without a terminal
   processes = min(processes, len(clips) // _MIN_CLIPS)
   if processes < 2:
     for _ in bar(map(job, clips)):

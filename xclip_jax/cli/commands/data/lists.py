@@ -61,6 +61,7 @@ def _add_lists(commands: Any) -> None:
 def write_lists(arguments: argparse.Namespace) -> int:
   """Writes train.csv, val.csv and classes.csv, for the commands that take lists."""
   from xclip_jax import data
+  from xclip_jax.data.datasets import annotations
   from xclip_jax.data.tools import derive_lists
 
   if arguments.name in ('files', 'synthetic', 'tfds'):
@@ -69,6 +70,7 @@ def write_lists(arguments: argparse.Namespace) -> int:
   arguments.zero_shot = ''
   texts = {}
   for name, split in data.open_splits(arguments).items():
+    assert isinstance(split.videos, annotations.VideoList)       # TFDS was refused above
     note = f'{arguments.name}, {split.count} videos, fingerprint {split.videos.fingerprint}'
     texts[f'{name}.csv'], classes = derive_lists.from_split(
       split.videos, split.classes, arguments.root, note)

@@ -79,7 +79,8 @@ def _compute(
   config = json.dumps({
     'weights': arguments.weights, 'template': classifier.template,
     'model': dataclasses.asdict(classifier.config),
-    'preprocess': dataclasses.asdict(classifier.weights.preprocess), 'version': xclip_jax.__version__,
+    'preprocess': dataclasses.asdict(classifier.weights.preprocess),
+    'version': xclip_jax.__version__,
   })
   names = [file for file, _ in failed]
   return vector_files.Vectors(text_features, labels, video_features, paths, names, config), failed
