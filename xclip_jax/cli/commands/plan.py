@@ -218,8 +218,8 @@ def numbers(compiled: 'Plan') -> str:
 def _memory_line(compiled: 'Plan') -> str:
   if compiled.memory is None:
     capacity = _in_bytes(compiled.capacity) if compiled.capacity else 'an unknown capacity'
-    return (f'memory          {_in_bytes(compiled.bytes_needed)} needed of {capacity}: DOES NOT FIT, '
-            'the compiler gave up')
+    return (f'memory          {_in_bytes(compiled.bytes_needed)} needed of {capacity}: DOES NOT '
+            'FIT, the compiler gave up')
   x = compiled.memory
   verdict = ''
   if compiled.capacity:
