@@ -93,7 +93,11 @@ def _read(name: str) -> dict[str, Any]:
   path = path / 'results.json' if path.is_dir() else path
   try:
     content = json.loads(path.read_bytes())
-    content['protocol'], content['options'], content['lists'][0]['metrics']
-  except (OSError, ValueError, KeyError, IndexError, TypeError) as error:
+  except (OSError, ValueError) as error:
     raise UserError(f'{name} is no result of an `xclip eval` protocol: {error!r}') from error
+  keys = ('protocol', 'protocol_version', 'options', 'lists')
+  missing = [key for key in keys if not isinstance(content, dict) or key not in content]
+  if missing or not all('metrics' in x for x in content['lists']):
+    raise UserError(f'{name} is no result of an `xclip eval` protocol: it has no '
+                    f'{missing[0] if missing else "metrics"}')
   return content

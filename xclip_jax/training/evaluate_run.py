@@ -242,13 +242,13 @@ def summarise(scores: Scores) -> dict[str, float]:
 def _evaluation_set(name: str, split: Split, task: str) -> EvaluationSet:
   """Returns a split as the scorer reads it."""
   videos, fingerprint = split.videos, split.videos.fingerprint
-  if task == 'single-label':
-    if isinstance(videos, VideoList):
-      return EvaluationSet(name, task, split.classes.names, videos, videos.listed_paths,
-                           videos.labels, fingerprint)
-    # A TFDS record gives its label when the video is read.
+  if not isinstance(videos, VideoList):   # a record of TFDS gives its label when it is read
+    assert task == 'single-label', task
     paths = tuple(f'record {row}' for row in range(len(videos)))
     return EvaluationSet(name, task, split.classes.names, videos, paths, None, fingerprint)
+  if task == 'single-label':
+    return EvaluationSet(name, task, split.classes.names, videos, videos.listed_paths,
+                         videos.labels, fingerprint)
   paths = tuple(videos[row]['path'] for row in range(len(videos)))
   if task == 'multi-label':
     return EvaluationSet(name, task, split.classes.names, PathSource(paths), videos.listed_paths,
