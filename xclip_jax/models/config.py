@@ -1,7 +1,6 @@
 """The sizes of X-CLIP: every field of the architecture, and the published variants."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -140,7 +139,7 @@ def make_config(variant: str, **fields) -> XCLIPConfig:
   return dataclasses.replace(VARIANTS[variant], **fields)
 
 
-def config_of_run(model: Mapping[str, Any]) -> XCLIPConfig:
+def config_of_run(model: Any) -> XCLIPConfig:
   """The architecture of a run: `config.model` is a variant and fields that differ from it.
 
   Raises:
