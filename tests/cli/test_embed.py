@@ -31,7 +31,7 @@ def embed(tmp_path, monkeypatch, capsys):
 
 @pytest.fixture(scope='module')
 def clips():
-  return bundled.sample_names()[:2]
+  return bundled.list_samples()[:2]
 
 
 def expected(clips):
