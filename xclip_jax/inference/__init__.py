@@ -1,1 +1,1 @@
-"""What does this video show? For people with a video and some labels."""
+"""Which label fits this video? Classification of short videos, and of windows of long ones."""

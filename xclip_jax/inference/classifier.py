@@ -115,8 +115,8 @@ class Classifier:
       VideoError: the video cannot be used; names it.
     """
     statistics = self.weights.preprocess
-    return np.asarray(
-      vision.normalize(self._clips.read(video), statistics.mean, statistics.std))
+    pixels: Any = self._clips.read(video)
+    return np.asarray(vision.normalize(pixels, statistics.mean, statistics.std))
 
   def save(self, folder: str | os.PathLike, overwrite: bool = False) -> Path:
     """Writes the weights into a folder that `xclip_jax.load` opens; returns its path.
@@ -230,10 +230,12 @@ class Classifier:
     batch: list[np.ndarray | VideoError] = []
     readable = 0
     for clip in clips:
-      readable += not isinstance(clip, VideoError)
-      if not readable:
-        yield clip                # an error that no clip of the batch precedes need not wait
-        continue
+      if isinstance(clip, VideoError):
+        if not batch:
+          yield clip              # an error that no clip of the batch precedes need not wait
+          continue
+      else:
+        readable += 1
       batch.append(clip)
       if readable == _VIDEO_BATCH:
         yield from self._encode_batch(batch)
@@ -267,7 +269,7 @@ class Classifier:
     return jax.jit(lambda params, pixels: encode_pixels(self.model, params, pixels, statistics))
 
   @functools.cached_property
-  def _score(self) -> Callable[[Any, VideoFeatures, jax.Array, np.ndarray], jax.Array]:
+  def _score(self) -> Callable[..., jax.Array]:
     def score(params, video, text, count):
       return class_probabilities(compare(self.model, params, video, text).logits, count)
 

@@ -24,7 +24,7 @@ from xclip_jax.data.video.decode import VideoError
 from xclip_jax.errors import UserError
 from xclip_jax.inference.classifier import Answer, Classifier
 from xclip_jax.models import vision
-from xclip_jax.models.xclip import XCLIP, PixelStatistics, class_probabilities, compare
+from xclip_jax.models.xclip import PixelStatistics, class_probabilities, compare
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -72,7 +72,8 @@ def classify(
     raise UserError(f'every={every} must be at least 1, and stride={stride} from 1 to {T}, the '
                     'frames of a window')
   text, labels = classifier.embed_text(labels), tuple(labels)
-  params, programs = classifier.params, _programs(classifier.model, classifier.weights.preprocess)
+  model: Any = classifier.model
+  params, programs = classifier.params, _programs(model, classifier.weights.preprocess)
   frames = _sampled_frames if exact else _encoded_frames
   count = 0
   window: deque[tuple[float, Any]] = deque()            # (seconds, pixels or features of the frame)
@@ -120,7 +121,8 @@ def _encoded_frames(
   T frames are encoded at once; the last frame is repeated to fill the last run of them.
   """
   T = classifier.config.num_frames
-  encode = _programs(classifier.model, classifier.weights.preprocess).encode_frames
+  model: Any = classifier.model
+  encode = _programs(model, classifier.weights.preprocess).encode_frames
 
   def encode_run(seconds, frames):
     clip = np.stack(frames + [frames[-1]] * (T - len(frames)))
@@ -141,7 +143,7 @@ def _encoded_frames(
 
 
 @functools.cache
-def _programs(model: XCLIP, statistics: PixelStatistics) -> _Programs:
+def _programs(model: Any, statistics: PixelStatistics) -> _Programs:
   def encode_frames(params, pixels):
     video = vision.normalize(pixels, statistics.mean, statistics.std)
     return model.apply({'params': params}, video, method='encode_frames')

@@ -1,4 +1,4 @@
-"""The sizes of X-CLIP: every field of the architecture, and the published variants."""
+"""Architecture of X-CLIP: its fields, and the published variants."""
 
 import dataclasses
 from typing import Any
@@ -15,16 +15,16 @@ DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class XCLIPConfig:
-  """The architecture. Hashable; nothing is derived from a width behind your back.
+  """Describes the architecture; hashable, and every size is stored rather than derived.
 
-  Head counts are stored, not width // 64: Hugging Face's large checkpoints carry others than the
-  reference.
+  Head counts are stored because Hugging Face's large checkpoints do not follow the reference's rule
+  of width // 64.
   """
 
   image_size: int = 224           # H = W, pixels
   patch_size: int = 32
   num_frames: int = 8             # T
-  embed_dim: int = 512            # E, of everything that video and text share
+  embed_dim: int = 512            # E, width of video and text features
   vision_width: int = 768
   vision_layers: int = 12
   vision_heads: int = 12
@@ -45,19 +45,19 @@ class XCLIPConfig:
   text_activation: str = 'quick_gelu'
   mit_activation: str = 'quick_gelu'
   prompt_activation: str = 'quick_gelu'
-  messages: bool = True           # frames talk to each other (cross-frame attention)
-  mit: bool = True                # integration transformer; without it: the mean over frames
-  mit_positions: bool = True      # the one place that knows the order of frames
-  prompt: bool = True             # texts look at the video
-  logit_bias: bool = False        # a learnt number added to every logit; for the sigmoid loss
-  patch_dropout: float = 0.0      # share of the patches left out in training
+  messages: bool = True           # cross-frame attention between frames
+  mit: bool = True                # integration transformer; False: mean over frames
+  mit_positions: bool = True      # frame positions in the integration transformer
+  prompt: bool = True             # video-specific prompts
+  logit_bias: bool = False        # learnt addend of every logit, for the sigmoid loss
+  patch_dropout: float = 0.0      # share of the patches dropped in training
   drop_path: float = 0.0          # stochastic depth of the last vision block; linear from 0
   dtype: str = 'float32'          # operands of matrix products: float32 | bfloat16
-  residual_dtype: str = 'float32' # what flows between blocks of the towers: float32 | bfloat16
-  attention: str = 'xla'          # of the towers: xla | cudnn (CUDA, bfloat16) | chunked (TPU)
-  merge_tokens: int = 0           # pairs merged in each vision block, of inference; merging.py
-  int8_kernels: bool = False      # kernels at rest as 8 bits, of inference; see quantisation.py
-  remat: str | None = None        # what the towers keep for backward: None all | dots | nothing
+  residual_dtype: str = 'float32' # between blocks of the towers: float32 | bfloat16
+  attention: str = 'xla'          # in the towers: xla | cudnn (CUDA, bfloat16) | chunked (TPU)
+  merge_tokens: int = 0           # pairs merged in each vision block; inference only
+  int8_kernels: bool = False      # kernels stored as 8 bits; inference only
+  remat: str | None = None        # activations kept for backward: None all | dots | nothing
 
   def __post_init__(self):
     for field in dataclasses.fields(self):
@@ -105,7 +105,7 @@ _LARGE: dict[str, Any] = dict(
 )
 
 
-# The published sizes; any of them with any frame count: replace(VARIANTS['B/16'], num_frames=32).
+# The published sizes; num_frames may be replaced by any other.
 VARIANTS = {
   'B/32': XCLIPConfig(),
   'B/16': XCLIPConfig(patch_size=16),
@@ -114,14 +114,14 @@ VARIANTS = {
 }
 
 
-# Fields that say how a model is computed or trained. Those of the same weights may differ in them.
+# Fields of computation and training, in which models with the same weights may differ.
 COMPUTE_FIELDS = (
   'dtype', 'residual_dtype', 'attention', 'remat', 'drop_path', 'patch_dropout', 'prompt_alpha',
   'merge_tokens', 'int8_kernels',
 )
 
 
-# The fields that make CLIP's image tower on every frame of it, and their mean: ViFi-CLIP.
+# Fields of ViFi-CLIP: CLIP's image tower on every frame, and the mean of the frame features.
 FRAME_MEAN = dict(messages=False, mit=False, prompt=False)
 
 
@@ -129,7 +129,7 @@ def make_config(variant: str, **fields) -> XCLIPConfig:
   """Looks up a published size and replaces some of its fields.
 
   Raises:
-    ValueError: unknown variant or field.
+    UserError: unknown variant or field.
   """
   if variant not in VARIANTS:
     raise UserError(f'unknown variant {variant!r}; one of {list(VARIANTS)}')
@@ -140,10 +140,10 @@ def make_config(variant: str, **fields) -> XCLIPConfig:
 
 
 def config_of_run(model: Any) -> XCLIPConfig:
-  """The architecture of a run: `config.model` is a variant and fields that differ from it.
+  """Returns the architecture of a run, whose `config.model` is a variant and changed fields.
 
   Raises:
-    ValueError: unknown variant or field.
+    UserError: unknown variant or field.
   """
   direct = {k: v for k, v in model.items() if k != 'fields'}
   return make_config(**(direct | dict(model['fields'])))

@@ -1,7 +1,7 @@
-"""Matrix products that accumulate in float32, and what they keep for their gradients.
+"""Matrix products that accumulate in float32 and save low-precision arrays for their gradients.
 
-Autodiff would keep float32 arrays and multiply float32 cotangents. Here what waits for the backward
-pass is in the dtype of the products, and so are the products of that pass.
+Autodiff would save float32 arrays and multiply float32 cotangents. Here the arrays saved for the
+backward pass, and the operands of its products, are in the dtype of the forward product.
 """
 
 import functools
@@ -44,10 +44,10 @@ def _einsum_fwd(spec, a, b):
 
 
 def _save_in_low_precision(x: AnyArray) -> AnyArray:
-  """Marks what waits for the backward pass: on a GPU XLA then keeps that, and in its dtype.
+  """Forces XLA:GPU to save this low-precision value for the backward pass.
 
-  Left to itself it keeps a float32 product, twice as large, and rounds it again. On a TPU and on a
-  CPU it does better without.
+  Without a barrier XLA:GPU saves a float32 product, twice as large, and rounds it again. XLA on TPU
+  and CPU does better without the barrier.
   """
   barrier = jax.lax.optimization_barrier
   if x.dtype == jnp.float32:
@@ -68,8 +68,9 @@ def _einsum_bwd(spec, operands, g):
 
 def _kernel_gradient_on_cpu(lhs: str, rhs: str, out: str, a: AnyArray, g: AnyArray) -> AnyArray:
   # XLA:CPU has no fast kernel for a product whose left operand is transposed in place, so a barrier
-  # makes a loop of its own of that. The loop that transposes the hidden layer of an MLP would
-  # activate it again, and take longer than the product: there g, narrower, is transposed instead.
+  # puts the transposition into a separate loop. For the hidden layer of an MLP that loop would also
+  # compute the activation again and take longer than the product: there g, which is narrower, is
+  # transposed instead.
   barrier = jax.lax.optimization_barrier
   if len(rhs) == 2 and g.shape[-1] < a.shape[-1] and a.dtype == jnp.float32:
     return einsum(f'{out},{lhs}->{rhs[::-1]}', barrier(g), a).T  # bfloat16: XLA:CPU cannot
@@ -81,7 +82,7 @@ einsum.defvjp(_einsum_fwd, _einsum_bwd)
 
 @functools.partial(custom_vjp, nondiff_argnums=(0, 1))
 def split_einsum(spec: str, parts: int, a: AnyArray, b: AnyArray) -> tuple[AnyArray, ...]:
-  """`einsum` as many products, each of one part of b's last axis; backwards it is one product."""
+  """Multiplies a by each part of b's last axis; the backward pass is one product."""
   return tuple(einsum(spec, a, part) for part in jnp.split(b, parts, axis=-1))
 
 
@@ -91,7 +92,7 @@ split_einsum.defvjp(
 
 
 def quick_gelu(x: AnyArray) -> AnyArray:
-  """OpenAI CLIP's activation, x * sigmoid(1.702 x)."""
+  """Computes OpenAI CLIP's activation, x * sigmoid(1.702 x)."""
   return x * nn.sigmoid(1.702 * x)
 
 
@@ -100,10 +101,10 @@ ACTIVATIONS = {'quick_gelu': quick_gelu, 'gelu': functools.partial(nn.gelu, appr
 
 @functools.partial(custom_vjp, nondiff_argnums=(0, 1))
 def activated_einsum(activation: str, spec: str, x: AnyArray, b: AnyArray) -> AnyArray:
-  """`einsum` of an activated float32 x, and b; only x waits for its gradient, in the dtype of b.
+  """Multiplies the activation of float32 x by b; saves x, in the dtype of b, for the gradient.
 
-  Hidden layers of MLPs are the largest of all arrays that wait for the backward pass, so they are
-  activated again there. Gradients are those at the rounded x.
+  Hidden layers of MLPs are the largest arrays that the backward pass needs, so their activation is
+  computed again there. Gradients are those at the rounded x.
 
   Args:
     activation: one of ACTIVATIONS.
@@ -128,7 +129,7 @@ activated_einsum.defvjp(_activated_fwd, _activated_bwd)
 
 @functools.partial(custom_vjp, nondiff_argnums=(1,))
 def softmax(x: AnyArray, dtype: Any) -> AnyArray:
-  """Softmax over the last axis of float32 x, rounded to dtype; only that waits for its gradient."""
+  """Computes the softmax of float32 x, rounded to dtype; saves only the result for the gradient."""
   return jax.nn.softmax(x, axis=-1).astype(dtype)
 
 

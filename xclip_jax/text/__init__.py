@@ -1,1 +1,1 @@
-"""How do words become token ids and text features?"""
+"""How do words become token ids and text features? By prompts and CLIP's tokenizer."""

@@ -8,7 +8,7 @@ from xclip_jax.text.tokenizer import Tokenizer, bucket
 
 
 def caption_ids(split: Split, context_length: int, truncate: bool) -> np.ndarray:
-  """Tokens of the captions, int32 [R, S]; ValueError as `build_targets`."""
+  """Tokenizes the R captions of a split to int32 [R, S]; UserError names a caption too long."""
   tokenize = Tokenizer(context_length)
   try:
     return bucket(tokenize(split.captions, truncate=truncate))

@@ -1,4 +1,4 @@
-"""Several texts for each class: prompt templates, and descriptions of what a class looks like."""
+"""Prompts of classes: several templates, and descriptions of what a class looks like."""
 
 import dataclasses
 import hashlib
@@ -20,20 +20,20 @@ from xclip_jax.text.tokenizer import write_prompts
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Prompts:
-  """The texts of K classes, N in all."""
+  """Holds the texts of K classes, N texts in total."""
 
   texts: tuple[str, ...]
   token_ids: np.ndarray      # int32 [N, S]
-  rows: np.ndarray           # int32 [K, P], which texts are a class's; of fewer, the last repeated
-  counts: np.ndarray         # int32 [K], how many are
+  rows: np.ndarray           # int32 [K, P], texts of each class, padded by repeating the last
+  counts: np.ndarray         # int32 [K], number of texts without padding
 
   def average(self, features: jax.Array) -> jax.Array:
-    """Features of all texts, [N, E], to features of the classes, float32 [K, E]."""
+    """Averages the features of all texts, [N, E], to class features, float32 [K, E]."""
     mask = np.arange(self.rows.shape[1]) < self.counts[:, None]
     return average(features[self.rows], mask)
 
   def draw(self, key: jax.Array) -> jax.Array:
-    """Draws one text of each class, all alike: int32 [K], rows of token_ids."""
+    """Draws one text of each class with equal probability: int32 [K], rows of token_ids."""
     which = jax.random.randint(key, self.counts.shape, 0, jnp.asarray(self.counts))
     return jnp.asarray(self.rows)[jnp.arange(len(self.rows)), which]
 
@@ -41,9 +41,9 @@ class Prompts:
 def average(features: jax.Array, mask: Any = True) -> jax.Array:
   """Averages features of several texts for the same thing: [K, P, E] to float32 [K, E].
 
-  The direction is that of CLIP's ensembles: the mean of the normalised features. The length is
-  their mean length, since X-CLIP adds to text features what it has seen in the video, and must find
-  them as long as it knows them. `mask`, [K, P], says which count.
+  The direction is that of CLIP's ensembles: the mean of the normalised features. The norm is the
+  mean of the norms: X-CLIP adds a video-dependent prompt to the text features, so their scale must
+  stay what it was in training. `mask`, bool [K, P], excludes padding.
   """
   mask = jnp.broadcast_to(jnp.asarray(mask), features.shape[:2])[..., None]
   length = jnp.linalg.norm(features, axis=-1, keepdims=True)
@@ -52,14 +52,14 @@ def average(features: jax.Array, mask: Any = True) -> jax.Array:
 
 
 def write(names: Sequence[str], data: Any, context_length: int) -> Prompts | None:
-  """Writes the texts that `config.data` asks for; None if that is one for each class.
+  """Writes the texts that `config.data` asks for; None if each class has one text.
 
-  They are every template of `templates` (or the one `template`) around every description of a
-  class, or around its name where it has none.
+  The texts are every template of `templates` (or the one `template`) around every description of a
+  class, or around its name if it has no description.
 
   Raises:
-    ValueError: the file of descriptions is not as it must be, a template has no place for the
-      name, or a text is too long.
+    UserError: the file of descriptions is malformed, a template has no {} for the name, or a text
+      is too long.
   """
   if not data.templates and not data.descriptions:
     return None
@@ -81,7 +81,7 @@ def write(names: Sequence[str], data: Any, context_length: int) -> Prompts | Non
 
 
 def check_descriptions(data: Any, names: Sequence[str]) -> None:
-  """Raises ValueError if the file describes what is in none of the class lists: a misspelt name."""
+  """Raises UserError if the file describes a class of no class list: a misspelt name."""
   unknown = sorted(read_descriptions(data).keys() - set(names)) if data.descriptions else []
   if unknown:
     raise UserError(f'{place(data)}: {unknown[0]!r} is the name of no class ({len(unknown)} such)')
@@ -89,22 +89,22 @@ def check_descriptions(data: Any, names: Sequence[str]) -> None:
 
 def read_descriptions(data: Any) -> Mapping[str, tuple[str, ...]]:
   """Reads `data.descriptions`, a CSV with header `name,description`: class name -> its texts."""
-  found: dict[str, tuple[str, ...]] = {}
+  descriptions: dict[str, tuple[str, ...]] = {}
   _, rows = annotations.read_rows(place(data), ('name', 'description'))
   for line, row in rows:
     if not row['name'] or not row['description']:
       raise UserError(f'{place(data)}, line {line}: name or description is empty')
-    found[row['name']] = (*found.get(row['name'], ()), row['description'])
-  return found
+    descriptions[row['name']] = (*descriptions.get(row['name'], ()), row['description'])
+  return descriptions
 
 
 def fingerprint(data: Any) -> dict[str, str]:
-  """What a run remembers of the file of descriptions, if there is one."""
+  """Returns the hash by which a run recognises its file of descriptions; empty without one."""
   if not data.descriptions:
     return {}
   return {'descriptions': hashlib.sha256(annotations.read_content(place(data))).hexdigest()[:16]}
 
 
 def place(data: Any) -> Path | epath.Path:
-  """Where the file of descriptions is."""
+  """Returns the path of the file of descriptions."""
   return files.join(data.root, data.descriptions, 'config.data.descriptions')

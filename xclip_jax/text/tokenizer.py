@@ -23,7 +23,7 @@ _WORD = regex.compile(
 
 @functools.cache
 def _alphabet() -> dict[int, str]:
-  """Give each byte a printable character, in the order of the vocabulary's first 256 ids.
+  """Gives each byte a printable character, in the order of the vocabulary's first 256 ids.
 
   Bytes that print in Latin-1 stand for themselves, the rest for characters from 256 on (GPT-2).
   """
@@ -34,8 +34,8 @@ def _alphabet() -> dict[int, str]:
 
 
 @functools.cache
-def vocabulary() -> tuple[dict[tuple[str, str], int], tuple[str, ...], dict[str, int]]:
-  """Read the merges: rank of each pair, token of each id, id of each token."""
+def vocabulary() -> tuple[dict[tuple[str, ...], int], tuple[str, ...], dict[str, int]]:
+  """Reads the merges: rank of each pair, token of each id, id of each token."""
   file = importlib.resources.files('xclip_jax') / 'assets' / 'bpe_merges.txt.gz'
   lines = gzip.decompress(file.read_bytes()).decode().splitlines()[1:]    # the first is a header
   merges = [tuple(line.split()) for line in lines]
@@ -47,7 +47,7 @@ def vocabulary() -> tuple[dict[tuple[str, str], int], tuple[str, ...], dict[str,
 
 @functools.lru_cache(maxsize=1 << 16)
 def _encode_word(word: str) -> tuple[int, ...]:
-  """Merge the letters of one word, the pair that was learnt first before others."""
+  """Merges the letters of one word, pairs that were learnt first before others."""
   ranks, _, ids = vocabulary()
   if word in _SPECIAL:
     return (ids[word],)
@@ -64,13 +64,13 @@ def _encode_word(word: str) -> tuple[int, ...]:
 
 
 def _clean(text: str) -> str:
-  """Repair encoding accidents and HTML, join white space, lower the case."""
+  """Repairs encoding errors and HTML, joins white space, lowers the case."""
   text = html.unescape(html.unescape(ftfy.fix_text(text)))
   return regex.sub(r'\s+', ' ', text.strip()).strip().lower()
 
 
 class Tokenizer:
-  """Turn texts into rows of ids: start token, text, end token, zeros up to context_length."""
+  """Turns texts into rows of ids: start token, text, end token, zeros up to context_length."""
 
   vocab_size = _EOT + 1
   sot_token = _SOT
@@ -83,14 +83,14 @@ class Tokenizer:
     self.context_length = context_length
 
   def __call__(self, texts: str | Iterable[str], truncate: bool = False) -> np.ndarray:
-    """Tokenize one text or several: int32 [N, context_length].
+    """Tokenizes one or more texts: int32 [N, context_length].
 
     Args:
       texts: N texts; a single string is one text.
-      truncate: cut longer texts, keeping the end token in the last place, instead of show_user_errors them.
+      truncate: cut longer texts, keeping the end token last, instead of refusing them.
 
     Raises:
-      ValueError: a text has more tokens than fit and truncate is False.
+      UserError: a text has more tokens than fit and truncate is False.
       TypeError: something is not a string.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
@@ -110,11 +110,11 @@ class Tokenizer:
     return rows
 
   def encode(self, text: str) -> list[int]:
-    """Return the ids of a text, without start and end token and of any length."""
+    """Returns the ids of a text, without start and end token and of any length."""
     return [i for word in _WORD.findall(_clean(text)) for i in _encode_word(word)]
 
   def decode(self, ids: Iterable[int]) -> str:
-    """Return the text of ids or of one row: lower case, a space between words.
+    """Returns the text of ids or of one row: lower case, a space between words.
 
     A start token in front, and all from the first end token on, is left out. Encoding the text
     gives the ids again. Raises ValueError for an id that is not in the vocabulary.
@@ -130,7 +130,7 @@ class Tokenizer:
 
 
 def bucket(token_ids: np.ndarray, lengths: Sequence[int] = (16, 32, 77)) -> np.ndarray:
-  """Cut columns that no text needs: [N, S] -> [N, L], L the least of lengths that holds all ends.
+  """Cuts columns that no text needs: [N, S] -> [N, L], L the least of lengths that holds all ends.
 
   Exact for a causal text tower read at the end token, whatever the padding (zeros or end tokens):
   nothing after it can change what is read. A few lengths keep the number of compilations small.
@@ -149,7 +149,7 @@ def write_prompts(
   """Writes labels into the prompt template: int32 [K, S], S as short as they allow.
 
   Raises:
-    ValueError: the template has no place for the label, or a text is too long.
+    UserError: the template has no {} for the label, or a text is too long.
   """
   if '{}' not in template:
     raise UserError(f'the prompt template {template!r} must hold {{}} for the class name')

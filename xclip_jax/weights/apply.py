@@ -1,4 +1,4 @@
-"""Weights across frameworks by the tables of rules.py: strict, both ways."""
+"""Conversion between foreign state dicts and our parameters by the tables of rules.py, strictly."""
 
 import dataclasses
 import functools
@@ -22,23 +22,26 @@ _DEPTHS = {
 
 @functools.cache
 def abstract_params(config: XCLIPConfig) -> Any:
-  """Gives names, shapes and dtypes of all parameters; allocates nothing. Not to be changed."""
-  # The blocks of a tower are alike, so one of each is traced: that takes a tenth of the time.
+  """Returns names, shapes and dtypes of all parameters without allocating; do not modify it."""
+  # The blocks of a tower are alike, so one block of each is traced, in a tenth of the time.
   shallow = dataclasses.replace(config, **dict.fromkeys(_DEPTHS.values(), 1))
   shapes = jax.eval_shape(lambda: init_params(XCLIP(shallow), jax.random.key(0)))
   flat = {}
   for name, x in tree_names.flatten(shapes).items():
-    found = re.fullmatch(r'(\w+)/blocks_0/(.*)', name)
-    depth = getattr(config, _DEPTHS[found[1]]) if found else 0
-    flat |= {f'{found[1]}/blocks_{i}/{found[2]}': x for i in range(depth)} or {name: x}
+    block = re.fullmatch(r'(\w+)/blocks_0/(.*)', name)
+    if block:
+      depth = getattr(config, _DEPTHS[block[1]])
+      flat |= {f'{block[1]}/blocks_{i}/{block[2]}': x for i in range(depth)}
+    else:
+      flat[name] = x
   return tree_names.unflatten(flat)
 
 
 def detect_dialect(names: Iterable[str]) -> str:
-  """Tells by the keys of a state dict which row of rules.DIALECTS they are.
+  """Returns the key of rules.DIALECTS that the names of a state dict belong to.
 
   Raises:
-    ValueError: none of them.
+    UserError: the names belong to none of the dialects.
   """
   names = set(names)
   is_xclip = any('message_fc' in name or name.startswith('mit.') for name in names)
@@ -61,17 +64,17 @@ def to_params(
 ) -> Any:
   """Turns a foreign state dict into our float32 parameters.
 
-  float32 arrays are not copied, only seen in another layout. Weights of CLIP are completed to an
-  X-CLIP as the reference does it: new modules are drawn from its distributions, from `seed`.
+  float32 arrays are not copied: the result holds views in another layout. Weights of CLIP are
+  completed to an X-CLIP: new modules are drawn from the reference's initial distributions.
 
   Args:
-    state: their names -> arrays of any float dtype.
+    state: foreign names -> arrays of any float dtype.
     dialect: a key of rules.DIALECTS.
-    config: the architecture the weights must fit.
-    seed: of what CLIP has not.
+    config: the architecture that the weights must fit.
+    seed: of the modules that CLIP lacks.
 
   Raises:
-    ValueError: listing every key that is unknown, every leaf not filled, every shape that differs.
+    UserError: lists every unknown key, every missing parameter and every shape that differs.
   """
   flat, problems = {}, []
   table = [(_pattern(rule.theirs), rule) for rule in rules.DIALECTS[dialect]]
@@ -81,7 +84,7 @@ def to_params(
     rule, found = next(
       ((rule, found) for pattern, rule in table if (found := pattern.fullmatch(key))), (None, None)
     )
-    if rule is None:
+    if rule is None or found is None:
       problems.append(f'unknown key {key!r}')
       continue
     try:
@@ -113,7 +116,7 @@ def to_params(
 
 
 def _draw(config: XCLIPConfig, chosen: Any, seed: int) -> dict[str, np.ndarray]:
-  """Draws the initial values of the chosen parameters; the others are not computed."""
+  """Draws the initial values of the chosen parameters and computes no others."""
   def draw(key):
     flat = tree_names.flatten(init_params(XCLIP(config), key))
     return {name: x for name, x in flat.items() if chosen(name)}
@@ -124,10 +127,11 @@ def _draw(config: XCLIPConfig, chosen: Any, seed: int) -> dict[str, np.ndarray]:
 def to_state_dict(params: Any, dialect: str) -> dict[str, np.ndarray]:
   """Turns our parameters into a foreign state dict; the inverse of `to_params`.
 
-  A dialect of CLIP gets the two towers and the logit scale, which is all that CLIP has.
+  A dialect of CLIP gets the two towers and the logit scale; CLIP has no other parameters.
 
   Raises:
-    ValueError: a dialect of X-CLIP, for a model without some part of it; a model with a logit bias.
+    UserError: the dialect has no name for a parameter, or the model lacks one that the dialect
+      needs.
   """
   flat = tree_names.flatten(params)
   if 'logit_bias' in flat:
@@ -159,11 +163,12 @@ def to_state_dict(params: Any, dialect: str) -> dict[str, np.ndarray]:
 def resample(
   params: Any, config: XCLIPConfig, num_frames: int | None = None, image_size: int | None = None
 ) -> tuple[Any, XCLIPConfig]:
-  """Interpolates position tables, for another number of frames or another picture size.
+  """Interpolates position tables for another number of frames or another image size.
 
-  Frames: linear. Patches: bicubic as in Hugging Face's `interpolate_pos_encoding` (a = -0.75, no
-  antialias); the class token's position stays. Both count positions from the middle of a frame or
-  patch, and repeat the outermost. The result is a starting point: train it, or check it.
+  Frame positions are interpolated linearly; patch positions bicubically, as by Hugging Face's
+  `interpolate_pos_encoding` (a = -0.75, no antialias), except the class token's. Positions are
+  centres of frames or patches, and the outermost are repeated. Train the result further, or check
+  its accuracy.
   """
   flat = dict(tree_names.flatten(params))
   if num_frames and num_frames != config.num_frames:
@@ -183,7 +188,7 @@ def resample(
   return tree_names.unflatten(flat), config
 
 
-def _replaced(config: XCLIPConfig, **fields: int) -> XCLIPConfig:
+def _replaced(config: XCLIPConfig, **fields: Any) -> XCLIPConfig:
   return XCLIPConfig(**(vars(config) | fields))
 
 
@@ -199,10 +204,10 @@ def _cubic(distance: np.ndarray, a: float = -0.75) -> np.ndarray:
 
 
 def _weights(old: int, new: int, kernel: Any) -> np.ndarray:
-  """The matrix [new, old] that interpolates a row of values."""
-  place = (np.arange(new) + 0.5) * old / new - 0.5
-  taps = np.floor(place).astype(int)[:, None] + np.arange(-1, 3)            # [new, 4]
-  values = kernel(place[:, None] - taps)
+  """Returns the matrix [new, old] that interpolates a row of values."""
+  centres = (np.arange(new) + 0.5) * old / new - 0.5
+  taps = np.floor(centres).astype(int)[:, None] + np.arange(-1, 3)            # [new, 4]
+  values = kernel(centres[:, None] - taps)
   matrix = np.zeros((new, old), np.float32)
   np.add.at(matrix, (np.arange(new)[:, None], np.clip(taps, 0, old - 1)), values)
   return matrix

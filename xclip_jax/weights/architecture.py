@@ -1,4 +1,4 @@
-"""The architecture of foreign weights: read off their shapes, and off their config where needed."""
+"""Architecture of foreign weights, inferred from their shapes and the config beside them."""
 
 import re
 from collections.abc import Mapping
@@ -10,7 +10,7 @@ from xclip_jax.errors import UserError
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.weights import rules
 
-HEAD_WIDTH = 64     # of every tower of CLIP and of the reference
+HEAD_WIDTH = 64     # width of a head in every tower of CLIP and of the reference
 WIDTHS = {'vision': 'vision_width', 'text': 'text_width', 'mit': 'embed_dim', 'prompt': 'embed_dim'}
 
 # field of XCLIPConfig -> (section, key, default) in Hugging Face's config.json. The defaults are
@@ -27,7 +27,7 @@ _HF_NEW = {
   'prompt_heads': ('', 'prompt_num_attention_heads', 8),
   'prompt_activation': ('', 'prompt_hidden_act', 'quick_gelu'),
 }
-# The same for what shapes tell; a file that says otherwise is inconsistent.
+# The same for fields that shapes determine; a config that differs from the shapes is refused.
 HF_SHAPES = {
   'embed_dim': ('', 'projection_dim'),
   'prompt_layers': ('', 'prompt_layers'),
@@ -45,26 +45,45 @@ HF_SHAPES = {
   'vocab_size': ('text_config', 'vocab_size'),
   'context_length': ('text_config', 'max_position_embeddings'),
 }
-_EPSILON = 1e-5     # of every LayerNorm
+_EPSILON = 1e-5     # epsilon of every LayerNorm
 
 
 def infer_config(
   state: Mapping[str, np.ndarray], dialect: str, file_config: Mapping[str, Any] | None = None,
   num_frames: int = 8,
 ) -> XCLIPConfig:
-  """Reads the architecture off a state dict.
+  """Infers the architecture from a state dict.
 
   Args:
-    state: their names -> arrays.
+    state: foreign names -> arrays.
     dialect: a key of rules.DIALECTS.
-    file_config: what lies beside the weights: Hugging Face's config.json, or open_clip_config.json.
-      Only such files know head counts and activations; without one, heads are width // 64 and
-      activations QuickGELU, as OpenAI and the reference have it.
-    num_frames: T of the model to be made of CLIP weights, which have none.
+    file_config: content of the config beside the weights: Hugging Face's config.json, or
+      open_clip_config.json. Head counts and activations are known from such files alone; without
+      one, heads are width // 64 and activations QuickGELU, as in OpenAI's files and the reference.
+    num_frames: T of the model to be made from CLIP weights, which have none.
 
   Raises:
-    ValueError: a key that every such file has is missing, or the config contradicts the shapes.
+    UserError: a key that every such file has is missing, or the config contradicts the shapes.
   """
+  fields = _infer_sizes(state, dialect, num_frames)
+  fields |= reference_heads(fields)
+  if dialect in rules.CLIP_DIALECTS:     # the new modules are in no file, so any head count fits
+    fields |= {k: max(fields[k], 1) for k in ('mit_heads', 'prompt_heads')}
+  if file_config is not None:
+    fields |= _read_config(file_config, dialect, fields)
+  for tower, width in WIDTHS.items():
+    if not fields[f'{tower}_heads']:
+      raise UserError(
+        f'{width}={fields[width]} is less than one head of {HEAD_WIDTH}, so the number of heads of '
+        f'the {tower} tower cannot be told from the weights; it takes a config.json beside them'
+      )
+  return XCLIPConfig(**fields)
+
+
+def _infer_sizes(
+  state: Mapping[str, np.ndarray], dialect: str, num_frames: int
+) -> dict[str, Any]:
+  """Returns the fields of XCLIPConfig that the shapes determine."""
   shape = _shapes(state, dialect)
   is_clip = dialect in rules.CLIP_DIALECTS
   try:
@@ -96,28 +115,16 @@ def infer_config(
       f'only square frames, square patches and 3 channels are supported; the patch kernel is '
       f'{patch} x {patch_width} of {channels} channels, and there are {tokens - 1} patches'
     )
-  fields['image_size'] = patch * grid
-  fields |= reference_heads(fields)
-  if is_clip:          # modules that are to be made: no file has them, so any number would do
-    fields |= {k: max(fields[k], 1) for k in ('mit_heads', 'prompt_heads')}
-  if file_config is not None:
-    fields |= _read_config(file_config, dialect, fields)
-  for tower, width in WIDTHS.items():
-    if not fields[f'{tower}_heads']:
-      raise UserError(
-        f'{width}={fields[width]} is less than one head of {HEAD_WIDTH}, so the number of heads of '
-        f'the {tower} tower cannot be told from the weights; it takes a config.json beside them'
-      )
-  return XCLIPConfig(**fields)
+  return fields | {'image_size': patch * grid}
 
 
 def reference_heads(fields: Mapping[str, int]) -> dict[str, int]:
-  """Head counts by the reference's rule, width // 64 in every tower; 0 where one is narrower."""
+  """Returns head counts by the reference's rule of width // 64; 0 for a tower below 64."""
   return {f'{tower}_heads': fields[width] // HEAD_WIDTH for tower, width in WIDTHS.items()}
 
 
 def _shapes(state: Mapping[str, np.ndarray], dialect: str) -> dict[str, tuple[int, ...]]:
-  """Our names -> shapes, of what is not in a block or in block 0."""
+  """Maps our names to shapes, for parameters outside of blocks and those of block 0."""
   shape = {}
   for rule in rules.DIALECTS[dialect]:
     key = rule.theirs.replace('{i}', '0')
@@ -141,21 +148,22 @@ def _depth(state: Mapping[str, np.ndarray], dialect: str, ours: str) -> int:
 def _read_config(
   content: Mapping[str, Any], dialect: str, fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-  """What a config beside the weights says of heads and activations."""
+  """Reads heads and activations from the config beside the weights; checks it against shapes."""
   if 'model_cfg' in content:
     return _read_open_clip_config(content['model_cfg'], fields)
   sections = {'': content}
   for name in ('text_config', 'vision_config'):     # *_dict is older, and wins
     sections[name] = (content.get(name) or {}) | (content.get(f'{name}_dict') or {})
-  found = {
+  file_sizes = {
     ours: sections[section][key]
     for ours, (section, key) in HF_SHAPES.items() if key in sections[section]
   }
   if dialect in rules.CLIP_DIALECTS:
-    found = {k: v for k, v in found.items() if k.split('_')[0] not in ('mit', 'prompt', 'num')}
+    new = ('mit', 'prompt', 'num')
+    file_sizes = {k: v for k, v in file_sizes.items() if k.split('_')[0] not in new}
   wrong = [
     f'{k}: {v} in config.json, {fields[k]} in the weights'
-    for k, v in found.items() if v != fields[k]
+    for k, v in file_sizes.items() if v != fields[k]
   ]
   wrong += [
     f'{section}.layer_norm_eps: {sections[section]["layer_norm_eps"]}, only {_EPSILON} is supported'

@@ -1,14 +1,13 @@
-"""Names to files, and any file to weights: what `xclip_jax.load` opens."""
+"""Names of published weights, their files, and the reader of any file or folder with weights."""
 
 import dataclasses
-import hashlib
 import os
 import re
 import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xclip_jax import files
 from xclip_jax.assets import bundled
@@ -20,15 +19,15 @@ from xclip_jax.weights.native import Weights
 
 
 class Known(NamedTuple):
-  """One published checkpoint. Accuracies are the authors'; none was measured with this code."""
+  """Describes a published checkpoint; accuracies are the authors', not measured with this code."""
 
   variant: str                   # a name in xclip_jax.VARIANTS
-  num_frames: int                # T; of CLIP: what it is completed to unless asked otherwise
+  num_frames: int                # T; for CLIP, which has none: the default
   image_size: int
   preprocess: native.Preprocess
   licence: str
   published: str                 # accuracy in percent, and on what
-  sha256: str = ''               # OpenAI's files; it is part of their address
+  sha256: str = ''               # of OpenAI's files, part of their address
 
 
 def _xclip(variant: str, frames: int, published: str, image_size: int = 224) -> Known:
@@ -93,7 +92,7 @@ KNOWN: Mapping[str, Known] = {
     'L/14', 'of CLIP, ImageNet zero-shot 79.2 top-1'),
 }
 
-# Files with weights in a folder, the first that is there; with what describes them.
+# Files with weights in a folder, in the order of preference, each with its config file.
 _WEIGHT_FILES = (
   ('model.safetensors', 'config.json'), ('model.safetensors.index.json', 'config.json'),
   ('pytorch_model.bin', 'config.json'), ('pytorch_model.bin.index.json', 'config.json'),
@@ -122,8 +121,8 @@ def read(
     new_modules: their sizes; default: the reference's.
 
   Raises:
-    ValueError: there is nothing of that name, or it cannot be read or does not fit; the message
-      says what to do.
+    UserError: no weights have that name, or they cannot be read or do not fit; the message says
+      what to do.
   """
   if heads not in ('file', 'reference'):
     raise UserError(f"heads must be 'file' or 'reference', got {heads!r}")
@@ -151,7 +150,7 @@ def read(
 
 
 def resample(weights: Weights, num_frames: int | None, image_size: int | None) -> Weights:
-  """Weights for other inputs, with interpolated positions and a note; or the same ones."""
+  """Interpolates positions for another number of frames or image size, and adds a note."""
   config = weights.config
   params, new = apply.resample(weights.params, config, num_frames, image_size)
   changed = tuple(
@@ -167,7 +166,7 @@ def _read_foreign(
   path: Path, known: Known | None, heads: str, num_frames: int | None, seed: int,
   new_modules: XCLIPConfig | None,
 ) -> Weights:
-  """Reads weights of others."""
+  """Reads weights in another format than ours."""
   path, config_file = find_files(path)
   contents = archive.read(path)
   state, rest = archive.state_dict(contents)
@@ -180,7 +179,7 @@ def _read_foreign(
   except ValueError as error:
     raise UserError(f'{path}: {error}') from error
   notes = []
-  if file_config is not None:
+  if config_file is not None:
     config, told = _judge_heads(config, heads)
     notes += [f'{config_file.name} {told}'] if told else []
   if is_clip and new_modules:
@@ -221,7 +220,7 @@ def _read_foreign(
 
 
 def _judge_heads(config: XCLIPConfig, heads: str) -> tuple[XCLIPConfig, str]:
-  """Compares a file's head counts with the reference's; returns what to use, and what to say."""
+  """Compares a file's head counts with the reference's; returns the config to use and a note."""
   differ = {
     k: n for k, n in architecture.reference_heads(vars(config)).items()
     if n not in (0, vars(config)[k])
@@ -246,7 +245,7 @@ def read_preprocess(path: Path, image_size: int) -> native.Preprocess:
   if content.get('resample', 2) != 2:
     raise UserError(f'{path}: resample is {content["resample"]}, only 2 (bilinear) is supported')
   scale = 255 if content.get('do_rescale', True) else 1
-  as_255 = lambda key, default: tuple(
+  as_255: Any = lambda key, default: tuple(
     round(float(x) * scale, 6) for x in content.get(key, default)     # 0.224 * 255 is not 57.12
   )
   return native.Preprocess(
@@ -257,7 +256,7 @@ def read_preprocess(path: Path, image_size: int) -> native.Preprocess:
 
 
 def find_files(path: Path) -> tuple[Path, Path | None]:
-  """The file with weights and the config beside it, for a file or a folder."""
+  """Returns the file with weights and the config beside it, from a file or a folder."""
   if path.is_file():
     config = dict(_WEIGHT_FILES).get(path.name)
     beside = path.with_name(config) if config else None
@@ -294,7 +293,7 @@ def locate(source: str | os.PathLike) -> Path:
 
 
 def _openai_file(name: str) -> Path:
-  """OpenAI's archive, from the cache that their code uses too, verified."""
+  """Returns OpenAI's archive, verified, from the cache that their code uses too."""
   sha256 = KNOWN[name].sha256
   file = name.replace('/', '-') + '.pt'
   folder = Path(os.environ.get('CLIP_CACHE', '~/.cache/clip')).expanduser()
@@ -313,18 +312,17 @@ def _openai_file(name: str) -> Path:
         f'{name} is not in {folder} and cannot be downloaded ({error}). Without a network: '
         f'download {address} elsewhere and put it there as {path}'
       ) from error
-  with open(path, 'rb') as opened:
-    found = hashlib.file_digest(opened, 'sha256').hexdigest()
-  if found != sha256:
+  digest = files.sha256(path)
+  if digest != sha256:
     raise UserError(
-      f'{path} is damaged or another file: its sha256 is {found}, OpenAI\'s {name} has {sha256}; '
+      f'{path} is damaged or another file: its sha256 is {digest}, OpenAI\'s {name} has {sha256}; '
       'delete it, it is then downloaded again'
     )
   return path
 
 
 def _hub_folder(name: str) -> Path:
-  """A repository of the Hugging Face hub: from the network, else from its cache."""
+  """Returns the folder of a Hugging Face repository, from the network or else from its cache."""
   import huggingface_hub  # here: it takes a while, and files on disk do not need it
   from huggingface_hub import errors
 
@@ -334,7 +332,7 @@ def _hub_folder(name: str) -> Path:
     wanted,
   )
   try:
-    files = {f.rfilename for f in huggingface_hub.HfApi().model_info(name).siblings}
+    files = {f.rfilename for f in huggingface_hub.HfApi().model_info(name).siblings or []}
     patterns = [*choose(files), *(f for f in files if '-of-' in f)]
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
   except errors.RepositoryNotFoundError as error:

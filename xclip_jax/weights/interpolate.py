@@ -1,4 +1,4 @@
-"""Weights between two models: WiSE-FT."""
+"""Weights between those of two models (WiSE-FT)."""
 
 import dataclasses
 
@@ -12,13 +12,13 @@ from xclip_jax.weights.native import Weights
 
 
 def interpolate(first: Weights, second: Weights, alpha: float) -> Weights:
-  """Returns (1 - alpha) * first + alpha * second, every parameter; all else is the second's.
+  """Mixes parameters, (1 - alpha) * first + alpha * second; other fields are the second's.
 
-  WiSE-FT (Wortsman et al., CVPR 2022): `first` is the model that fine-tuning began with, `second`
-  what came out. 0 is the first and 1 the second, exactly.
+  WiSE-FT (Wortsman et al., CVPR 2022): `first` is the model before fine-tuning, `second` the model
+  after. alpha 0 gives exactly the first, alpha 1 exactly the second.
 
   Raises:
-    ValueError: alpha outside [0, 1], or models that differ; lists how.
+    UserError: alpha is outside [0, 1], or the models differ; lists how.
   """
   if not 0 <= alpha <= 1:
     raise UserError(f'alpha must lie in [0, 1], got {alpha}')
@@ -37,12 +37,13 @@ def interpolate(first: Weights, second: Weights, alpha: float) -> Weights:
 
 
 def check_alike(first: Weights, second: Weights) -> None:
-  """Raises ValueError unless both are of one architecture."""
+  """Raises UserError unless both models have one architecture."""
   left, right = vars(first.config), vars(second.config)
   differ = [f'{k}: {v} and {right[k]}' for k, v in left.items()
             if v != right[k] and k not in COMPUTE_FIELDS]
-  shapes = [{k: np.shape(x) for k, x in tree_names.flatten(w.params).items()} for w in (first, second)]
-  differ += ['their parameters'] if shapes[0] != shapes[1] and not differ else []
+  shapes_of = lambda weights: {
+    name: np.shape(x) for name, x in tree_names.flatten(weights.params).items()}
+  differ += ['their parameters'] if shapes_of(first) != shapes_of(second) and not differ else []
   if differ:
     raise UserError(
       f'{first.source} and {second.source} are not the same model, so nothing lies between them:'

@@ -1,4 +1,4 @@
-"""Our own format: a folder that numpy alone can read, with all it takes to use the weights.
+"""Our own format: a folder with weights and their description, which numpy alone can read.
 
   config.json         architecture, tokenizer, prompt template, where the weights come from
   params.safetensors  float32 or float16, under readable names: vision/blocks_0/attn/query/kernel
@@ -26,12 +26,12 @@ from xclip_jax.weights import apply
 from xclip_jax.weights.files import archive
 
 FORMAT, VERSION = 'xclip-jax', 1
-TOKENIZER = 'clip-bpe-49408'          # CLIP's, the only one there is
+TOKENIZER = 'clip-bpe-49408'          # CLIP's, the only tokenizer
 
 
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-  """How a frame becomes input: resize the short side, cut the centre square, normalise."""
+  """Describes preprocessing: resize the short side, crop the centre square, normalise."""
 
   mean: tuple[float, float, float] = (123.675, 116.28, 103.53)     # RGB, 0..255
   std: tuple[float, float, float] = (58.395, 57.12, 57.375)
@@ -39,14 +39,14 @@ class Preprocess:
   filter: str = 'opencv'               # opencv (the reference) | pillow (Hugging Face's processor)
 
 
-# What CLIP itself was trained on; X-CLIP is not, even where it starts from CLIP.
+# The statistics of X-CLIP's training, which are not those of CLIP.
 REFERENCE = Preprocess()
 HUGGING_FACE = Preprocess(resize_ratio=1.0, filter='pillow')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Weights:
-  """Parameters, and all that must be known to use them."""
+  """Holds parameters and everything needed to use them."""
 
   config: XCLIPConfig
   params: Any = dataclasses.field(repr=False)     # nested dicts of float32 arrays
@@ -55,8 +55,8 @@ class Weights:
   source: str = ''                     # file, folder or name that they were read from
   dialect: str = 'native'              # native, or a key of rules.DIALECTS
   licence: str = 'unknown'
-  notes: tuple[str, ...] = ()          # what whoever loads them should know, a line each
-  labels: tuple[str, ...] = ()         # used where no others are given; mostly none
+  notes: tuple[str, ...] = ()          # messages for the person who loads them, a line each
+  labels: tuple[str, ...] = ()         # labels to choose from if none are given
 
 
 def save(
@@ -104,7 +104,7 @@ def save(
 
 
 def check_free(target: Path, overwrite: bool) -> None:
-  """Raises FileExistsError if `target` is there and may not be replaced.
+  """Raises FileExistsError if `target` exists and may not be replaced.
 
   Even then only a folder with weights is replaced: no file, and no run of train.py, which has a
   config.json too.
@@ -144,7 +144,7 @@ def read(folder: str | os.PathLike) -> Weights:
   widened.
 
   Raises:
-    ValueError: a file is missing, or something in it is not as it must be.
+    UserError: a file is missing or damaged, or contradicts another.
   """
   folder = Path(folder)
   content = read_json(folder / 'config.json')
@@ -173,8 +173,8 @@ def read(folder: str | os.PathLike) -> Weights:
   )
 
 
-def read_json(path: Path) -> dict[str, Any]:
-  """Reads an object from a JSON file; ValueError names the file."""
+def read_json(path: files.AnyPath) -> dict[str, Any]:
+  """Reads an object from a JSON file; UserError names the file."""
   try:
     with files.explain_errors(path):
       content = path.read_bytes()

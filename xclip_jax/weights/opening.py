@@ -1,8 +1,7 @@
-"""Opens weights from anywhere: a run, a file, a folder or a name."""
+"""Weights from anywhere: a run, a fine-tuning, a file, a folder or a name."""
 
 import dataclasses
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -84,22 +83,22 @@ def _is_finetuning(folder: files.AnyPath) -> bool:
 def open_start_weights(
   source: str | os.PathLike, config: XCLIPConfig, seed: int = 0
 ) -> native.Weights:
-  """Reads what a model of `config` was trained from, as its run did.
+  """Reads the weights that a model of `config` started its training from.
 
-  A CLIP is completed by the parts that `config` has, drawn from the run's seed.
+  CLIP weights are completed by the modules that `config` has, drawn from the run's seed.
   """
   weights = open_weights(source)
   if weights.dialect in rules.CLIP_DIALECTS and weights.config != config:
     weights = open_weights(
       source, seed=seed, new_modules=config, num_frames=config.num_frames)
-  if config.logit_bias and not weights.config.logit_bias:     # its run began with some bias
+  if config.logit_bias and not weights.config.logit_bias:     # drawn at the start of its run
     weights = dataclasses.replace(
       weights, config=dataclasses.replace(weights.config, logit_bias=True),
       params=weights.params | {'logit_bias': np.zeros((), np.float32)})
   return weights
 
 
-def _read_run(workdir: Path) -> native.Weights:
+def _read_run(workdir: files.AnyPath) -> native.Weights:
   file = workdir / 'config.json'
   if not files.exists(file):
     raise UserError(f'{file} is missing, so {workdir} is not the --workdir of a run of train.py')

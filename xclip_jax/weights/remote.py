@@ -1,4 +1,4 @@
-"""Weights in a bucket: a local copy of the files that make them up."""
+"""Local copies of weights in a bucket."""
 
 import contextlib
 import json
@@ -23,52 +23,52 @@ def local_copy(name: str, weight_files: Sequence[tuple[str, str]]) -> Iterator[P
 
   Args:
     name: gs://bucket/..., a file or a folder.
-    weight_files: names of files with weights, the first that is there, and of the config of each.
+    weight_files: (file with weights, its config file) in the order of preference.
 
   Raises:
-    ValueError: there is no such file or folder, or the bucket cannot be read.
+    UserError: the bucket has no such file or folder, or cannot be read.
   """
-  place = files.as_path(name, 'weights')
-  if not files.exists(place):
+  remote_path = files.as_path(name, 'weights')
+  if not files.exists(remote_path):
     raise UserError(f'{name!r} is not there: its bucket holds neither a file nor a folder of it')
   with tempfile.TemporaryDirectory(prefix='xclip-weights-') as temporary:
-    with files.explain_errors(place):
-      folder = Path(temporary) / place.name
-      if place.is_dir():
+    with files.explain_errors(remote_path):
+      folder = Path(temporary) / remote_path.name
+      if remote_path.is_dir():
         folder.mkdir()
-        _copy_folder(place, folder, weight_files)
+        _copy_folder(remote_path, folder, weight_files)
         copy = folder
       else:
-        copy = Path(temporary) / place.name
-        names = [place.name, dict(weight_files).get(place.name), _BESIDE]
-        _copy_some(place.parent, Path(temporary), [x for x in names if x])
+        copy = Path(temporary) / remote_path.name
+        names = [remote_path.name, dict(weight_files).get(remote_path.name), _BESIDE]
+        _copy_files(remote_path.parent, Path(temporary), [x for x in names if x])
     yield copy
 
 
-def _copy_folder(place: Any, folder: Path, weight_files: Sequence[tuple[str, str]]) -> None:
-  held = {x.name for x in place.iterdir()}
+def _copy_folder(source: Any, folder: Path, weight_files: Sequence[tuple[str, str]]) -> None:
+  held = {x.name for x in source.iterdir()}
   pair = next((pair for pair in weight_files if pair[0] in held), None)
   if 'params.safetensors' in held:
-    _copy_some(place, folder, _OWN)
+    _copy_files(source, folder, _OWN)
   elif pair:
-    _copy_some(place, folder, [*pair, _BESIDE])
+    _copy_files(source, folder, [*pair, _BESIDE])
   else:
-    for x in held:                  # without content: the error lists the names
+    for x in held:                  # empty files: the error message lists their names
       (folder / x).touch()
 
 
-def _copy_some(place: Any, folder: Path, names: Sequence[str]) -> None:
-  """Copies the files of these names that are there, and the shards that an index lists."""
+def _copy_files(source: Any, folder: Path, names: Sequence[str]) -> None:
+  """Copies the files of these names that exist, and the shards that an index lists."""
   for name in names:
     with contextlib.suppress(FileNotFoundError):
-      (folder / name).write_bytes((place / name).read_bytes())
+      (folder / name).write_bytes((source / name).read_bytes())
       if name.endswith('.index.json'):
-        _copy_some(place, folder, _shards(folder / name))
+        _copy_files(source, folder, _shards(folder / name))
 
 
 def _shards(index: Path) -> list[str]:
   try:
     listed = set(json.loads(index.read_bytes())['weight_map'].values())
     return sorted(name for name in listed if isinstance(name, str) and '/' not in name)
-  except (ValueError, KeyError, TypeError, AttributeError):     # the reader says what is wrong
+  except (ValueError, KeyError, TypeError, AttributeError):   # the reader reports the damage
     return []

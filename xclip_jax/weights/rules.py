@@ -1,4 +1,4 @@
-"""The name tables: what every parameter is called elsewhere, and how its array is laid out.
+"""Tables of parameter names: our name, the foreign name, and the layout of the foreign array.
 
 A row is (our name, their name, layout). `{i}` is a block number. Read from right to left it brings
 weights in, from left to right it takes them out.
@@ -18,6 +18,8 @@ import numpy as np
 
 
 class Rule(NamedTuple):
+  """Maps one foreign array to one of our parameters, or to three."""
+
   ours: tuple[str, ...]      # one name, or three for a packed array
   theirs: str
   layout: str
@@ -28,7 +30,7 @@ def _same(ours: str, theirs: str) -> list[Rule]:
 
 
 def _matrix(ours: str, theirs: str) -> list[Rule]:
-  """A bare [in, out] matrix."""
+  """Returns the rule of a bare [in, out] matrix."""
   return [Rule((f'{ours}/kernel',), theirs, 'same')]
 
 
@@ -48,7 +50,7 @@ _QKV = ('query', 'key', 'value')
 
 
 def _packed_attention(ours: str, theirs: str) -> list[Rule]:
-  """torch.nn.MultiheadAttention."""
+  """Returns the rules of torch.nn.MultiheadAttention."""
   return [
     Rule(tuple(f'{ours}/{x}/kernel' for x in _QKV), f'{theirs}.in_proj_weight', 'linear'),
     Rule(tuple(f'{ours}/{x}/bias' for x in _QKV), f'{theirs}.in_proj_bias', 'same'),
@@ -57,14 +59,14 @@ def _packed_attention(ours: str, theirs: str) -> list[Rule]:
 
 
 def _split_attention(ours: str, theirs: str) -> list[Rule]:
-  """Hugging Face's three projections."""
+  """Returns the rules of Hugging Face's attention, with three projections."""
   return [
     row for x in _QKV for row in _linear(f'{ours}/{x}', f'{theirs}.{x[0]}_proj')
   ] + _linear(f'{ours}/out', f'{theirs}.out_proj')
 
 
 def _prompt_block(ours: str, theirs: str) -> list[Rule]:
-  """The same in both dialects."""
+  """Returns the rules of a prompt block, which both dialects share."""
   return [
     *(row for x in _QKV for row in _linear(
       f'{ours}/cross_attn/{x}', f'{theirs}.cross_attn.{x[0]}_proj', bias=False)),
@@ -162,7 +164,7 @@ def _hf_towers(pre_norm: str) -> list[Rule]:
   ]
 
 
-# transformers.CLIPModel, whose name for the first norm is misspelt.
+# transformers.CLIPModel; its name for the first norm is misspelt.
 HUGGING_FACE_CLIP = tuple(_hf_towers('pre_layrnorm'))
 # transformers.XCLIPModel
 HUGGING_FACE = (
@@ -184,7 +186,7 @@ DIALECTS = {
   'openai': OPENAI, 'open_clip': OPEN_CLIP, 'huggingface_clip': HUGGING_FACE_CLIP,
 }
 CLIP_DIALECTS = ('openai', 'open_clip', 'huggingface_clip')
-# What X-CLIP has and CLIP has not.
+# Parameters that X-CLIP has and CLIP lacks.
 NEW_PARAMETERS = r'vision/blocks_\d+/message_.*|mit/.*|prompt/.*|logit_bias'
 
 # Not parameters: buffers of old files, and the three scalars in OpenAI's archives.
@@ -209,12 +211,12 @@ _OUTWARD = {
 
 
 def inward(rule: Rule, array: np.ndarray) -> list[np.ndarray]:
-  """Lays their array out as ours: one array for each name of rule.ours."""
+  """Converts a foreign array to ours: one array for each name of rule.ours."""
   parts = np.split(array, len(rule.ours)) if len(rule.ours) > 1 else [array]
   return [_INWARD[rule.layout](part) for part in parts]
 
 
 def outward(rule: Rule, arrays: list[np.ndarray]) -> np.ndarray:
-  """Lays our arrays, one for each name of rule.ours, out as theirs."""
+  """Converts our arrays, one for each name of rule.ours, to the foreign array."""
   parts = [_OUTWARD[rule.layout](np.asarray(x)) for x in arrays]
   return np.concatenate(parts) if len(parts) > 1 else parts[0]

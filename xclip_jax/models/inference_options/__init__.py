@@ -1,1 +1,1 @@
-"""What trades accuracy for speed at inference?"""
+"""Which options trade accuracy for speed at inference? Token merging and 8-bit kernels."""

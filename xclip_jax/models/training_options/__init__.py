@@ -1,1 +1,1 @@
-"""What is part of the parameters in training only?"""
+"""Which parameters exist in training only? The projectors of distillation."""

@@ -1,1 +1,1 @@
-"""How are weight files of PyTorch and safetensors read without PyTorch?"""
+"""How are files of PyTorch and safetensors read without PyTorch? By interpreting them as data."""

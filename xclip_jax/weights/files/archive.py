@@ -1,4 +1,4 @@
-"""Weight files of PyTorch and safetensors, read and written with numpy alone.
+"""Reader of PyTorch and safetensors files that needs numpy alone.
 
 Every kind `torch.save` and `torch.jit.save` ever wrote since PyTorch 0.2 is read without PyTorch,
 and no code in a file is run (see `unpickle`). Arrays are read-only views of the mapped file where
@@ -36,10 +36,12 @@ _COMPRESSED = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'(\xb5/
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Contents:
-  """What a weight file holds.
+  """Holds the content of a weight file.
 
-  `kind` is 'torchscript', 'torch zip', 'torch legacy' or 'safetensors'; `tree` is nested dict /
-  list / tuple of arrays, plain values and `Inert`; `files` are all files it came from.
+  Fields:
+    kind: 'torchscript', 'torch zip', 'torch legacy' or 'safetensors'.
+    tree: nested dict / list / tuple of arrays, plain values and `Inert`.
+    files: all files that were read.
   """
   kind: str
   tree: Any = dataclasses.field(repr=False)
@@ -47,9 +49,9 @@ class Contents:
 
 
 def read(path: str | os.PathLike) -> Contents:
-  """Read a weight file, or all shards that an `*.index.json` lists.
+  """Reads a weight file, or all shards that an `*.index.json` lists.
 
-  What the file is shows in its first bytes; its ending is not looked at.
+  The first bytes of the file tell its format; its ending is ignored.
 
   Returns:
     Its contents. Arrays keep their dtype, but bfloat16 becomes float32; they are read-only.
@@ -66,7 +68,7 @@ def read(path: str | os.PathLike) -> Contents:
 
 
 def state_dict(contents: Contents) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
-  """Split what was read into parameters by name, and everything else.
+  """Splits the content of a file into parameters by name and everything else.
 
   Parameters are the tensors under 'model', 'state_dict', 'model_state_dict' or 'module', else those
   at the top; of a TorchScript file those of the module tree, as 'visual.conv1.weight'. A 'module.'
@@ -76,7 +78,7 @@ def state_dict(contents: Contents) -> tuple[dict[str, np.ndarray], dict[str, Any
     name -> array; name -> anything else in the file, such as 'epoch', 'optimizer' or 'config'.
 
   Raises:
-    ArchiveError: there are no tensors in any of these places.
+    ArchiveError: none of these keys holds tensors.
   """
   tree, rest = contents.tree, {}
   if isinstance(tree, unpickle.Module):
@@ -115,7 +117,7 @@ def _holds_tensors(value: Any) -> bool:
 
 
 def _leaves(module: unpickle.Module) -> Iterator[tuple[str, Any]]:
-  """Yield the dotted names of a module tree; bounded, as a file can nest a module in itself."""
+  """Yields the dotted names of a module tree; bounded, as a file can nest a module in itself."""
   pending, count = [('', module, 0)], 0
   while pending:
     prefix, module, depth = pending.pop()
@@ -131,7 +133,7 @@ def _leaves(module: unpickle.Module) -> Iterator[tuple[str, Any]]:
 
 @contextlib.contextmanager
 def _naming(path: pathlib.Path) -> Iterator[None]:
-  """Turn whatever goes wrong with a file into an ArchiveError that names it."""
+  """Turns whatever goes wrong with a file into an ArchiveError that names it."""
   try:
     yield
   except (ArchiveError, unpickle.PickleError) as error:
@@ -160,7 +162,7 @@ def _map(path: pathlib.Path) -> mmap.mmap:
 
 
 def _sniff(data: mmap.mmap) -> str:
-  """Tell by the first bytes what a file is: 'zip', 'pickle', 'index' or 'safetensors'."""
+  """Returns the format of a file by its first bytes: 'zip', 'pickle', 'index' or 'safetensors'."""
   head = data[:512]
   text = head.removeprefix(b'\xef\xbb\xbf').lstrip().lower()
   if head[8:9] == b'{' and head[6:8] == b'\0\0':  # first: the length before it may look like any
@@ -200,7 +202,7 @@ def _read_file(path: pathlib.Path, data: mmap.mmap) -> Contents:
 
 
 def _read_index(path: pathlib.Path, data: mmap.mmap) -> Contents:
-  """Read every shard of an index and hold it to the index."""
+  """Reads every shard of an index and compares it with the index."""
   index = _json(data[:_MAX_HEADER + 1])
   places = index.get('weight_map')
   if not isinstance(places, dict) or not places:
@@ -231,7 +233,7 @@ def _read_index(path: pathlib.Path, data: mmap.mmap) -> Contents:
 
 # Safetensors.
 def _json(raw: bytes) -> dict[str, Any]:
-  """Parse a JSON object; a key that comes twice is an error."""
+  """Parses a JSON object; a repeated key is an error."""
   def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(pairs) != len(result := dict(pairs)):
       raise ArchiveError('has JSON with a key twice')

@@ -1,4 +1,4 @@
-"""Weight files of PyTorch and safetensors, written with numpy alone."""
+"""Writers of PyTorch and safetensors files that need numpy alone."""
 
 import json
 import math
@@ -22,7 +22,7 @@ _CHUNK = 16 << 20
 def write_torch(
   path: str | os.PathLike, tensors: Mapping[str, np.ndarray], wrap: str | None = None
 ) -> None:
-  """Write a file that `torch.load(path, weights_only=True)` reads as name -> tensor.
+  """Writes a file that `torch.load(path, weights_only=True)` reads as name -> tensor.
 
   Args:
     path: replaced at once when the whole file is written.
@@ -55,7 +55,7 @@ def write_torch(
 def write_safetensors(
   path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
-  """Write a safetensors file; `path` is replaced at once when the whole file is written."""
+  """Writes a safetensors file; `path` is replaced at once when the whole file is written."""
   path = pathlib.Path(path)
   type_of = {dtype: name for _, dtype, name in tensors_lib.TYPES if name}
   header: dict[str, Any] = {} if metadata is None else {'__metadata__': metadata}
@@ -82,7 +82,7 @@ def write_safetensors(
 
 
 def _chunks(array: np.ndarray) -> Iterator[memoryview]:
-  """Cut an array's bytes, little-endian and row by row, into pieces."""
+  """Cuts an array's bytes, little-endian and row by row, into pieces."""
   if array.dtype.byteorder == '>':
     array = array.astype(array.dtype.newbyteorder('<'))
   flat = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -93,7 +93,7 @@ def _chunks(array: np.ndarray) -> Iterator[memoryview]:
 def _add(
   archive: zipfile.ZipFile, file: BinaryIO, name: str, pieces: Any, size: int = 0
 ) -> None:
-  """Add an uncompressed member whose data begin at a multiple of 64."""
+  """Adds an uncompressed member whose data begin at a multiple of 64."""
   info, large = zipfile.ZipInfo(f'archive/{name}'), size > 1 << 30
   begin = file.tell() + 30 + len(info.filename) + 4 + (20 if large else 0)
   padding = -begin % 64

@@ -1,4 +1,4 @@
-"""The objects that a pickle may ask for, and the few calls that make them."""
+"""Objects that a pickle may ask for, and the few functions that build them."""
 
 import dataclasses
 import math
@@ -14,12 +14,12 @@ MAX_NAME = 1024
 
 
 class PickleError(UserError):
-  """Say what is wrong with a pickle, without naming its file."""
+  """Raised for a pickle that cannot be read; the message does not name its file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Inert:
-  """Stand for an object, or a class, that is not rebuilt. Two of the same name are equal."""
+  """Stands for an object or class that is not rebuilt; two of the same name are equal."""
   name: str                                                    # 'yacs.config.CfgNode'
   items: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
   values: list = dataclasses.field(default_factory=list, compare=False, repr=False)
@@ -27,7 +27,7 @@ class Inert:
 
 
 class Machine(Protocol):
-  """What builders ask of the machine that runs a pickle."""
+  """Defines the attributes of the pickle machine that builders use."""
   tensor: Callable[..., Any] | None
 
   def spend(self, amount: int) -> None: ...
@@ -37,7 +37,7 @@ class Machine(Protocol):
 
 
 def as_key(key: Any, depth: int = 0) -> Any:
-  """Give a key that hashes in bounded time and stack; what cannot be one becomes an `Inert`."""
+  """Returns a key that hashes in bounded time and stack; other values become an `Inert`."""
   if isinstance(key, str | bytes | bool | float | complex | Inert) or key is None:
     return key
   if isinstance(key, int) and key.bit_length() <= 64:
@@ -66,7 +66,7 @@ def _size(machine: Machine, items: list | tuple = ()) -> tuple:
 
 
 def _encode(machine: Machine, text: str, encoding: str = '') -> Any:
-  """How Python 3 writes bytes for protocol 2."""
+  """Builds the bytes that Python 3 writes as text in protocol 2."""
   if encoding not in ('latin1', 'latin-1') or not isinstance(text, str):
     return NotImplemented
   machine.spend(len(text) // 64)
@@ -85,7 +85,8 @@ def _tensor(machine, storage, offset, size, stride, *rest) -> Any:
   return machine.named(machine.tensor, storage, offset, size, stride, None)
 
 
-def _tensor_of_dtype(machine, storage, offset, size, stride, grad, hooks, dtype, *rest) -> Any:
+def _tensor_of_dtype(machine, storage, offset, size, stride, *rest) -> Any:
+  _grad, _hooks, dtype, *_ = rest
   return machine.named(machine.tensor, storage, offset, size, stride, dtype)
 
 
@@ -110,7 +111,8 @@ def set_dtype(dtype: np.dtype, state: Any) -> None:
     or state[7] != dtype.flags
   ):
     raise PickleError('its pickle has a numpy dtype that is not read')
-  dtype.__setstate__(state)
+  rebuilt: Any = dtype
+  rebuilt.__setstate__(state)
 
 
 def _scalar(machine: Machine, dtype: Any, raw: Any = b'') -> Any:
@@ -145,7 +147,8 @@ def set_array(machine: Machine, array: np.ndarray, state: Any) -> None:
   _, shape, dtype, fortran, raw = state
   shape, raw = _check_array(shape, dtype, raw)
   machine.spend(len(raw) // 64)
-  array.__setstate__((1, shape, dtype, bool(fortran), raw))
+  rebuilt: Any = array
+  rebuilt.__setstate__((1, shape, dtype, bool(fortran), raw))
   array.flags.writeable = False
 
 

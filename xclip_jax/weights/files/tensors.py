@@ -1,4 +1,4 @@
-"""What every format of weight files shares: its dtypes, its bytes as arrays, and its errors."""
+"""Dtypes, arrays and errors that all formats of weight files share."""
 
 from typing import Any
 
@@ -19,11 +19,11 @@ RAW = {dtype: np.dtype('uint16' if dtype == 'bfloat16' else dtype) for _, dtype,
 
 
 class ArchiveError(UserError):
-  """Name a weight file that cannot be used, and say why and what to do."""
+  """Raised for a weight file that cannot be used; names it and says what to do."""
 
 
-def typed(raw: np.ndarray, dtype: str, order: str = '<') -> np.ndarray:
-  """View uint8 [bytes] as its elements; bfloat16 becomes float32, without loss."""
+def typed(raw: np.ndarray, dtype: str, order: Any = '<') -> np.ndarray:
+  """Returns uint8 [bytes] as a view of its elements; bfloat16 becomes float32, without loss."""
   values = raw.view(RAW[dtype].newbyteorder(order))
   if dtype == 'bool':  # bytes other than 0 and 1 would make invalid numpy bools
     values = raw != 0

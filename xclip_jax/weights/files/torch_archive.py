@@ -1,4 +1,4 @@
-"""Files of `torch.save` and `torch.jit.save`, read without PyTorch: zip and legacy."""
+"""Reader of `torch.save` and `torch.jit.save` files without PyTorch: zip and legacy."""
 
 import math
 import mmap
@@ -25,7 +25,7 @@ _MAX_UNPACKED = 64 << 30
 
 # Tensors in pickles.
 class _Storage:
-  """Bytes that tensors share, typed and widened once."""
+  """Holds the bytes that tensors share, and their typed arrays, made once."""
 
   def __init__(self, raw: np.ndarray, dtype: str, order: str):
     self.raw, self.dtype, self.order = raw, dtype, order
@@ -38,7 +38,7 @@ class _Storage:
 
 
 class _Reference(NamedTuple):
-  """A storage as a pickle refers to it; `view` is (name, first element, elements) of it."""
+  """Describes a storage as a pickle refers to it; `view` is (name, first element, elements)."""
   key: str
   dtype: str
   numel: int
@@ -60,7 +60,7 @@ def _parse_reference(pid: Any) -> _Reference:
 
 
 def _storages(find: Callable[[str], np.ndarray], order: str = '<') -> Callable[[Any], Any]:
-  """Make the loader of persistent ids: each storage is found, checked and converted once."""
+  """Builds the loader of persistent ids, which finds, checks and converts each storage once."""
   raws, storages = {}, {}
 
   def load(pid: Any) -> Any:
@@ -83,7 +83,7 @@ def _storages(find: Callable[[str], np.ndarray], order: str = '<') -> Callable[[
 
 
 def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any) -> np.ndarray:
-  """View a storage as a tensor; nothing about it is believed."""
+  """Returns a view of a storage as a tensor, after checking every value from the file."""
   if not isinstance(storage, _Storage):
     raise ArchiveError('has no storage')
   dtype = storage.dtype if dtype is None else dtype.name.removeprefix('torch.')
@@ -108,7 +108,7 @@ def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any) -> np
 
 
 def read_legacy(data: mmap.mmap) -> Any:
-  """Read what `torch.save` wrote before 1.6: pickles one after another, then the storages."""
+  """Reads the format of `torch.save` before 1.6: pickles one after another, then the storages."""
   magic, at = unpickle.load(data)
   if magic != _LEGACY_MAGIC or not isinstance(magic, int):
     raise ArchiveError('is a pickle, but not one of torch.save; save the weights with torch.save '
@@ -143,14 +143,14 @@ def read_legacy(data: mmap.mmap) -> Any:
 
 # Zip files.
 class _Member(NamedTuple):
-  """Where the data of a zip member lie in the file."""
+  """Holds the begin and end of a zip member's data in the file."""
   info: zipfile.ZipInfo
   begin: int
   end: int
 
 
 def _members(path: pathlib.Path, data: mmap.mmap) -> dict[str, _Member]:
-  """List a zip file by its directory, and hold the directory to the members' own headers."""
+  """Lists the members of a zip file by its directory, checked against their own headers."""
   try:
     with zipfile.ZipFile(path) as archive:
       infos, limit = archive.infolist(), archive.start_dir
@@ -187,7 +187,7 @@ def _members(path: pathlib.Path, data: mmap.mmap) -> dict[str, _Member]:
 
 
 def _unpack(member: _Member, data: mmap.mmap) -> np.ndarray:
-  """Give a member's bytes as uint8 [size]: a view of the file where they are stored."""
+  """Returns a member's bytes, uint8 [size]; a view of the file if they are not compressed."""
   info, begin, end = member
   if info.compress_type == zipfile.ZIP_STORED:
     # Its checksum is left alone: that would read gigabytes, and torch.save can omit it.
@@ -200,6 +200,7 @@ def _unpack(member: _Member, data: mmap.mmap) -> np.ndarray:
 
 
 def read_zip(path: pathlib.Path, data: mmap.mmap) -> tuple[str, Any]:
+  """Reads a zip file of torch.save or torch.jit.save; returns its kind and its tree."""
   members = _members(path, data)
   names = [n for n in members if n.count('/') == 1 and n.endswith('/data.pkl')]
   if len(names) != 1:
@@ -226,7 +227,7 @@ def read_zip(path: pathlib.Path, data: mmap.mmap) -> tuple[str, Any]:
 
 
 def _explain_zip(members: dict[str, _Member], data: mmap.mmap, count: int) -> str:
-  """Say what a zip file is that is not a torch.save file."""
+  """Returns a description of a zip file that torch.save did not write."""
   if count:
     return f'has {count} folders with a data.pkl; torch.save writes one'
   files = {name: m for name, m in members.items() if not name.endswith('/')}

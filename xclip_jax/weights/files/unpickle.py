@@ -1,4 +1,4 @@
-"""A pickle machine that can only build plain data.
+"""Pickle machine that can build plain data only.
 
 Python's own unpickler runs whatever a file names. Even with its imports restricted, a few bytes
 make it reserve gigabytes (a memo slot of 2**32) or overflow the C stack (a dictionary key of nested
@@ -30,7 +30,7 @@ _WRONG = (
 
 
 class Module(dict):
-  """The attributes of an object of a TorchScript class."""
+  """Holds the attributes of an object of a TorchScript class."""
 
 
 def load(
@@ -39,7 +39,7 @@ def load(
   persistent: Callable[[Any], Any] | None = None,
   tensor: Callable[..., Any] | None = None,
 ) -> tuple[Any, int]:
-  """Read the one pickle that begins at `start`.
+  """Reads the one pickle that begins at `start`.
 
   Args:
     data: the bytes that hold it.
@@ -64,9 +64,12 @@ def load(
 
 
 class _Machine:
-  """One run over one pickle: a stack, the stacks below its marks, and a memo."""
+  """Runs over one pickle, with a stack, the stacks below its marks, and a memo."""
 
-  def __init__(self, data, start, persistent, tensor):
+  def __init__(
+    self, data: Any, start: int, persistent: Callable[[Any], Any] | None,
+    tensor: Callable[..., Any] | None,
+  ):
     self.data, self.start, self.at = data, start, start
     self.persistent, self.tensor = persistent, tensor
     self.stack: list = []
@@ -87,7 +90,7 @@ class _Machine:
       _STEPS[op](self)
 
   def spend(self, amount: int) -> None:
-    """Count work that a few bytes could otherwise ask for again and again."""
+    """Counts work that a few bytes could otherwise ask for again and again."""
     self.work += amount
     if self.work > MAX_WORK:
       raise PickleError(f'its pickle makes more than {MAX_WORK:,} objects')
@@ -98,7 +101,7 @@ class _Machine:
     self.at += count
     return self.data[self.at - count:self.at]
 
-  def number(self, code: str) -> int | float:
+  def number(self, code: str) -> Any:
     return struct.unpack('<' + code, self.take(struct.calcsize('<' + code)))[0]
 
   def line(self) -> str:
@@ -119,7 +122,7 @@ class _Machine:
     return items
 
   def where(self) -> str:
-    """Name what is being built: the nearest key that waits for its value."""
+    """Names the object being built: the nearest key that waits for its value."""
     for stack in (self.stack, *reversed(self.below)):
       for value in reversed(stack[-4:]):
         if isinstance(value, str) and value != 'storage':
@@ -127,7 +130,7 @@ class _Machine:
     return 'without a name'
 
   def call(self, function: Any, args: Any) -> Any:
-    """Do what REDUCE, NEWOBJ, INST and OBJ ask for, if it is known to be harmless."""
+    """Makes the call that REDUCE, NEWOBJ, INST and OBJ ask for, if it is known to be harmless."""
     if not isinstance(function, Inert) or not isinstance(args, tuple):
       raise PickleError(f'its pickle calls a {type(function).__name__} near byte {self.at}')
     name = function.name
@@ -154,7 +157,7 @@ class _Machine:
       slots = state if isinstance(state, tuple) and len(state) == 2 else (state,)
       if all(part is None or isinstance(part, dict) for part in slots):
         for part in slots:
-          self.set_items(target, part or {})
+          self.set_items(target, part if isinstance(part, dict) else {})
       else:
         target.values.append(state)
     elif isinstance(target, np.dtype):
@@ -212,7 +215,7 @@ class _Machine:
     return self.named(self.persistent, pid)
 
   def named(self, function: Callable, *args: Any) -> Any:
-    """Call back, and say in any error which tensor it was about."""
+    """Calls a function and names the tensor in its errors."""
     try:
       return function(*args)
     except _WRONG as error:
@@ -224,7 +227,7 @@ def _int_line(text: str) -> int | bool:
 
 
 def _bytes_text(raw: bytes) -> str:
-  """Decode a string of Python 2, which may as well be raw data: reversible by latin-1."""
+  """Decodes a string of Python 2, which may as well be raw data: reversible by latin-1."""
   try:
     return raw.decode()
   except UnicodeDecodeError:
