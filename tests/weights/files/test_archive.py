@@ -123,7 +123,7 @@ def test_folders_and_missing_files_say_so(tmp_path):
 
 
 def test_reading_needs_neither_torch_nor_jax():
-  code = ('import sys; from xclip_jax.weights import archive; '
+  code = ('import sys; from xclip_jax.weights.files import archive; '
           'print(sorted({"torch", "jax", "safetensors", "ml_dtypes"} & set(sys.modules)))')
   out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True)
   assert out.stdout.strip() == '[]'
