@@ -43,7 +43,8 @@ def test_every_key_is_used_once_and_every_leaf_is_filled(case):
   for key in foreign:
     assert len(rules_for(key, case.dialect)) == 1, key
   leaves = [rules_for(key, case.dialect)[0].ours for key in foreign]
-  got, want = tree_names.flatten(case.params), tree_names.flatten(apply.abstract_params(case.config))
+  got = tree_names.flatten(case.params)
+  want = tree_names.flatten(apply.abstract_params(case.config))
   assert {k: x.shape for k, x in got.items()} == {k: x.shape for k, x in want.items()}
   assert sum(map(len, leaves)) == len(want)
   assert {x.dtype for x in got.values()} == {np.dtype('float32')}
@@ -186,7 +187,8 @@ def test_clip_s_towers_arrive_whole_and_the_rest_is_drawn_from_the_seed():
   case = Case('B_T8')
   clip = apply.to_state_dict(case.params, 'openai')
   config = architecture.infer_config(clip, 'openai')
-  one, again, other = (tree_names.flatten(apply.to_params(clip, 'openai', config, s)) for s in (0, 0, 1))
+  one, again, other = (
+    tree_names.flatten(apply.to_params(clip, 'openai', config, seed)) for seed in (0, 0, 1))
   given = tree_names.flatten(case.params)
   for name, array in one.items():
     new = tree_names.matches(rules.NEW_PARAMETERS, name)
