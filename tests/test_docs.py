@@ -1,9 +1,11 @@
 """README and docs name links, commands, options, configs, fields and paths that exist."""
 
 import argparse
+import ast
 import functools
 import importlib
 import importlib.util
+import inspect
 import json
 import pathlib
 import re
@@ -196,14 +198,32 @@ def test_every_folder_and_file_of_the_architecture_exists():
     or list((ROOT / 'xclip_jax').rglob(x)))] == []
 
 
+def package_names(page: str) -> set[str]:
+  """Returns the dotted names of the package on a page, in its text and in its Python code."""
+  names = set(re.findall(r'(?<![\w/])xclip_jax(?:\.\w+)+', read(page)))
+  aliases = {}
+  for language, code in FENCE.findall(read(page)):
+    if language != 'python':
+      continue
+    tree = ast.parse(re.sub(r'^!.*$', '', code, flags=re.M))
+    for node in ast.walk(tree):
+      if isinstance(node, ast.ImportFrom) and (node.module or '').startswith('xclip_jax'):
+        aliases |= {x.asname or x.name: f'{node.module}.{x.name}' for x in node.names}
+    names |= {f'{aliases[node.value.id]}.{node.attr}' for node in ast.walk(tree)
+              if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+              and node.value.id in aliases}
+  return names | set(aliases.values())
+
+
 @pytest.mark.parametrize('page', PAGES)
 def test_every_name_in_the_package_exists(page):
   missing = []
-  for name in sorted(set(re.findall(r'(?<![\w/])xclip_jax(?:\.\w+)+', read(page)))):
+  for name in sorted(package_names(page)):
     parts = name.split('.')
     thing = importlib.import_module('xclip_jax')
     for i, part in enumerate(parts[1:], 2):
-      if not hasattr(thing, part) and importlib.util.find_spec('.'.join(parts[:i])):
+      if not hasattr(thing, part) and inspect.ismodule(thing) and importlib.util.find_spec(
+          '.'.join(parts[:i])):
         importlib.import_module('.'.join(parts[:i]))
       if not hasattr(thing, part):
         missing.append(name)
