@@ -1,1 +1,1 @@
-"""Would a run fit onto machines that are not here, and what would bound its speed?"""
+"""Would a run fit before there is a machine, and what would bound its speed?"""

@@ -27,7 +27,7 @@ def add_commands(commands: Any) -> None:
   add('--weights', required=True, metavar='WEIGHTS',
       help=f'weights to start from: {options.WEIGHTS}')
   add('-o', '--output', required=True, metavar='FOLDER',
-      help='folder for weights, report, lists and the run; an interrupted run goes on')
+      help='folder for weights, report, lists and the run; an interrupted run continues')
   options.add_root(command)
   add('--base', metavar='LIST',
       help='CSV with path,label of videos that must not be forgotten; accuracy on them is '
@@ -70,9 +70,9 @@ def _add_training(command: options.CommandParser) -> None:
 def finetune(arguments: argparse.Namespace) -> int:
   """Trains a model on your own videos, and writes weights for `xclip classify`.
 
-  It looks at every video, holds some of each label out, trains, and measures weights on the way
-  from before to after. The same command again goes on where it was stopped. Exit code: 0; 1 if
-  videos had to be left out; 2 if refused.
+  The command looks at every video, holds some of each label out, trains, and measures weights
+  between those before and those after training. The same command continues an interrupted
+  fine-tuning. Exit code: 0; 1 if videos had to be left out; 2 if refused.
   """
   if (arguments.base_classes or arguments.base_root) and not arguments.base:
     raise UserError('--base-classes and --base-root belong to --base, which is not given')

@@ -1,4 +1,4 @@
-"""`xclip plan`: memory and speed of a run on machines that are not here."""
+"""`xclip plan`: memory and speed of a run before there is a machine."""
 
 import argparse
 import ast
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def add_commands(commands: Any) -> None:
   """Adds `plan` to the subcommands of `xclip`."""
   command = options.add_command(
-    commands, 'plan', plan, 'tell memory and speed of a run on machines that are not here', """
+    commands, 'plan', plan, 'estimate memory and speed of a run before there is a machine', """
     xclip plan --variant L/14 --batch 256 --mesh data=8,fsdp=4 --platform v5e:4x8
     xclip plan --config k400_b16_8f --platform v5e:2x4 --set model.dtype=bfloat16
     xclip plan --variant B/16 --batch 8 --step eval --platform v5e

@@ -46,9 +46,9 @@ def add_commands(commands: Any) -> None:
 def train(arguments: argparse.Namespace) -> int:
   """Trains a model and writes checkpoints, metrics and a report into a folder.
 
-  A run that was interrupted goes on where it stopped when the same command is given again. Exit
-  code: 0, also after SIGTERM; 1 if the run fails on its way; 2 if what it was given cannot be used;
-  70 after a bug; 130 after Ctrl-C.
+  The same command continues an interrupted run. Exit code: 0, also after SIGTERM; 1 if the run
+  fails on its way; 2 if the config or another argument cannot be used; 70 after a bug; 130 after
+  Ctrl-C.
   """
   config = _read_config(arguments.config, arguments.more)
   with startup.paused_collector():

@@ -50,7 +50,7 @@ def add_commands(commands: Any) -> None:
 def prepare(arguments: argparse.Namespace) -> int:
   """Stores the videos of a list in files that are read fast, and writes a list of them.
 
-  Run the same command again after a crash or a kill: what is complete is kept. A video that cannot
+  Run the same command again after a crash or a kill: complete shards are kept. A video that cannot
   be read is left out of the list and named in LIST_failed.csv. Exit code: 0 if prepared or
   verified; 1 if --verify finds damage, which the command without it repairs; 2 if refused.
   """
