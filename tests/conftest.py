@@ -21,7 +21,7 @@ os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {quick.FLAGS}'
 SHAPES_CHECKED = [f'xclip_jax.models.{name}' for name in (
   'attention', 'layers', 'vision', 'text', 'integration', 'prompt', 'xclip', 'inference_options',
   'training_options')]
-jaxtyping.install_import_hook(SHAPES_CHECKED, 'beartype.beartype')
+jaxtyping.install_import_hook(SHAPES_CHECKED, 'shape_checker.check')
 
 # What one test compiled, in whatever process, the others read from a folder of this session.
 if 'JAX_COMPILATION_CACHE_DIR' not in os.environ:      # xdist's workers have it from their parent
