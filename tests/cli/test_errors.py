@@ -6,6 +6,7 @@ import os
 import signal
 import types
 
+import jax
 import pytest
 
 from xclip_jax import errors
@@ -137,3 +138,17 @@ def test_only_a_folder_of_ours_is_replaced(tmp_path):
         output_files.open_folder(str(path), True, is_ours)):
     pytest.fail('was opened')
   assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_device_is_one_line_that_names_the_batch_size(run):
+  error = jax.errors.JaxRuntimeError(
+    'RESOURCE_EXHAUSTED: Out of memory while trying to allocate 68719476736 bytes.\nBuffers: ...')
+  code, out, err = run(raising(error))
+  assert (code, out, err.count('\n')) == (2, '', 1)
+  assert err.startswith('xclip: the memory of the device is full: Out of memory while trying')
+  assert '--batch-size' in err and 'config.train.batch_size' in err and '`xclip plan`' in err
+
+
+def test_any_other_error_of_the_compiler_is_a_bug(run):
+  code, _, err = run(raising(jax.errors.JaxRuntimeError('INTERNAL: RET_CHECK failure')))
+  assert code == 70 and err.endswith(f'\n{errors.REPORT}\n')

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+import jax
 import pytest
 
 import tiny
@@ -71,6 +72,9 @@ def test_a_mistake_is_one_line_and_exit_code_2(xclip_train, arguments, message):
   (errors.UserError('no such list'), 2, 'error: no such list\n'),
   (CheckpointError('disk'), 1, 'error: disk\n'),
   (OSError(28, 'No space left', '/x'), 1, "error: OSError: [Errno 28] No space left: '/x'\n"),
+  (jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.'), 1,
+   'error: the memory of the device is full: Out of memory allocating 9 bytes. '
+   f'{errors._LESS_MEMORY}\n'),
   (KeyboardInterrupt(), 130, '\nerror: stopped by Ctrl-C; the same command goes on from the last '
    'checkpoint\n'),
 ])

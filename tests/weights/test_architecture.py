@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from goldens_io import GOLDENS, Case
+from xclip_jax import errors
 from xclip_jax.weights import apply, architecture
 
 
@@ -107,3 +108,15 @@ def test_an_incomplete_file_is_told_by_the_name_that_is_missing(official, key):
   state[key] = np.zeros(3)
   with pytest.raises(ValueError, match=r'does not suit its place|incomplete'):
     architecture.infer_config(state, 'official')
+
+
+def test_a_bug_is_not_told_as_an_incomplete_file(official, monkeypatch):
+  monkeypatch.setattr(architecture, '_depth', lambda *_: {}['a bug'])
+  with pytest.raises(KeyError, match='a bug'):
+    architecture.infer_config(official.state, 'official')
+
+
+def test_a_section_of_the_config_that_is_no_object_is_named(official):
+  clip = apply.to_state_dict(official.params, 'openai')
+  with pytest.raises(errors.UserError, match='text_cfg must be an object'):
+    architecture.infer_config(clip, 'openai', {'model_cfg': {'text_cfg': 'ViT'}})

@@ -45,14 +45,14 @@ def hf_folder(tmp_path, **changes):
 def test_official_files_give_the_references_logits(case, tmp_path, wrap, prefix):
   loaded = xclip_jax.load(write(tmp_path / 'k400.pth', case, 'official', wrap, prefix))
   np.testing.assert_allclose(logits_of(loaded, case), case.logits, atol=1e-5)
-  assert loaded.preprocess == native.REFERENCE
+  assert loaded.weights.preprocess == native.REFERENCE
 
 
 def test_hugging_face_folders_give_hugging_face_s_logits(tmp_path):
   case = Case('hf_tiny_a')
   loaded = xclip_jax.load(hf_folder(tmp_path))
   np.testing.assert_allclose(logits_of(loaded, case), case.logits, atol=1e-5)
-  assert loaded.preprocess == native.HUGGING_FACE
+  assert loaded.weights.preprocess == native.HUGGING_FACE
   as_file = xclip_jax.load(tmp_path / 'hf/model.safetensors')     # config.json lies beside it
   assert as_file.config == loaded.config
 

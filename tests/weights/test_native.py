@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from goldens_io import Case
+from xclip_jax.errors import UserError
 from xclip_jax.parallel import tree_names
 from xclip_jax.weights import native
 
@@ -117,3 +118,20 @@ def test_a_missing_or_damaged_file_is_named(folder, name):
   (folder / name).unlink()
   with pytest.raises(ValueError, match=name):
     native.read(folder)
+
+
+@pytest.mark.parametrize('change, words', [
+  (dict(mean=5), r'preprocess\.json: mean must be three numbers, found 5'),
+  (dict(std=[1, 2]), r'preprocess\.json: std must be three numbers'),
+])
+def test_wrong_statistics_are_refused_by_name(folder, change, words):
+  edit(folder / 'preprocess.json', **change)
+  with pytest.raises(UserError, match=words):
+    native.read(folder)
+
+
+def test_a_bug_in_our_own_checks_is_no_mistake_of_the_user(folder, monkeypatch):
+  monkeypatch.setattr(native, 'is_numbers', lambda *_: int('a bug'))
+  with pytest.raises(ValueError, match='a bug') as error:
+    native.read(folder)
+  assert not isinstance(error.value, UserError)

@@ -50,11 +50,11 @@ def load(source: str) -> Any:
   Raises:
     ConfigError: there is neither such a file nor such a name, or the file fails.
   """
-  place, colon, argument = source.partition(':')
+  name_or_file, colon, argument = source.partition(':')
   arguments = (argument,) if colon else ()
-  file = Path(place).expanduser()
+  file = Path(name_or_file).expanduser()
   name = file.name.removesuffix('.py')
-  if place in _published() or not file.is_file():
+  if name_or_file in _published() or not file.is_file():
     if name not in _published() or file.parent.name not in ('', 'configs'):
       raise ConfigError(_describe_missing(source))
     file = path(name)

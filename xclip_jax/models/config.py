@@ -64,8 +64,8 @@ class XCLIPConfig:
       value = getattr(self, field.name)
       least = 0 if field.name == 'merge_tokens' else 1
       if field.type is int and (not isinstance(value, int) or value < least):
-        what = 'a positive integer' if least else 'an integer of 0 or more'
-        raise UserError(f'XCLIPConfig.{field.name} must be {what}, got {value!r}')
+        wording = 'a positive integer' if least else 'an integer of 0 or more'
+        raise UserError(f'XCLIPConfig.{field.name} must be {wording}, got {value!r}')
       if field.type is bool and not isinstance(value, bool):
         raise UserError(f'XCLIPConfig.{field.name} must be True or False, got {value!r}')
     for width, heads in (

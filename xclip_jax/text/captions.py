@@ -12,11 +12,11 @@ def caption_ids(split: Split, context_length: int, truncate: bool) -> np.ndarray
   tokenize = Tokenizer(context_length)
   try:
     return bucket(tokenize(split.captions, truncate=truncate))
-  except ValueError:
+  except UserError:
     for row, caption in enumerate(split.captions):
       try:
         tokenize([caption])
-      except ValueError as error:
+      except UserError as error:
         reason = str(error).partition(';')[0].removeprefix('texts[0] ')
         raise UserError(
           f'{split.name}, row {row + 1}: the caption {reason}; shorten it, or cut such captions '

@@ -81,10 +81,10 @@ def to_params(
   for key, array in state.items():
     if any(re.fullmatch(pattern, key) for pattern in rules.IGNORED):
       continue
-    rule, found = next(
-      ((rule, found) for pattern, rule in table if (found := pattern.fullmatch(key))), (None, None)
+    rule, match = next(
+      ((rule, match) for pattern, rule in table if (match := pattern.fullmatch(key))), (None, None)
     )
-    if rule is None or found is None:
+    if rule is None or match is None:
       problems.append(f'unknown key {key!r}')
       continue
     try:
@@ -93,7 +93,7 @@ def to_params(
       shape = list(np.shape(array))
       problems.append(f'{key!r} is {shape}, which cannot be laid out as {rule.ours}')
       parts = []
-    flat |= {_numbered(n, found): x for n, x in zip(rule.ours, parts, strict=bool(parts))}
+    flat |= {_numbered(n, match): x for n, x in zip(rule.ours, parts, strict=bool(parts))}
   want = tree_names.flatten(abstract_params(config))
   is_new = lambda name: tree_names.matches(rules.NEW_PARAMETERS, name)
   is_clip = dialect in rules.CLIP_DIALECTS
@@ -153,10 +153,10 @@ def to_state_dict(params: Any, dialect: str) -> dict[str, np.ndarray]:
   for rule in rules.DIALECTS[dialect]:
     pattern = _pattern(rule.ours[0])
     for key in flat:
-      found = pattern.fullmatch(key)
-      if found:
-        arrays = [flat[_numbered(name, found)] for name in rule.ours]
-        state[_numbered(rule.theirs, found)] = rules.outward(rule, arrays)
+      match = pattern.fullmatch(key)
+      if match:
+        arrays = [flat[_numbered(name, match)] for name in rule.ours]
+        state[_numbered(rule.theirs, match)] = rules.outward(rule, arrays)
   return state
 
 
@@ -217,5 +217,5 @@ def _pattern(name: str) -> re.Pattern:
   return re.compile(re.escape(name).replace(r'\{i\}', r'(?P<i>\d+)'))
 
 
-def _numbered(name: str, found: re.Match) -> str:
-  return name.replace('{i}', found.groupdict().get('i') or '')
+def _numbered(name: str, match: re.Match) -> str:
+  return name.replace('{i}', match.groupdict().get('i') or '')

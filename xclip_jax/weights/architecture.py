@@ -80,35 +80,43 @@ def infer_config(
   return XCLIPConfig(**fields)
 
 
+# Number of axes of the parameters whose shapes tell the sizes.
+_CLIP_AXES = {
+  'vision/patch_embed/kernel': 4, 'vision/pos_embed': 2, 'vision/blocks_0/mlp/c_fc/kernel': 2,
+  'text/token_embed/embedding': 2, 'text/pos_embed': 2, 'text/blocks_0/mlp/c_fc/kernel': 2,
+  'text/proj/kernel': 2,
+}
+_NEW_AXES = {'mit/pos_embed': 2, 'mit/blocks_0/mlp/c_fc/kernel': 2}
+
+
 def _infer_sizes(
   state: Mapping[str, np.ndarray], dialect: str, num_frames: int
 ) -> dict[str, Any]:
   """Returns the fields of XCLIPConfig that the shapes determine."""
   shape = _shapes(state, dialect)
   is_clip = dialect in rules.CLIP_DIALECTS
-  try:
-    patch, patch_width, channels, vision_width = shape['vision/patch_embed/kernel']
-    tokens = shape['vision/pos_embed'][0]
-    vocab_size, text_width = shape['text/token_embed/embedding']
-    E = shape['text/proj/kernel'][1]
-    T = num_frames if is_clip else shape['mit/pos_embed'][0]
-    fields = dict(
-      patch_size=patch, num_frames=T, embed_dim=E, vision_width=vision_width,
-      vision_layers=_depth(state, dialect, 'vision/blocks_{i}/ln_1'),
-      vision_mlp=shape['vision/blocks_0/mlp/c_fc/kernel'][1],
-      text_width=text_width, text_layers=_depth(state, dialect, 'text/blocks_{i}/ln_1'),
-      text_mlp=shape['text/blocks_0/mlp/c_fc/kernel'][1],
-      vocab_size=vocab_size, context_length=shape['text/pos_embed'][0],
-      mit_mlp=4 * E if is_clip else shape['mit/blocks_0/mlp/c_fc/kernel'][1],
-    )
-    if not is_clip:
-      fields['mit_layers'] = _depth(state, dialect, 'mit/blocks_{i}/ln_1')
-      fields['prompt_layers'] = _depth(state, dialect, 'prompt/blocks_{i}/norm1')
-  except (KeyError, ValueError, IndexError) as error:
-    raise UserError(
-      f'weights with {dialect} names have no {error}, or its shape is none that it can have; the '
-      'file is incomplete or of another kind of model'
-    ) from error
+  for name, axes in (_CLIP_AXES if is_clip else _CLIP_AXES | _NEW_AXES).items():
+    if len(shape.get(name, ())) != axes:
+      raise UserError(
+        f'weights with {dialect} names have no {name!r}, or its shape is none that it can have; '
+        'the file is incomplete or of another kind of model')
+  patch, patch_width, channels, vision_width = shape['vision/patch_embed/kernel']
+  tokens = shape['vision/pos_embed'][0]
+  vocab_size, text_width = shape['text/token_embed/embedding']
+  E = shape['text/proj/kernel'][1]
+  T = num_frames if is_clip else shape['mit/pos_embed'][0]
+  fields = dict(
+    patch_size=patch, num_frames=T, embed_dim=E, vision_width=vision_width,
+    vision_layers=_depth(state, dialect, 'vision/blocks_{i}/ln_1'),
+    vision_mlp=shape['vision/blocks_0/mlp/c_fc/kernel'][1],
+    text_width=text_width, text_layers=_depth(state, dialect, 'text/blocks_{i}/ln_1'),
+    text_mlp=shape['text/blocks_0/mlp/c_fc/kernel'][1],
+    vocab_size=vocab_size, context_length=shape['text/pos_embed'][0],
+    mit_mlp=4 * E if is_clip else shape['mit/blocks_0/mlp/c_fc/kernel'][1],
+  )
+  if not is_clip:
+    fields['mit_layers'] = _depth(state, dialect, 'mit/blocks_{i}/ln_1')
+    fields['prompt_layers'] = _depth(state, dialect, 'prompt/blocks_{i}/norm1')
   grid = round((tokens - 1) ** 0.5)
   if grid * grid != tokens - 1 or (patch, channels) != (patch_width, 3):
     raise UserError(
@@ -150,10 +158,10 @@ def _read_config(
 ) -> dict[str, Any]:
   """Reads heads and activations from the config beside the weights; checks it against shapes."""
   if 'model_cfg' in content:
-    return _read_open_clip_config(content['model_cfg'], fields)
+    return _read_open_clip_config(_section(content, 'model_cfg'), fields)
   sections = {'': content}
   for name in ('text_config', 'vision_config'):     # *_dict is older, and wins
-    sections[name] = (content.get(name) or {}) | (content.get(f'{name}_dict') or {})
+    sections[name] = _section(content, name) | _section(content, f'{name}_dict')
   file_sizes = {
     ours: sections[section][key]
     for ours, (section, key) in HF_SHAPES.items() if key in sections[section]
@@ -177,10 +185,18 @@ def _read_config(
           for ours, (section, key, default) in table.items()}
 
 
+def _section(content: Mapping[str, Any], name: str) -> dict[str, Any]:
+  """Returns a section of the config beside the weights; {} without it, UserError if it is none."""
+  section = content.get(name) or {}
+  if not isinstance(section, dict):
+    raise UserError(f'the config beside the weights: {name} must be an object, found {section!r}')
+  return section
+
+
 def _read_open_clip_config(
   model: Mapping[str, Any], fields: Mapping[str, Any]
 ) -> dict[str, Any]:
-  vision, text = model.get('vision_cfg', {}), model.get('text_cfg', {})
+  vision, text = _section(model, 'vision_cfg'), _section(model, 'text_cfg')
   unsupported = [name for name in ('timm_model_name', 'hf_model_name') if name in vision | text]
   if unsupported or isinstance(vision.get('layers'), list):
     raise UserError(

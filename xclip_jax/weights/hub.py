@@ -154,8 +154,8 @@ def resample(weights: Weights, num_frames: int | None, image_size: int | None) -
   config = weights.config
   params, new = apply.resample(weights.params, config, num_frames, image_size)
   changed = tuple(
-    f'{what} positions interpolated from {old} to {now}; train the model further, or check it'
-    for what, old, now in (
+    f'{axis} positions interpolated from {old} to {now}; train the model further, or check it'
+    for axis, old, now in (
       ('frame', config.num_frames, new.num_frames), ('patch', config.image_size, new.image_size))
     if old != now
   )
@@ -176,7 +176,7 @@ def _read_foreign(
     file_config = native.read_json(config_file) if config_file else None
     frames = num_frames or (known.num_frames if known else 8)
     config = architecture.infer_config(state, dialect, file_config, frames)
-  except ValueError as error:
+  except UserError as error:
     raise UserError(f'{path}: {error}') from error
   notes = []
   if config_file is not None:
@@ -192,9 +192,9 @@ def _read_foreign(
     parts = {'messages': 'message', 'mit': 'integration', 'prompt': 'prompt'}
     new = [name for field, name in parts.items() if getattr(config, field)]
     if new:
-      what = f'{", ".join(new[:-1])} and {new[-1]}' if new[1:] else new[0]
+      modules = f'{", ".join(new[:-1])} and {new[-1]}' if new[1:] else new[0]
       notes.append(
-        f'weights of CLIP: {what} modules are new, drawn from seed {seed}; train before use')
+        f'weights of CLIP: {modules} modules are new, drawn from seed {seed}; train before use')
     if file_config is None and contents.kind != 'torchscript':
       notes.append(
         'no config beside the weights: QuickGELU is assumed, as in OpenAI\'s; most models trained '
@@ -208,7 +208,7 @@ def _read_foreign(
     notes.append(f'not parameters, not used: {", ".join(ignored)}')
   try:
     params = apply.to_params(state, dialect, config, seed)
-  except ValueError as error:
+  except UserError as error:
     raise UserError(f'{path}: {error}') from error
   preprocess = known.preprocess if known else native.REFERENCE
   if dialect == 'huggingface':
@@ -241,10 +241,16 @@ def read_preprocess(path: Path, image_size: int) -> native.Preprocess:
     return native.HUGGING_FACE
   content = native.read_json(path)
   size = content.get('size', image_size)
-  short = size if isinstance(size, int) else size.get('shortest_edge', image_size)
+  short = size.get('shortest_edge', image_size) if isinstance(size, dict) else size
+  if not isinstance(short, int):
+    raise UserError(f'{path}: size must be a number of pixels or have one as shortest_edge, found '
+                    f'{size!r}')
   if content.get('resample', 2) != 2:
     raise UserError(f'{path}: resample is {content["resample"]}, only 2 (bilinear) is supported')
   scale = 255 if content.get('do_rescale', True) else 1
+  for key in ('image_mean', 'image_std'):
+    if key in content and not native.is_numbers(content[key], 3):
+      raise UserError(f'{path}: {key} must be three numbers, found {content[key]!r}')
   as_255: Any = lambda key, default: tuple(
     round(float(x) * scale, 6) for x in content.get(key, default)     # 0.224 * 255 is not 57.12
   )
@@ -326,10 +332,10 @@ def _hub_folder(name: str) -> Path:
   import huggingface_hub  # here: it takes a while, and files on disk do not need it
   from huggingface_hub import errors
 
-  wanted = sorted({x for row in _WEIGHT_FILES for x in row} | {'preprocessor_config.json'})
+  all_files = sorted({x for row in _WEIGHT_FILES for x in row} | {'preprocessor_config.json'})
   choose = lambda files: next(
     ([w, c, 'preprocessor_config.json'] for w, c in _WEIGHT_FILES if w in files and c in files),
-    wanted,
+    all_files,
   )
   try:
     files = {f.rfilename for f in huggingface_hub.HfApi().model_info(name).siblings or []}

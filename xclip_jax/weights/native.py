@@ -89,9 +89,10 @@ def save(
       'tokenizer': TOKENIZER, 'template': weights.template, 'source': source,
       'dialect': weights.dialect, 'licence': weights.licence,
     }
-    _write_json(temporary / 'config.json', config)
-    _write_json(temporary / 'preprocess.json', dataclasses.asdict(weights.preprocess))
-    (temporary / 'LICENSE').write_text(
+    files.write_json(temporary / 'config.json', config)
+    files.write_json(temporary / 'preprocess.json', dataclasses.asdict(weights.preprocess))
+    files.write_text(
+      temporary / 'LICENSE',
       f'Weights converted by xclip-jax from: {source or "unknown"}\n'
       f'Licence of these weights: {weights.licence}\n'
     )
@@ -99,7 +100,7 @@ def save(
       temporary / 'params.safetensors', params, {'format': FORMAT}
     )
     if weights.labels:
-      (temporary / 'labels.txt').write_text('\n'.join(weights.labels) + '\n', encoding='utf-8')
+      files.write_text(temporary / 'labels.txt', '\n'.join(weights.labels) + '\n')
   return folder
 
 
@@ -132,9 +133,10 @@ def fingerprint(params: Any) -> str:
 def is_native(folder: Path) -> bool:
   """Tells whether a folder is in this format."""
   try:
-    return json.loads((folder / 'config.json').read_bytes()).get('format') == FORMAT
-  except (OSError, ValueError, AttributeError):
+    content = json.loads((folder / 'config.json').read_bytes())
+  except (OSError, ValueError, RecursionError):
     return False
+  return isinstance(content, dict) and content.get('format') == FORMAT
 
 
 def read(folder: str | os.PathLike) -> Weights:
@@ -156,11 +158,15 @@ def read(folder: str | os.PathLike) -> Weights:
   if content.get('tokenizer') != TOKENIZER:
     raise UserError(
       f'{folder / "config.json"}: tokenizer is {content.get("tokenizer")!r}, there is only '
-      f'{TOKENIZER!r}'
+      f'{TOKENIZER!r}; convert the weights again'
     )
   config = _record(XCLIPConfig, content.get('model'), folder / 'config.json', 'model')
   preprocess = read_json(folder / 'preprocess.json')
-  preprocess |= {k: tuple(preprocess[k]) for k in ('mean', 'std') if k in preprocess}
+  for key in {'mean', 'std'} & preprocess.keys():
+    if not is_numbers(preprocess[key], 3):
+      raise UserError(f'{folder / "preprocess.json"}: {key} must be three numbers, found '
+                      f'{preprocess[key]!r}')
+    preprocess[key] = tuple(preprocess[key])
   preprocess = _record(Preprocess, preprocess, folder / 'preprocess.json', 'its top level')
   template = content.get('template', '{}')
   template = tuple(template) if isinstance(template, list) else template
@@ -188,20 +194,32 @@ def read_json(path: files.AnyPath) -> dict[str, Any]:
   return content
 
 
+def is_numbers(value: Any, count: int) -> bool:
+  """Tells whether a value that was read from JSON is a list of `count` numbers."""
+  return isinstance(value, list) and len(value) == count and all(
+    isinstance(x, int | float) for x in value)
+
+
 def _record(cls: type, content: Any, path: Path, field: str) -> Any:
+  """Makes a dataclass of a JSON object that people may have edited; UserError names the field."""
+  if not isinstance(content, dict):
+    raise UserError(f'{path}, {field}: an object is wanted, found {type(content).__name__}')
+  unknown = content.keys() - {x.name for x in dataclasses.fields(cls)}
+  if unknown:
+    raise UserError(f'{path}, {field}: there is no field {sorted(unknown)[0]!r}; remove it')
   try:
     return cls(**content)
-  except (TypeError, ValueError) as error:
+  except (TypeError, UserError) as error:          # TypeError: a text where a number is compared
     raise UserError(f'{path}, {field}: {error}') from error
 
 
 def _check_params(flat: Mapping[str, np.ndarray], config: XCLIPConfig, path: Path) -> None:
   want = {k: x.shape for k, x in tree_names.flatten(apply.abstract_params(config)).items()}
-  found = {k: x.shape for k, x in flat.items()}
+  held = {k: x.shape for k, x in flat.items()}
   differ = [
-    f'{k}: {list(found[k]) if k in found else "missing"}, wanted '
+    f'{k}: {list(held[k]) if k in held else "missing"}, wanted '
     f'{list(want[k]) if k in want else "nothing of that name"}'
-    for k in sorted(want.keys() | found.keys()) if want.get(k) != found.get(k)
+    for k in sorted(want.keys() | held.keys()) if want.get(k) != held.get(k)
   ]
   differ += [
     f'{k}: {x.dtype}, wanted float32 or float16' for k, x in flat.items()
@@ -231,7 +249,7 @@ def _check_labels(labels: tuple[str, ...], source: str) -> None:
       raise UserError(f'{source}: label {i} must be one line of text without spaces around it, '
                       f'got {label!r}')
     if label in labels[:i]:
-      raise UserError(f'{source} holds {label!r} more than once')
+      raise UserError(f'{source} holds {label!r} more than once; leave the repeats out')
 
 
 def _to_half(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -244,7 +262,3 @@ def _to_half(params: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
       raise UserError(f'{name} holds values beyond ±65504 and cannot be written in float16; write '
                       'float32')
   return half
-
-
-def _write_json(path: Path, content: Any) -> None:
-  path.write_text(json.dumps(content, indent=1) + '\n')

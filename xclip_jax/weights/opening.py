@@ -104,16 +104,10 @@ def _read_run(workdir: files.AnyPath) -> native.Weights:
     raise UserError(f'{file} is missing, so {workdir} is not the --workdir of a run of train.py')
   from xclip_jax.storage import checkpoints as checkpoints_lib  # Orbax takes seconds to import
   from xclip_jax.storage import state
-  try:
-    content = native.read_json(file)
-    model, data = content['model'], content['data']
-    config = config_of_run(model)
-    preprocess = native.Preprocess(
-      tuple(data['mean']), tuple(data['std']), data['eval_resize'], 'opencv'
-    )
-    template = tuple(data.get('templates', ())) or data['template']
-  except (ValueError, TypeError, KeyError) as error:
-    raise UserError(f'{file} is not the configuration of a run: {error!r}') from error
+  config, data = _read_run_config(file)
+  preprocess = native.Preprocess(
+    tuple(data['mean']), tuple(data['std']), data['eval_resize'], 'opencv')
+  template = tuple(data.get('templates', ())) or data['template']
   abstract = jax.eval_shape(lambda: state.init_params(XCLIP(config), jax.random.key(0)))
   with checkpoints_lib.Checkpoints(workdir) as checkpoints:
     step = checkpoints.best_step()
@@ -126,3 +120,29 @@ def _read_run(workdir: files.AnyPath) -> native.Weights:
     config, params, preprocess, template, source=str(workdir), dialect='run',
     licence='yours: trained by you, from what config.json names',
   )
+
+
+def _read_run_config(file: files.AnyPath) -> tuple[XCLIPConfig, dict[str, Any]]:
+  """Returns the architecture and `config.data` of a run's config.json; UserError names the file."""
+  refuse = lambda reason: UserError(
+    f'{file} is not the configuration of a run: {reason}; name the --workdir of a run')
+  try:
+    content = native.read_json(file)
+  except UserError as error:
+    raise refuse(error) from error
+  model, data = content.get('model'), content.get('data')
+  if not isinstance(model, dict) or not isinstance(model.get('fields'), dict):
+    raise refuse('it has no section model with fields')
+  if not isinstance(data, dict):
+    raise refuse('it has no section data')
+  missing = {'mean', 'std', 'eval_resize', *([] if data.get('templates') else ['template'])} - (
+    data.keys())
+  if missing:
+    raise refuse(f'its section data has no {sorted(missing)[0]}')
+  for key in ('mean', 'std'):
+    if not native.is_numbers(data[key], 3):
+      raise refuse(f'data.{key} must be three numbers, found {data[key]!r}')
+  try:
+    return config_of_run(model), data
+  except (TypeError, UserError) as error:          # TypeError: a text where a number is compared
+    raise refuse(error) from error

@@ -32,21 +32,21 @@ def local_copy(name: str, weight_files: Sequence[tuple[str, str]]) -> Iterator[P
   if not files.exists(remote_path):
     raise UserError(f'{name!r} is not there: its bucket holds neither a file nor a folder of it')
   with tempfile.TemporaryDirectory(prefix='xclip-weights-') as temporary:
+    copy = Path(temporary) / remote_path.name
     with files.explain_errors(remote_path):
-      folder = Path(temporary) / remote_path.name
-      if remote_path.is_dir():
-        folder.mkdir()
-        _copy_folder(remote_path, folder, weight_files)
-        copy = folder
-      else:
-        copy = Path(temporary) / remote_path.name
-        names = [remote_path.name, dict(weight_files).get(remote_path.name), _BESIDE]
-        _copy_files(remote_path.parent, Path(temporary), [x for x in names if x])
+      is_folder = remote_path.is_dir()
+    if is_folder:
+      copy.mkdir()
+      _copy_folder(remote_path, copy, weight_files)
+    else:
+      names = [remote_path.name, dict(weight_files).get(remote_path.name), _BESIDE]
+      _copy_files(remote_path.parent, Path(temporary), [x for x in names if x])
     yield copy
 
 
 def _copy_folder(source: Any, folder: Path, weight_files: Sequence[tuple[str, str]]) -> None:
-  held = {x.name for x in source.iterdir()}
+  with files.explain_errors(source):
+    held = {x.name for x in source.iterdir()}
   pair = next((pair for pair in weight_files if pair[0] in held), None)
   if 'params.safetensors' in held:
     _copy_files(source, folder, _OWN)
@@ -60,15 +60,22 @@ def _copy_folder(source: Any, folder: Path, weight_files: Sequence[tuple[str, st
 def _copy_files(source: Any, folder: Path, names: Sequence[str]) -> None:
   """Copies the files of these names that exist, and the shards that an index lists."""
   for name in names:
-    with contextlib.suppress(FileNotFoundError):
-      (folder / name).write_bytes((source / name).read_bytes())
-      if name.endswith('.index.json'):
-        _copy_files(source, folder, _shards(folder / name))
+    try:
+      with files.explain_errors(source):
+        content = (source / name).read_bytes()
+    except FileNotFoundError:
+      continue
+    files.write_bytes(folder / name, content)
+    if name.endswith('.index.json'):
+      _copy_files(source, folder, _shards(content))
 
 
-def _shards(index: Path) -> list[str]:
+def _shards(index: bytes) -> list[str]:
+  """Returns the names in an index of shards; none of a damaged one, which its reader reports."""
   try:
-    listed = set(json.loads(index.read_bytes())['weight_map'].values())
-    return sorted(name for name in listed if isinstance(name, str) and '/' not in name)
-  except (ValueError, KeyError, TypeError, AttributeError):   # the reader reports the damage
+    content = json.loads(index)
+  except (ValueError, RecursionError):
     return []
+  shard_of = content.get('weight_map') if isinstance(content, dict) else None
+  names = shard_of.values() if isinstance(shard_of, dict) else ()
+  return sorted({name for name in names if isinstance(name, str) and '/' not in name})

@@ -86,8 +86,9 @@ def say_error(error: BaseException) -> int:
     return output.STOPPED
   if errors.is_shown_in_one_line(error):
     logging.debug('raised here:', exc_info=True)      # --verbosity=1 shows it
-    kind = '' if isinstance(error, errors.UserError) else f'{type(error).__name__}: '
-    print(f'error: {kind}{error}', file=sys.stderr)
+    is_file_error = isinstance(error, OSError) and not isinstance(error, errors.UserError)
+    kind = f'{type(error).__name__}: ' if is_file_error else ''
+    print(f'error: {kind}{errors.explain(error)}', file=sys.stderr)
     return process_exit.exit_code(error)
   print(errors.explain(error), file=sys.stderr)
   return output.BUG

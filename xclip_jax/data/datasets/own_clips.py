@@ -68,34 +68,35 @@ def read(source: str | os.PathLike, root: str | os.PathLike | None = None) -> Cl
   Raises:
     UserError: the source does not exist, or is none of these.
   """
-  place = Path(os.path.abspath(source))
-  if place.is_dir():
-    given = [name for name in ('train', 'val') if (place / name).is_dir()]
-    if len(given) == 1 and not _holds_videos(place / given[0]):
+  location = Path(os.path.abspath(source))
+  if location.is_dir():
+    given = [name for name in ('train', 'val') if (location / name).is_dir()]
+    if len(given) == 1 and not _holds_videos(location / given[0]):
       other = {'train': 'val', 'val': 'train'}[given[0]]
-      raise UserError(f'{place} has a folder {given[0]} and no folder {other}; add it, or put the '
-                       'folders of the classes into one')
+      raise UserError(f'{location} has a folder {given[0]} and no folder {other}; add it, or put '
+                      'the folders of the classes into one')
     rows, classes = [], None
     for split in given if len(given) == 2 else ['']:
-      classes, listing = public_formats.read_folder(place / split, classes)
+      classes, listing = public_formats.read_folder(location / split, classes)
       for example in listing.examples:
         assert isinstance(example.label, int)          # of a folder
         rows.append((example.path, (classes.names[example.label],), split))
     assert classes is not None
     names, is_multi_label = classes.names, False
-  elif place.is_file():
-    rows, names, is_multi_label = _read_csv(place, Path(root) if root else place.parent)
-    place = Path(os.path.abspath(root)) if root else place.parent
+  elif location.is_file():
+    rows, names, is_multi_label = _read_csv(
+      location, Path(root) if root else location.parent)
+    location = Path(os.path.abspath(root)) if root else location.parent
   else:
-    raise UserError(f'{place} is not there; give a folder with a subfolder for each class, or a '
+    raise UserError(f'{location} is not there; give a folder with a subfolder for each class, or a '
                      'CSV with path,label')
   pretty = {name: ' '.join(name.replace('_', ' ').split()) for name in names}
   if len(set(pretty.values())) < len(names):
     twice = collections.Counter(pretty.values()).most_common(1)[0][0]
-    raise UserError(f'{place}: two classes are called {twice!r}; rename one')
+    raise UserError(f'{location}: two classes are called {twice!r}; rename one')
   clips = tuple(Clip(path, tuple(pretty[x] for x in labels), split)
                 for path, labels, split in rows)
-  return Clips(place, clips, tuple(pretty.values()), is_multi_label)
+  return Clips(location, clips, tuple(pretty.values()), is_multi_label)
 
 
 def _holds_videos(folder: Path) -> bool:

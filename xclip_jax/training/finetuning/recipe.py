@@ -145,12 +145,12 @@ def _choose_batch_size(clips: int, devices: int, given: int | None) -> int:
 
 def _set_model(model: Any, weights: native.Weights, options: Options) -> None:
   """Describes the architecture of the weights as the nearest variant and what differs from it."""
-  wanted = vars(weights.config) | (FRAME_MEAN if options.frame_mean else {})
+  tuned = vars(weights.config) | (FRAME_MEAN if options.frame_mean else {})
   differ = lambda variant: {
-    k: v for k, v in wanted.items()
+    k: v for k, v in tuned.items()
     if v != getattr(VARIANTS[variant], k) and k not in (*COMPUTE_FIELDS, 'num_frames')}
   model.variant = min(VARIANTS, key=lambda variant: len(differ(variant)))
-  model.num_frames = wanted['num_frames']
+  model.num_frames = tuned['num_frames']
   model.fields = differ(model.variant)
   if jax.default_backend() != 'cpu':
     model.dtype = model.residual_dtype = 'bfloat16'

@@ -82,29 +82,29 @@ def state_dict(contents: Contents) -> tuple[dict[str, np.ndarray], dict[str, Any
   """
   tree, rest = contents.tree, {}
   if isinstance(tree, unpickle.Module):
-    found = {}
+    arrays = {}
     with _naming(contents.files[0]):
       for name, value in _leaves(tree):
-        (found if isinstance(value, np.ndarray) else rest)[name] = value
+        (arrays if isinstance(value, np.ndarray) else rest)[name] = value
   else:
     if not isinstance(tree, dict):
       raise ArchiveError(f'{contents.files[0]}: holds a {_describe(tree)}, not parameters by name; '
                          'save model.state_dict() instead')
     key = next((key for key in _WRAPPERS if _holds_tensors(tree.get(key))), None)
     source = tree if key is None else tree[key]
-    found = {k: v for k, v in source.items() if isinstance(k, str) and isinstance(v, np.ndarray)}
-    rest = {k: v for k, v in source.items() if k not in found}
+    arrays = {k: v for k, v in source.items() if isinstance(k, str) and isinstance(v, np.ndarray)}
+    rest = {k: v for k, v in source.items() if k not in arrays}
     if key is not None:
       inner = {f'{key}.{k}': v for k, v in rest.items()}
       rest = {k: v for k, v in tree.items() if k != key} | inner
-  if not found:
+  if not arrays:
     kinds = ', '.join(f'{k!r:.60} ({_describe(v)})' for k, v in [*tree.items()][:12]) or 'nothing'
     raise ArchiveError(
       f'{contents.files[0]}: has no tensors at the top or under {", ".join(_WRAPPERS)}; it holds '
       f'{kinds}. Save model.state_dict() instead')
-  if all(name.startswith('module.') for name in found):
-    found = {name.removeprefix('module.'): array for name, array in found.items()}
-  return found, rest
+  if all(name.startswith('module.') for name in arrays):
+    arrays = {name.removeprefix('module.'): array for name, array in arrays.items()}
+  return arrays, rest
 
 
 def _describe(value: Any) -> str:
@@ -216,11 +216,11 @@ def _read_index(path: pathlib.Path, data: mmap.mmap) -> Contents:
     with _naming(file):
       contents = _read_file(file, _map(file))
       whole = contents.tree if isinstance(contents.tree, dict) else {}
-      found = {name for name, value in whole.items() if isinstance(value, np.ndarray)}
-      wanted = {name for name, place in places.items() if place == shard}
-      if missing := sorted(wanted - found):
+      held = {name for name, value in whole.items() if isinstance(value, np.ndarray)}
+      listed = {name for name, file_name in places.items() if file_name == shard}
+      if missing := sorted(listed - held):
         raise ArchiveError(f'lacks {len(missing)} tensors of the index, first {missing[0]!r:.200}')
-      if extra := sorted(found - wanted, key=str):
+      if extra := sorted(held - listed, key=str):
         raise ArchiveError(f'has {len(extra)} tensors that the index does not place there, first '
                            f'{extra[0]!r:.200} (of {places.get(extra[0]) or "no shard"})')
     kinds.add(contents.kind)

@@ -16,8 +16,8 @@ from xclip_jax.weights.files import tensors, unpickle
 ArchiveError = tensors.ArchiveError
 
 _OF_STORAGE = {
-  f'{place}.{storage}Storage': dtype for storage, dtype, _ in tensors.TYPES if storage
-  for place in ('torch', 'torch.cuda')
+  f'{module}.{storage}Storage': dtype for storage, dtype, _ in tensors.TYPES if storage
+  for module in ('torch', 'torch.cuda')
 } | {'torch.storage.UntypedStorage': 'uint8', 'torch.UntypedStorage': 'uint8'}
 _LEGACY_MAGIC, _LEGACY_VERSION = 0x1950a86a20f9469cfc6c, 1001
 _MAX_UNPACKED = 64 << 30
@@ -130,15 +130,15 @@ def read_legacy(data: mmap.mmap) -> Any:
   keys, at = unpickle.load(data, at)
   if not isinstance(keys, list) or len(keys) != len(wanted) or set(map(str, keys)) != wanted.keys():
     raise ArchiveError('lists other storages than its tensors use')
-  buffer, found = np.frombuffer(data, np.uint8), {}
+  buffer, storages = np.frombuffer(data, np.uint8), {}
   for key in map(str, keys):
     numel, size = struct.unpack_from('<q', data, at)[0], wanted[key].numel
     end = at + 8 + size * tensors.RAW[wanted[key].dtype].itemsize
     if numel != size or end > len(buffer):
       raise ArchiveError(f'ends inside storage {key!r:.80}, or its sizes disagree ({numel}, '
                          f'{size}); download it again')
-    found[key], at = buffer[at + 8:end], end
-  return unpickle.load(data, start, _storages(found.__getitem__), _tensor)[0]
+    storages[key], at = buffer[at + 8:end], end
+  return unpickle.load(data, start, _storages(storages.__getitem__), _tensor)[0]
 
 
 # Zip files.
