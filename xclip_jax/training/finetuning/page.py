@@ -2,6 +2,7 @@
 
 import math
 import os
+import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ def write_page(
     when: dict(zip(curve.at('val', a).texts, curve.at('val', a).per_class()[0], strict=True))
     for when, a in (('before', 0.0), ('chosen', alpha), ('after', 1.0))}
   counts = {k: clips.count(k) for k in ('train', 'val')}
-  example = os.path.relpath(clips.of('val')[0].path)
-  labels = ', '.join(clips.classes)
+  command = shlex.join(
+    ['xclip', 'classify', os.path.relpath(clips.of('val')[0].path),
+     '--weights', os.path.relpath(out), '--labels-file', os.path.relpath(out / 'classes.csv')])
   page = [
     f'# {markdown.escape(out.name)}', markdown.escape(summarise(results)),
     markdown.table(('clips of', f'{metric} before', f'chosen, alpha {alpha:g}', 'after'), [
@@ -44,8 +46,7 @@ def write_page(
     '## What was chosen', markdown.table(('', ''), choices(config, clips)),
     *([markdown.table(('left out', 'why'), clips.left_out)] if clips.left_out else []),
     '## Use it',
-    f'```\nxclip classify {example} --weights {os.path.relpath(out / "weights")} '
-    f'--labels "{labels}"\n```',
+    f'```\n{command}\n```',
   ]
   files.write_text(out / 'report.md', '\n\n'.join(page) + '\n')
 
