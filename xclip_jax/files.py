@@ -121,11 +121,12 @@ def _prepare_gcsfs() -> None:
 def explain_errors(path: str | os.PathLike) -> Iterator[None]:
   """Turns errors of a bucket into a UserError that names the bucket.
 
-  FileNotFoundError passes through; so do local errors, which name the file themselves.
+  FileNotFoundError passes through; so do local errors, which name the file themselves. The block
+  must hold calls to the bucket only: a bug in it would be told as the bucket's.
   """
   try:
     yield
-  except FileNotFoundError:
+  except (FileNotFoundError, UserError):
     raise
   except Exception as error:             # gcsfs, google.auth, aiohttp and requests define their own
     if not is_remote(path):

@@ -15,6 +15,7 @@ from test_weight_curve import random_weights
 
 import tiny
 import videos
+from xclip_jax import errors
 from xclip_jax.evaluation import scores
 from xclip_jax.parallel import processes as processes_lib
 from xclip_jax.weights import native
@@ -256,6 +257,28 @@ def test_alone_is_alone():
   assert processes_lib.all_gather_json({'a': 1}) == [{'a': 1}]
   assert processes_lib.merge_failures({3: 'x', 1: 'y'}) == {1: 'y', 3: 'x'}
   assert processes_lib.run_on_all_processes(lambda: 7) == 7
+
+
+@pytest.mark.parametrize(('error', 'kind'), [
+  (errors.UserError('list.csv is empty'), errors.UserError),
+  (OSError(28, 'No space left'), errors.UserError),
+  (KeyError('a bug'), RuntimeError),
+  (ValueError('a bug'), RuntimeError),
+])
+def test_a_bug_of_another_process_is_a_bug_here_too(monkeypatch, error, kind):
+  def fails():
+    raise error
+
+  sent = []
+  monkeypatch.setattr(jax, 'process_count', lambda: 2)
+  monkeypatch.setattr(processes_lib, 'all_gather_json', lambda value: sent.append(value) or [None])
+  with pytest.raises(type(error)):
+    processes_lib.run_on_all_processes(fails)
+  monkeypatch.setattr(processes_lib, 'all_gather_json', lambda value: [value, *sent])
+  with pytest.raises(kind, match='process 1: ') as raised:
+    processes_lib.run_on_all_processes(lambda: 7)
+  assert errors.is_shown_in_one_line(raised.value) == (kind is errors.UserError)
+  assert str(error.args[-1]) in str(raised.value)
 
 
 def test_who_waits_in_vain_says_so(tmp_path):

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -191,6 +192,18 @@ def test_a_program_that_does_not_fit_says_what_it_needs(message, gib):
   assert plan._bytes_wanted(message) == int(gib * 2**30)
   with pytest.raises(ValueError, match='the compiler refused: other'):
     plan._bytes_wanted('other')
+
+
+@pytest.mark.parametrize(('message', 'kind'), [
+  ('INTERNAL: RET_CHECK failure', jax.errors.JaxRuntimeError),
+  ('RESOURCE_EXHAUSTED: no number', ValueError),
+])
+def test_only_a_lack_of_memory_is_the_user_s(message, kind):
+  def compile_(options):
+    raise jax.errors.JaxRuntimeError(message)
+
+  with pytest.raises(kind):
+    plan._compile(types.SimpleNamespace(compile=compile_), None)
 
 
 def pod(hosts, each=4):

@@ -99,18 +99,26 @@ def _get_config(file: Path, arguments: tuple[str, ...]) -> Any:
   """Runs a config file and calls its `get_config`; an error of a user's file becomes one line."""
   is_ours = file.parent.resolve() == _folder().resolve()
   rows = _rows(file) if is_ours else []
-  try:
-    with _importing_from_here():
+  with _importing_from_here():
+    with _explaining_failures(file, is_ours):
       get_config = _import(file)
-      if arguments and not _takes_argument(get_config):
-        raise ConfigError(f'{file}: get_config takes no argument, found {arguments[0]!r}')
-      if is_ours and arguments and arguments[0].partition(':')[0] not in rows:
-        raise ConfigError(f'{file}: there is no run {arguments[0]!r}'
-                          f'{overrides.did_you_mean(arguments[0], rows)}')
+    if arguments and not _takes_argument(get_config):
+      raise ConfigError(f'{file}: get_config takes no argument, found {arguments[0]!r}')
+    if is_ours and arguments and arguments[0].partition(':')[0] not in rows:
+      raise ConfigError(f'{file}: there is no run {arguments[0]!r}'
+                        f'{overrides.did_you_mean(arguments[0], rows)}')
+    with _explaining_failures(file, is_ours):
       return get_config(*arguments)
+
+
+@contextlib.contextmanager
+def _explaining_failures(file: Path, is_ours: bool) -> Iterator[None]:
+  """Turns any error of the code in a user's file into a ConfigError that names its line."""
+  try:
+    yield
   except UserError:
     raise
-  except Exception as error:
+  except Exception as error:                       # whatever a person's own code raises
     if is_ours:
       raise
     raise ConfigError(_describe_failure(file, error)) from error

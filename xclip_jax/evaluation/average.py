@@ -34,7 +34,8 @@ def average(paths: Sequence[str]) -> dict[str, Any]:
     raise UserError(f'a mean is over two results or more, got {len(paths)}')
   contents = {path: _read(path) for path in paths}
   if len(contents) < len(paths):
-    raise UserError('a result is named twice')
+    twice = next(x for x in paths if list(paths).count(x) > 1)
+    raise UserError(f'a result is named twice: {twice}; name each once')
   _check_same_protocol(contents)
   first = next(iter(contents.values()))
   result = {
@@ -97,7 +98,8 @@ def _read(name: str) -> dict[str, Any]:
     raise UserError(f'{name} is no result of an `xclip eval` protocol: {error!r}') from error
   keys = ('protocol', 'protocol_version', 'options', 'lists')
   missing = [key for key in keys if not isinstance(content, dict) or key not in content]
-  if missing or not all('metrics' in x for x in content['lists']):
+  if missing or not (isinstance(content['lists'], list) and isinstance(content['options'], dict)
+                     and all(isinstance(x, dict) and 'metrics' in x for x in content['lists'])):
     raise UserError(f'{name} is no result of an `xclip eval` protocol: it has no '
                     f'{missing[0] if missing else "metrics"}')
   return content

@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from xclip_jax.errors import UserError
 from xclip_jax.evaluation import metrics as metrics_lib
 
 VERSION = 1
+_ARRAYS = ('about', 'texts', 'logits', 'index', 'label', 'paths', 'failed', 'reasons')
 KINDS = ('single-label', 'multi-label', 'captions')
 
 
@@ -193,20 +195,44 @@ def load(path: str | os.PathLike) -> Scores:
   Raises:
     UserError: the file is missing, damaged, or was written by another version.
   """
+  refuse = lambda reason: UserError(f'{path} is no predictions file of this program: {reason}')
   try:
-    with np.load(path, allow_pickle=False) as file:
-      if 'probabilities' in file and 'about' not in file:
-        raise ValueError(
-          'a training run of an earlier xclip-jax wrote it (format 0: probabilities without logits '
-          'and without the fingerprint of the list); write it again with train.py --mode=eval')
-      header: dict[str, Any] = json.loads(str(file['about']))
-      if header['version'] != VERSION:
-        raise ValueError(f'its version is {header["version"]}, this program reads {VERSION}')
-      return Scores(
-        kind=header['kind'], texts=tuple(file['texts'].tolist()), logits=file['logits'],
-        index=file['index'], label=file['label'], paths=tuple(file['paths'].tolist()),
-        failed=dict(zip(file['failed'].tolist(), file['reasons'].tolist(), strict=True)),
-        fingerprint=header['fingerprint'], average=header['average'],
-      )
-  except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-    raise UserError(f'{path} is no predictions file of this program: {error}') from error
+    file = np.load(path, allow_pickle=False)
+    arrays = {name: file[name] for name in file} if isinstance(file, np.lib.npyio.NpzFile) else {}
+  except (OSError, ValueError, EOFError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    raise refuse(error) from error
+  if 'probabilities' in arrays and 'about' not in arrays:
+    raise refuse(
+      'a training run of an earlier xclip-jax wrote it (format 0: probabilities without logits '
+      'and without the fingerprint of the list); write it again with train.py --mode=eval')
+  missing = [name for name in _ARRAYS if name not in arrays]
+  if missing:
+    raise refuse(f'it has no array {missing[0]!r}')
+  header = _read_header(str(arrays['about']))
+  if header.get('version') != VERSION:
+    raise refuse(f'its version is {header.get("version")}, this program reads {VERSION}')
+  missing = [name for name in ('kind', 'average', 'fingerprint') if name not in header]
+  if missing:
+    raise refuse(f'its header has no {missing[0]}')
+  lists = {
+    name: np.ravel(arrays[name]).tolist() for name in ('texts', 'paths', 'failed', 'reasons')}
+  if len(lists['failed']) != len(lists['reasons']) or arrays['logits'].ndim != 3:
+    raise refuse('its arrays do not belong together')
+  try:
+    return Scores(
+      kind=header['kind'], texts=tuple(lists['texts']), logits=arrays['logits'],
+      index=arrays['index'], label=arrays['label'], paths=tuple(lists['paths']),
+      failed=dict(zip(lists['failed'], lists['reasons'], strict=True)),
+      fingerprint=header['fingerprint'], average=header['average'],
+    )
+  except ValueError as error:               # Scores refuses arrays that contradict each other
+    raise refuse(error) from error
+
+
+def _read_header(text: str) -> dict[str, Any]:
+  """Parses the header of a predictions file; {} if it is none."""
+  try:
+    header = json.loads(text)
+  except (ValueError, RecursionError):
+    return {}
+  return header if isinstance(header, dict) else {}

@@ -173,7 +173,7 @@ def short_names(paths: Sequence[str | os.PathLike]) -> list[str]:
     names = ['/'.join(x[-depth:]) for x in parts]
     if len(set(names)) == len(names):
       return names
-  raise UserError('a list is named twice')
+  raise UserError(f'a list is named twice among {", ".join(map(str, paths))}; name each once')
 
 
 def _sha256(path: str | os.PathLike) -> str:

@@ -125,20 +125,21 @@ def _arrange_slice(sizes: Sequence[int], devices: Sequence[Device]) -> np.ndarra
   names = AXES[1:]
   kinds = (AxisType.Auto,) * len(names)
   grids = []
-  for arrange in (
+  for arrange_with_jax in (
     lambda: jax.make_mesh(tuple(sizes), names, axis_types=kinds, devices=devices).devices,
     # A physical axis of the network may have to be split between two mesh axes: hosts of 2x2 chips.
     lambda: mesh_utils.create_device_mesh(
       tuple(sizes), devices, allow_split_physical_axes=True),
-    lambda: _arrange_hosts(sizes, devices),
   ):
     try:
-      grid = arrange()
+      grids.append(arrange_with_jax())
     except (NotImplementedError, ValueError, AssertionError):   # JAX has no such arrangement
       continue
-    if _hosts_are_blocks(grid):
-      return grid
-    grids.append(grid)
+    if _hosts_are_blocks(grids[-1]):
+      return grids[-1]
+  grids.append(_arrange_hosts(sizes, devices))
+  if _hosts_are_blocks(grids[-1]):
+    return grids[-1]
   return next(filter(_tensor_within_hosts, grids), grids[-1])
 
 

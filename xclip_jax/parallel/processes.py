@@ -10,7 +10,7 @@ import numpy as np
 from jax._src import distributed as jax_distributed  # client and state; as of jax 0.10.2
 from jax.experimental import multihost_utils
 
-from xclip_jax.errors import UserError
+from xclip_jax.errors import UserError, is_shown_in_one_line
 from xclip_jax.parallel import cluster, process_exit, stop_signals
 
 T = TypeVar('T')
@@ -165,21 +165,26 @@ def run_on_all_processes(work: Callable[[], T]) -> T:
   """Runs work on every process. If it fails on one, raises that error on all.
 
   Raises:
-    UserError: `work` failed on another process; on that process its own exception is raised.
+    UserError: `work` failed on another process in a way that the user can mend.
+    RuntimeError: it failed there by a bug. On that process its own exception is raised.
   """
   if jax.process_count() == 1:
     return work()
   result, error = None, None
   try:
     result = work()
-  except (ValueError, RuntimeError, OSError) as raised:
+  except Exception as raised:                 # raised again below, once all processes know of it
     error = raised
-  errors = all_gather_json(None if error is None else str(error))
+  is_users = isinstance(error, UserError | OSError) and is_shown_in_one_line(error)
+  failures = all_gather_json(None if error is None else {
+    'message': str(error) if is_users else f'{type(error).__name__}: {error}',
+    'is_users': is_users})
   if error is not None:
     raise error
-  for process, message in enumerate(errors):
-    if message is not None:
-      raise UserError(f'process {process}: {message}')
+  for process, failure in enumerate(failures):
+    if failure is not None:
+      kind = UserError if failure['is_users'] else RuntimeError
+      raise kind(f'process {process}: {failure["message"]}')
   return cast(T, result)
 
 

@@ -10,8 +10,6 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from xclip_jax.errors import UserError
-
 COLLECTIVES = ('all-gather', 'all-reduce', 'reduce-scatter', 'all-to-all', 'collective-permute')
 
 # `  ROOT %name = TYPE opcode(operands), attributes`, where TYPE may be a tuple with comments in it.
@@ -141,7 +139,7 @@ def _split(hlo: str) -> tuple[dict[str, list[tuple[str, str, str]]], str]:
       inside = computations[match[2]] = []
       entry = match[2] if match[1] else entry
   if not entry:
-    raise UserError('this is no HLO of a compiled program: it has no ENTRY computation')
+    raise ValueError('this is no HLO of a compiled program: it has no ENTRY computation')
   return computations, entry
 
 

@@ -20,7 +20,7 @@ import optax
 from jax.experimental import topologies
 
 from xclip_jax.data.datasets.annotations import ClassList
-from xclip_jax.errors import UserError
+from xclip_jax.errors import UserError, is_out_of_device_memory
 from xclip_jax.evaluation import scorer
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.planning import flops
@@ -277,6 +277,8 @@ def _compile(lowered: jax.stages.Lowered, options: dict[str, Any] | None) -> _Pr
   try:
     program = lowered.compile(options)
   except jax.errors.JaxRuntimeError as error:
+    if not is_out_of_device_memory(error):
+      raise
     return _Program(_bytes_wanted(str(error)))
   memory, hlo = hlo_lib.memory(program), program.as_text()
   assert hlo is not None

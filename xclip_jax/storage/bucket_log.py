@@ -129,9 +129,10 @@ def read_lines(path: epath.Path) -> list[str]:
 def _lines(path: epath.Path) -> list[str]:
   try:
     with files.explain_errors(path):
-      return path.read_bytes().decode().splitlines(True)
+      content = path.read_bytes()
   except FileNotFoundError:
     return []
+  return content.decode().splitlines(True)
 
 
 def _tail_path(path: epath.Path) -> epath.Path:

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from xclip_jax import files
-from xclip_jax.errors import UserError
+from xclip_jax.errors import UserError, is_out_of_device_memory
 from xclip_jax.models.training_options.projectors import PROJECTORS
 from xclip_jax.parallel import processes, tree_names
 from xclip_jax.storage.failed_writes import FailedWriteMonitor
@@ -225,6 +225,8 @@ class Checkpoints:
     try:
       return ocp.CompositeCheckpointHandler().restore(epath.Path(self.folder / str(step)), args)
     except Exception as error:     # Orbax raises the exceptions of its storage layers
+      if is_out_of_device_memory(error):           # the checkpoint is whole, and stays in its place
+        raise
       raise CheckpointError(
         f'could not read the checkpoint {self.folder / str(step)}: {_reason(error)}\n'
         'Training goes on from the one before, if there is one.'

@@ -159,12 +159,14 @@ class _Lock:
 
   def _renew(self) -> None:
     while not self._released.wait(RENEWAL):
+      holder = None
       with contextlib.suppress(Exception):               # any error of a bucket; tried again later
         holder = _read(self._path)
-        if holder and holder['token'] != self.token:
-          process_exit.fail(UserError(
-            f'{_name(holder)} took over the workdir {self._path.parent}, which this run had not '
-            f'renewed its lock in for {STALE:.0f} s; this run stops'), process_exit.print_message)
+      if holder and holder['token'] != self.token:
+        process_exit.fail(UserError(
+          f'{_name(holder)} took over the workdir {self._path.parent}, which this run had not '
+          f'renewed its lock in for {STALE:.0f} s; this run stops'), process_exit.print_message)
+      with contextlib.suppress(Exception):
         if not self._released.is_set():
           self._write()
 

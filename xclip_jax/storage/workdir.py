@@ -78,7 +78,7 @@ def claim(
   history = []
   path = workdir / 'config.json'
   if not fresh and files.exists(path):
-    old = json.loads(path.read_bytes())
+    old = _read_config(path)
     if num_videos and 'updates' not in old:
       old |= continuation.former_lengths(old, num_videos)
     try:
@@ -93,6 +93,21 @@ def claim(
     files.write_text(path, json.dumps(resolved, indent=1) + '\n')
   return Beginning(continuation.first_value(resolved, 'updates') if num_videos else 0,
                    continuation.first_value(resolved, 'train.accumulation'))
+
+
+def _read_config(path: AnyPath) -> dict[str, Any]:
+  """Reads the config.json of the run in a workdir; UserError if it is damaged."""
+  with files.explain_errors(path):
+    content = path.read_bytes()
+  try:
+    config = json.loads(content)
+  except ValueError as error:
+    raise UserError(
+      f'{path} is damaged ({error}); restore it, or give another --workdir') from error
+  if not isinstance(config, dict):
+    raise UserError(f'{path} is no config of a run, but {type(config).__name__}; restore it, or '
+                    'give another --workdir')
+  return config
 
 
 def write_bad_files(workdir: AnyPath, bad: bad_files.BadFiles) -> None:
