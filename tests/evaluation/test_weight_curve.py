@@ -79,7 +79,7 @@ def test_the_command_writes_numbers_and_a_picture(root, tmp_path, capsys):
 
 
 @pytest.mark.parametrize(('change', 'message'), [
-  (['--alphas', '0,2'], 'each must lie from 0 to 1'),
+  (['--alphas', '0,2'], 'numbers from 0 to 1 wanted'),
   (['--alphas', 'half'], 'numbers from 0 to 1 wanted'),
   (['--template', 'a video'], 'must hold {} for the label'),
   (['--classes', 'a', '--classes', 'b'], 'give it once, or once for each'),
