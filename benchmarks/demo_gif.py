@@ -65,7 +65,8 @@ def read_clips() -> list[Clip]:
 
 def render_smoothly(scene: synthetic_scenes.Scene) -> np.ndarray:
   """Draws a scene as uint8 [T, TILE, TILE, 3] without most of its noise, which GIF cannot pack."""
-  draws = [synthetic_scenes.render(dataclasses.replace(scene, grain=grain), TILE) for grain in range(24)]
+  draws = [synthetic_scenes.render(dataclasses.replace(scene, grain=grain), TILE)
+           for grain in range(24)]
   return np.round(np.mean(draws, axis=0)).astype(np.uint8)
 
 

@@ -64,7 +64,8 @@ def draw_samples(folder: pathlib.Path) -> dict[str, dict[str, object]]:
   for number, (shape, motion) in enumerate(SAMPLES):
     rng = np.random.default_rng((SAMPLE_SEED, number))
     scene = synthetic_scenes.draw_scene(rng, shape, motion, frames=16)
-    video = synthetic.encode(synthetic_scenes.render(scene, SAMPLE_SIZE), f'xclip-jax: {scene.caption}')
+    video = synthetic.encode(
+      synthetic_scenes.render(scene, SAMPLE_SIZE), f'xclip-jax: {scene.caption}')
     files.write_bytes(folder / f'{shape}.mp4', video)
     facts[f'sample:{shape}'] = {
       'label': f'a {shape} {motion}', 'caption': scene.caption, 'seed': [SAMPLE_SEED, number],

@@ -211,8 +211,8 @@ def test_data_workers_never_load_jax():
 
 def test_training_loads_neither_torch_nor_tensorflow():
   found = loaded_after(
-    'import xclip_jax.training.run, xclip_jax.data.clips.pipeline', 'jax', 'torch', 'tensorflow', 'decord',
-    'tensorflow_datasets',
+    'import xclip_jax.training.run, xclip_jax.data.clips.pipeline',
+    'jax', 'torch', 'tensorflow', 'decord', 'tensorflow_datasets',
   )
   assert found == ['jax']
 

@@ -118,6 +118,7 @@ def test_peaks_are_those_of_plan():
   assert hardware_speed.published_peak('cpu') is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('optimizer', ['optax', 'plain'])
 def test_the_timed_training_step_is_that_of_a_run(optimizer, monkeypatch):
   fields = hardware_rows.model_fields('B/16', True)
@@ -199,6 +200,7 @@ def test_without_the_device_one_message_says_what_to_do(platform, hint, tmp_path
 # --- what goes wrong ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_row_out_of_memory_or_out_of_time_does_not_end_the_run(tmp_path):
   path = tmp_path / 'rows.jsonl'
   groups = [

@@ -81,6 +81,7 @@ def test_passes_end_where_their_last_video_is_drawn():
   assert ends(72, 18) == [9, 18]
 
 
+@pytest.mark.slow
 def test_a_run_says_its_length_and_evaluates_after_every_epoch(root, tmp_path, capsys):
   c = tiny.config(root, train__steps=0, train__epochs=2.0, train__batch_size=16, report=False,
                   eval__every_steps=0, optim__warmup_steps=0, optim__warmup_epochs=0.5,

@@ -12,7 +12,8 @@ def saved(tmp_path):
   """Returns the path of a file with three videos, one of which was unreadable."""
   scores.Scores(
     'single-label', ('a', 'b'), np.zeros((2, 1, 2), np.float32), np.array([0, 2], np.int32),
-    np.array([0, -1, 1], np.int32), ('x', 'y', 'z'), {1: 'unreadable'}, 'f').save(tmp_path / 's.npz')
+    np.array([0, -1, 1], np.int32), ('x', 'y', 'z'), {1: 'unreadable'}, 'f',
+  ).save(tmp_path / 's.npz')
   return tmp_path / 's.npz'
 
 

@@ -81,6 +81,7 @@ def scores(root, clips, crops, batch_size, workers=0):
   return scores['val'], orders, shapes
 
 
+@pytest.mark.slow
 def test_a_run_scores_alike_at_any_batch_size_and_with_any_workers(root):
   wanted, orders, shapes = scores(root, 2, 3, 48)
   # 41 videos in 4 batches of 12 in 4 orders, then in 6 batches of 8 with 6 views.

@@ -104,7 +104,8 @@ def test_training_merges_nothing(params):
 
 
 def test_float32_kernels_are_not_copied(params):
-  for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(cast_for_inference(params, CONFIG)), strict=True):
+  cast = cast_for_inference(params, CONFIG)
+  for x, y in zip(jax.tree.leaves(params), jax.tree.leaves(cast), strict=True):
     assert x is y
 
 
@@ -238,7 +239,8 @@ def test_attention_on_one_device_is_that_on_many(causal):
   found, want = (jax.jit(attend, static_argnums=4)(q, k, v, bias, causal)
                  for attend in (attention_lib._attend_single_device, attention_lib._attend_generic))
   np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
-  text = jax.jit(attention_lib._attend_single_device, static_argnums=4).lower(q, k, v, bias, causal).as_text()
+  attend = jax.jit(attention_lib._attend_single_device, static_argnums=4)
+  text = attend.lower(q, k, v, bias, causal).as_text()
   assert text.count('slice') >= 4                        # 15.9 MiB of scores: two parts
 
 

@@ -155,6 +155,7 @@ def test_every_gradient_matches_pytorch(case):
 
 
 # The smallest case by default; `pytest -m slow tests/models` has them all.
+@pytest.mark.slow
 @pytest.mark.parametrize('remat', ['dots', 'nothing'])
 @pytest.mark.parametrize('name', [CASES[0], *(pytest.param(x, marks=pytest.mark.slow)
                                               for x in CASES[1:])])

@@ -36,6 +36,7 @@ def train(size, meshes):
     assert float(words[-1]) < 1e-5, line
 
 
+@pytest.mark.slow
 def test_twenty_updates_on_a_mixed_mesh_equal_those_of_one_device():
   train('tiny', ['data=2,fsdp=2,tensor=2'])
 

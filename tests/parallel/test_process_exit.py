@@ -318,7 +318,7 @@ def test_a_workdir_that_is_not_shared_is_found_at_the_start(tmp_path):
   codes, said = end([
     start(sys.executable, PROGRAMS / 'hold_lock.py', tmp_path / name, i, 2, port, 3)
     for i, name in enumerate(('here', 'there'))])
-  assert codes == [1, 1], said
+  assert codes == [2, 2], said
   for text in said:
     assert 'process 1 on ' in text and 'does not see the file ' in text, said
     assert 'the workdir must be one folder for all' in text

@@ -99,6 +99,7 @@ def evaluate(root, output, count):
   return end(start([command] * count))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('count', [2, pytest.param(4, marks=SLOW)])
 def test_an_evaluation_is_the_same_on_any_number_of_processes(videos_and_weights, tmp_path, count):
   root = videos_and_weights

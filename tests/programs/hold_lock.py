@@ -14,7 +14,7 @@ else:
 
 def say(error):
   print(f'error: {error}', file=sys.stderr)
-  return 1
+  return process_exit.exit_code(error)
 
 
 with process_exit.end_all_on_failure(say):

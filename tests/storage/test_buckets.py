@@ -76,6 +76,7 @@ def relative(server, prefix='runs/tiny/'):
 # --- a run ---------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_in_a_bucket_that_was_killed_ends_like_one_in_a_folder(
     server, local, resumed, monkeypatch, tmp_path):
   monkeypatch.chdir(tmp_path)
@@ -117,6 +118,7 @@ def test_evaluation_alone_repeats_the_numbers_of_a_run_in_a_bucket(server, root,
   assert json.loads(server.read('bucket', 'runs/tiny/results.json')) == before
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_in_a_bucket_is_put_aside_and_the_run_ends_the_same(
     server, root, local, resumed, capsys):
   upload(local, 'gs://bucket/damaged')
@@ -143,6 +145,7 @@ def test_the_weights_of_a_run_in_a_bucket_are_those_in_a_folder(server, local, r
     wanted.config, wanted.preprocess, wanted.template)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_writer_was_killed_counts_as_none_and_is_written_again(
     server, root, local):
   upload(local, 'gs://bucket/uncommitted')

@@ -32,6 +32,7 @@ def largest(folder: pathlib.Path) -> pathlib.Path:
   return max((x for x in folder.rglob('*') if x.is_file()), key=lambda x: x.stat().st_size)
 
 
+@pytest.mark.slow
 def test_a_run_with_a_damaged_latest_checkpoint_goes_on_from_the_one_before(
   root, tmp_path, capfd
 ):

@@ -48,6 +48,7 @@ def last_params(folder, c):
     return job_lib.optax.tree.norm(ckpt.restore_params(ckpt.latest_step(), abstract))
 
 
+@pytest.mark.slow
 def test_a_stopped_run_goes_on_with_other_micro_batches_and_computes_the_same(
     finished, root, tmp_path):
   shutil.copytree(finished, tmp_path / 'run')

@@ -113,6 +113,7 @@ def test_a_classifier_averages_over_its_templates(model_and_params):
   np.testing.assert_array_equal(alone, one.embed_text(NAMES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('frozen', [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_a_run_trains_on_them_and_remembers_them(root, tmp_path, frozen):
   fields = dict(train__steps=2, report=False, data__zero_shot='', data__templates=TEMPLATES,

@@ -26,6 +26,7 @@ PROGRAMS = pathlib.Path(__file__).parents[1] / 'programs'
 FLOPS = (PROGRAMS / 'text_feature_flops.py').read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('where', [
   ('training',), pytest.param(('training, two texts a class', 'evaluation'),
                               marks=pytest.mark.slow)])
@@ -127,6 +128,7 @@ def test_distillation_shares_the_trained_texts_of_micro_batches():
   np.testing.assert_allclose(found[1]['loss'], wanted[1]['loss'], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_four_micro_batches_encode_texts_as_often_as_one(monkeypatch):
   def flops(accumulation, **changes):
     c, model, params, batch = setting(accumulation, **changes)
