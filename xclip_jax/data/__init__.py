@@ -133,7 +133,9 @@ def open_splits(data: Any, task: str = 'single-label') -> dict[str, Split]:
   if data.zero_shot:
     zero_shot_root = Path(data.zero_shot_root) if data.zero_shot_root else root
     if not zero_shot_root.is_dir():
-      raise UserError(f'config.data.zero_shot_root={data.zero_shot_root!r} is not a folder')
+      raise UserError(
+        f'config.data.zero_shot_root={data.zero_shot_root!r} is not a folder; set it to the '
+        'one that the paths in config.data.zero_shot start from')
     classes = annotations.read_classes(
       files.join(zero_shot_root, data.zero_shot_classes, 'config.data.zero_shot_classes'))
     listing = _read_list(zero_shot_root, data.zero_shot, classes, task)

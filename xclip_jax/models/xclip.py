@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from xclip_jax.errors import UserError
 from xclip_jax.models.config import DTYPES, XCLIPConfig, make_config
 from xclip_jax.models.integration import MultiframeTransformer
 from xclip_jax.models.matmul import AnyArray, einsum
@@ -87,7 +86,7 @@ class XCLIP(nn.Module):
         to leave out from 'patch_dropout'.
 
     Raises:
-      UserError: the configuration does not take this shape or dtype.
+      ValueError: the configuration does not take this shape or dtype.
     """
     check_video(video, self.config)
     return self.classify(video, self.encode_text(token_ids), deterministic)
@@ -137,7 +136,7 @@ class XCLIP(nn.Module):
   ) -> XCLIPOutput:
     """Compares videos (or features of `encode_video`) with features of `encode_text`, [K, E]."""
     if text_features.ndim != 2 or text_features.shape[1] != self.config.embed_dim:
-      raise UserError(
+      raise ValueError(
         f'text_features must be [K, {self.config.embed_dim}] as encode_text gives them, got '
         f'{list(text_features.shape)}'
       )
@@ -174,7 +173,7 @@ def init(config: XCLIPConfig | str, key: jax.Array) -> tuple[XCLIP, Any]:
     the linen module, and its float32 parameters for model.apply({'params': params}, ...).
 
   Raises:
-    UserError: no published architecture has that name.
+    ValueError: no published architecture has that name.
   """
   model = XCLIP(make_config(config) if isinstance(config, str) else config)
   return model, init_params(model, key)
@@ -254,27 +253,27 @@ def l2_normalize(x: Float[AnyArray, '*batch D']) -> Float[AnyArray, '*batch D']:
 
 
 def check_video(video: AnyArray, config: XCLIPConfig) -> None:
-  """Raises UserError unless video is float [B, T, H, W, 3] with the T, H and W of config."""
+  """Raises ValueError unless video is float [B, T, H, W, 3] with the T, H and W of config."""
   want = (config.num_frames, config.image_size, config.image_size, 3)
   if np.ndim(video) != 5 or np.shape(video)[1:] != want:
-    raise UserError(
+    raise ValueError(
       f'video must be [B, T, H, W, 3] = [B, {", ".join(map(str, want))}], got '
       f'{list(np.shape(video))}: sample {config.num_frames} frames and crop to '
       f'{config.image_size} pixels, or build the model for what you have'
     )
   if not jnp.issubdtype(video.dtype, jnp.floating):
-    raise UserError(
+    raise ValueError(
       f'video must be floating point and normalised ((pixels - mean) / std), got {video.dtype}'
     )
 
 
 def check_token_ids(token_ids: AnyArray, config: XCLIPConfig) -> None:
-  """Raises UserError unless token_ids is int [K, S] with S up to the context length."""
+  """Raises ValueError unless token_ids is int [K, S] with S up to the context length."""
   shape = np.shape(token_ids)
   if len(shape) != 2 or not 1 <= shape[1] <= config.context_length:
-    raise UserError(
+    raise ValueError(
       f'token_ids must be [K, S] with S from 1 to the context length {config.context_length}, '
       f'got {list(shape)}'
     )
   if not jnp.issubdtype(token_ids.dtype, jnp.integer):
-    raise UserError(f'token_ids must be integers, got {token_ids.dtype}')
+    raise ValueError(f'token_ids must be integers, got {token_ids.dtype}')

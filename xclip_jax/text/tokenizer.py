@@ -122,7 +122,7 @@ class Tokenizer:
     _, tokens, _ = vocabulary()
     ids = list(itertools.takewhile(lambda i: i != _EOT, map(int, ids)))
     if ids and not 0 <= min(ids) <= max(ids) < self.vocab_size:
-      raise UserError(f'ids must be from 0 to {self.vocab_size - 1}, got {min(ids)} to {max(ids)}')
+      raise ValueError(f'ids must be from 0 to {self.vocab_size - 1}, got {min(ids)} to {max(ids)}')
     joined = ''.join(tokens[i] for i in ids[ids[:1] == [_SOT]:]).replace('</w>', ' ')
     letters = {letter: byte for byte, letter in _alphabet().items()}
     # A space is not in the alphabet: it can only stand for the end of a word.
@@ -138,7 +138,7 @@ def bucket(token_ids: np.ndarray, lengths: Sequence[int] = (16, 32, 77)) -> np.n
   ends = token_ids == _EOT
   if not ends.any(1).all():
     row = int(np.argmin(ends.any(1)))
-    raise UserError(f'token_ids[{row}] has no end token ({_EOT}); make rows with Tokenizer()')
+    raise ValueError(f'token_ids[{row}] has no end token ({_EOT}); make rows with Tokenizer()')
   needed = ends.argmax(1).max(initial=0) + 1
   return token_ids[:, :min((length for length in lengths if length >= needed), default=None)]
 

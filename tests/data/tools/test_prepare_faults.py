@@ -1,5 +1,6 @@
 """What ends a preparation, and what damages its result: nothing is lost or taken for complete."""
 
+import json
 import os
 import re
 import resource
@@ -30,6 +31,7 @@ from preparing import (
 import videos
 from xclip_jax.data.tools import prepare_shards
 from xclip_jax.data.video import encode
+from xclip_jax.errors import UserError
 
 
 @pytest.fixture(scope='module')
@@ -198,3 +200,16 @@ def test_a_full_disk_is_named_and_what_is_done_is_kept(store, tmp_path):
   done = subprocess.run(**command)
   assert done.returncode == 0, done.stderr
   assert identities(out).items() > before.items()
+
+
+@pytest.mark.parametrize('lacking', ['bytes', 'sha256', 'videos', 'failed'])
+def test_facts_that_lack_a_fact_are_damaged(tmp_path, lacking):
+  shard = prepare_shards.Shard(str(tmp_path / 'a.array_record'), (), '/', encode.Encoding())
+  facts = {'digest': shard.digest, 'bytes': 0, 'sha256': '', 'videos': [], 'failed': []}
+  (tmp_path / 'a.json').write_text(json.dumps(facts))
+  assert prepare_shards.read_facts(shard) == facts
+  del facts[lacking]
+  (tmp_path / 'a.json').write_text(json.dumps(facts))
+  assert prepare_shards.find_fault(shard) == 'a.json is damaged: a fact is missing'
+  with pytest.raises(UserError, match=r'a\.json is damaged'):
+    prepare_shards.read_facts(shard)

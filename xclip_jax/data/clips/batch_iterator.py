@@ -9,7 +9,6 @@ import numpy as np
 from absl import flags
 
 from xclip_jax.data import workers
-from xclip_jax.errors import UserError
 
 _RESTARTS = 3     # times that killed workers are replaced
 
@@ -99,7 +98,7 @@ class Batches:
 
   def _next(self) -> dict[str, np.ndarray]:
     if not self._open_iterator:
-      raise UserError('these batches are closed; make new ones')
+      raise ValueError('these batches are closed; make new ones')
     while True:
       try:
         element = next(self._open_iterator[0])

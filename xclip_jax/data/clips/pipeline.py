@@ -70,7 +70,7 @@ class HostShare:
         f'batch_size={self.batch_size} must be a positive multiple of repeats={repeats}')
     rows = np.arange(self.batch_size) if self.rows is None else np.asarray(self.rows)
     if not len(rows) or rows[0] < 0 or rows[-1] >= self.batch_size or (np.diff(rows) < 1).any():
-      raise UserError(
+      raise ValueError(
         f'rows must be some of 0..{self.batch_size - 1}, ascending, found {rows.tolist()[:8]}')
     return rows
 

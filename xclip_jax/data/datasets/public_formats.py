@@ -104,7 +104,7 @@ def read_kinetics(
       raise UserError(f'{where}: label {label!r} is none of the {len(ids)} classes of training')
     try:
       times = [int(float(row[name])) for name in ('time_start', 'time_end')]
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:   # OverflowError: infinity
       raise UserError(f'{where}: time_start and time_end must be seconds ({error})') from error
     name = row['youtube_id']
     timed_name = f'{name}_{times[0]:06d}_{times[1]:06d}'
@@ -200,7 +200,7 @@ def read_ssv2_classes(path: str | os.PathLike) -> ClassList:
   labels = _json(path, dict)
   try:
     ids = {int(label): name for name, label in labels.items()}
-  except (TypeError, ValueError) as error:
+  except (TypeError, ValueError, OverflowError) as error:
     raise UserError(f'{path}: {{"template": "id"}} wanted ({error})') from error
   if sorted(ids) != list(range(len(labels))) or not labels:
     raise UserError(f'{path}: ids must be 0..{len(labels) - 1}, each once')
@@ -233,7 +233,7 @@ def read_ssv2(
         f'{where}: id and template wanted, found {str(entry)[:80]}; the test list has no '
         'templates, use the validation list'
       )
-    name = entry['template'].replace('[', '').replace(']', '')
+    name = str(entry['template']).replace('[', '').replace(']', '')
     if name not in ids:
       raise UserError(f'{where}: template {name!r} is none of the {len(ids)} classes')
     video = os.path.join(videos, f'{entry["id"]}.webm')

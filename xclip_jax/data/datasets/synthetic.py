@@ -135,9 +135,12 @@ def _read_sizes(folder: pathlib.Path, recipe: Recipe) -> dict[str, int]:
   """Returns the size of every file in the manifest; empty if no manifest can be read."""
   try:
     manifest = json.loads((folder / 'manifest.json').read_bytes())
-    drawn, sizes = {'format': manifest['format'], **manifest['recipe']}, manifest['sizes']
-  except (FileNotFoundError, ValueError, KeyError, TypeError):
+  except (FileNotFoundError, ValueError, RecursionError):
     return {}
+  if not isinstance(manifest, dict) or 'format' not in manifest or not all(
+    isinstance(manifest.get(name), dict) for name in ('recipe', 'sizes')):
+    return {}
+  drawn, sizes = {'format': manifest['format'], **manifest['recipe']}, manifest['sizes']
   asked = {'format': FORMAT, **dataclasses.asdict(recipe)}
   if drawn != asked:
     differ = ', '.join(f'{name}={drawn.get(name)} instead of {value}'

@@ -115,10 +115,13 @@ def verify(
   """
   request = prepared_folder.read_request(
     os.path.join(folder, f'{Path(listed.path).stem}_request.json'))
-  try:
-    encoding, per_shard = Encoding(**request['encoding']), request['per_shard']
-  except (KeyError, TypeError) as error:
-    raise UserError(f'{folder} was prepared by another version of this command') from error
+  settings = request.get('encoding')
+  fields = {field.name for field in dataclasses.fields(Encoding)}
+  if not isinstance(settings, dict) or not settings.keys() <= fields or not isinstance(
+    request.get('per_shard'), int):
+    raise UserError(f'{folder} was prepared by another version of this command; prepare the list '
+                    'again with --overwrite')
+  encoding, per_shard = Encoding(**settings), request['per_shard']
   plan = prepared_folder.make_plan(listed, folder, encoding, per_shard)
   prepared_folder.refuse_other_request(plan, request)
   progress = progress or (lambda items, **_: items)

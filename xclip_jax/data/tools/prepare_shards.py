@@ -71,7 +71,11 @@ def read_facts(shard: Shard) -> dict[str, Any]:
   except (OSError, ValueError) as error:
     raise UserError(f'{os.path.basename(shard.facts_file)} cannot be read ({error})') from error
   if not isinstance(facts, dict) or facts.get('digest') != shard.digest:
-    raise UserError(f'{os.path.basename(shard.facts_file)} is about something else')
+    raise UserError(f'{os.path.basename(shard.facts_file)} is about other videos or settings')
+  videos = facts.get('videos')
+  if not {'bytes', 'sha256', 'failed'} <= facts.keys() or not isinstance(videos, list) or not all(
+    isinstance(video, dict) and {'frames', 'height', 'width'} <= video.keys() for video in videos):
+    raise UserError(f'{os.path.basename(shard.facts_file)} is damaged: a fact is missing')
   return facts
 
 
@@ -96,7 +100,7 @@ def find_fault(shard: Shard, decoding: bool = False) -> str:
         return f'record {number} is not the video that was written'
   except OSError as error:
     return f'{error.strerror or error}'
-  except (UserError, KeyError) as error:       # a VideoError, or facts of another version
+  except UserError as error:
     return str(error).removeprefix(f'{shard.file}/')
   return ''
 

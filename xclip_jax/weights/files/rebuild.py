@@ -104,6 +104,7 @@ def _dtype(machine: Machine, code: str, *rest: Any) -> Any:
 
 
 def set_dtype(dtype: np.dtype, state: Any) -> None:
+  """Sets the byte order of a pickled dtype; PickleError if its state changes anything else."""
   sizes = (dtype.itemsize, dtype.alignment) if dtype.kind in 'SU' else (-1, -1)
   if (
     not isinstance(state, tuple) or len(state) != 8 or state[1] not in ('<', '>', '|', '=')
@@ -141,6 +142,7 @@ def _check_array(shape: Any, dtype: Any, raw: Any) -> tuple[tuple[int, ...], byt
 
 
 def set_array(machine: Machine, array: np.ndarray, state: Any) -> None:
+  """Fills an array that NumPy pickled with the shape, dtype and bytes of its state."""
   # Only what `_empty_array` made: a tensor is a view of the file and has no state.
   if array.shape != (0,) or not array.flags.owndata or not isinstance(state, tuple):
     raise PickleError('its pickle sets the state of a tensor')

@@ -38,4 +38,5 @@ def typed(raw: np.ndarray, dtype: str, order: Any = '<') -> np.ndarray:
 
 
 def is_count(*values: Any) -> bool:
+  """Tells whether all values are integers that can count bytes or elements."""
   return all(type(value) is int and 0 <= value < 1 << 62 for value in values)

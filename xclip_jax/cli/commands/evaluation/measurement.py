@@ -130,13 +130,10 @@ def _read_templates(arguments: argparse.Namespace) -> list[str] | None:
     raise UserError('give either --template or --templates-file')
   from xclip_jax.data.datasets import annotations
 
-  try:
-    lines = annotations.read_content(arguments.templates_file).decode('utf-8-sig').splitlines()
-  except ValueError as error:
-    raise UserError(f'{arguments.templates_file} cannot be read: {error}') from error
+  lines = annotations.read_lines(arguments.templates_file)
   templates = [x.strip() for x in lines if x.strip() and not x.startswith('# ')]
   if not templates:
-    raise UserError(f'{arguments.templates_file} holds no templates')
+    raise UserError(f'{arguments.templates_file} holds no templates; write one a line')
   for template in templates:
     if '{}' not in template:
       raise UserError(f'template {template!r} must hold {{}} for the label')
