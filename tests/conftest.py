@@ -18,9 +18,9 @@ import quick  # noqa: E402  (a neighbour)
 os.environ['XLA_FLAGS'] = f'{os.environ.get("XLA_FLAGS", "")} {quick.FLAGS}'
 
 # Shapes of annotations are checked in the tests alone, in these modules.
-SHAPES_CHECKED = [f'xclip_jax.models.{name}' for name in (
+SHAPES_CHECKED = [*(f'xclip_jax.models.{name}' for name in (
   'attention', 'layers', 'vision', 'text', 'integration', 'prompt', 'xclip', 'inference_options',
-  'training_options')]
+  'training_options')), 'xclip_jax.training.objectives', 'xclip_jax.evaluation.metrics']
 jaxtyping.install_import_hook(SHAPES_CHECKED, 'shape_checker.check')
 
 # What one test compiled, in whatever process, the others read from a folder of this session.

@@ -32,14 +32,14 @@ def test_the_two_averages_may_name_different_classes():
 
 def test_far_apart_logits_make_no_ties():
   found = metrics.average_views(np.array([[[0, 200.0, -200]]], np.float32), 'probabilities')
-  assert metrics.label_ranks(found, [2]).tolist() == [3]
-  assert metrics.label_ranks(found, [0]).tolist() == [2]
+  assert metrics.label_ranks(found, np.array([2])).tolist() == [3]
+  assert metrics.label_ranks(found, np.array([0])).tolist() == [2]
 
 
 def test_ranks_count_ties_and_nan_against_the_label():
   scores = np.array([[0.5, 0.2, 0.3], [0.4, 0.4, 0.2], [0.2, 0.2, 0.6], [NAN, 0.7, 0.3]])
-  assert metrics.label_ranks(scores, [0, 0, 0, 1]).tolist() == [1, 2, 3, 2]
-  assert metrics.label_ranks(scores, [1, 2, 2, 0]).tolist() == [3, 3, 1, 3]
+  assert metrics.label_ranks(scores, np.array([0, 0, 0, 1])).tolist() == [1, 2, 3, 2]
+  assert metrics.label_ranks(scores, np.array([1, 2, 2, 0])).tolist() == [3, 3, 1, 3]
 
 
 def test_accuracy_of_each_class_counts_its_own_videos():
@@ -52,7 +52,7 @@ def test_accuracy_of_each_class_counts_its_own_videos():
 def test_calibration_error_of_three_bins_by_hand():
   # Confidences .4 and .6 share (1/3, 2/3]; .9 and 1 share (2/3, 1].
   probabilities = np.array([[0.4, 0.3, 0.3], [0.6, 0.4, 0], [0.9, 0.1, 0], [0, 1, 0]])
-  found = metrics.reliability(probabilities, [True, False, True, False], bins=3)
+  found = metrics.reliability(probabilities, np.array([True, False, True, False]), bins=3)
   assert found.count.tolist() == [0, 2, 2]
   np.testing.assert_allclose(found.confidence, [NAN, 0.5, 0.95])
   np.testing.assert_allclose(found.accuracy, [NAN, 0.5, 0.5])
@@ -61,21 +61,22 @@ def test_calibration_error_of_three_bins_by_hand():
 
 def test_a_bin_includes_its_upper_edge():
   probabilities = np.array([[0.5, 0.5], [0.75, 0.25], [1, 0]])
-  assert metrics.reliability(probabilities, [1, 1, 1], bins=4).count.tolist() == [0, 1, 1, 1]
-  assert len(metrics.reliability(probabilities, [1, 1, 1]).count) == 15
-  assert math.isnan(metrics.reliability(np.zeros((0, 3)), []).ece)
+  hits = np.ones(3, bool)
+  assert metrics.reliability(probabilities, hits, bins=4).count.tolist() == [0, 1, 1, 1]
+  assert len(metrics.reliability(probabilities, hits).count) == 15
+  assert math.isnan(metrics.reliability(np.zeros((0, 3)), np.zeros(0, bool)).ece)
 
 
 def test_average_precision_by_hand():
   scores = np.array([[0.9, 0.1, 0.5], [0.8, 0.2, 0.5], [0.7, 0.3, 0.5], [0.6, 0.4, 0.5]])
-  labels = np.array([[1, 0, 1], [0, 0, 0], [1, 0, 0], [0, 0, 0]])
+  labels = np.array([[1, 0, 1], [0, 0, 0], [1, 0, 0], [0, 0, 0]], bool)
   found = metrics.average_precision(scores, labels)
   np.testing.assert_allclose(found, [(1 / 1 + 2 / 3) / 2, NAN, 1 / 4])   # nobody; all tied: last
 
 
 def test_a_positive_that_was_never_scored_adds_nothing():
   scores = np.array([[0.9], [0.8], [-INF]])
-  found = metrics.average_precision(scores, np.array([[0], [1], [1]]))
+  found = metrics.average_precision(scores, np.array([[0], [1], [1]], bool))
   np.testing.assert_allclose(found, [(1 / 2 + 0) / 2])
 
 

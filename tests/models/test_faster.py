@@ -236,11 +236,11 @@ def test_attention_on_one_device_is_that_on_many(causal):
   rng = np.random.default_rng(0)
   q, k, v = (rng.normal(size=(5, n, 13, 8)).astype(np.float32) for n in (250, 257, 257))
   bias = rng.normal(size=(5, 257)).astype(np.float32)
-  found, want = (jax.jit(attend, static_argnums=4)(q, k, v, bias, causal)
-                 for attend in (attention_lib._attend_single_device, attention_lib._attend_generic))
+  parts, whole = (jax.jit(attend, static_argnums=4) for attend in (
+    attention_lib._attend_single_device, attention_lib._attend_generic))
+  found, want = (attend(q, k, v, bias, causal) for attend in (parts, whole))
   np.testing.assert_allclose(found, want, rtol=1e-4, atol=1e-5)
-  attend = jax.jit(attention_lib._attend_single_device, static_argnums=4)
-  text = attend.lower(q, k, v, bias, causal).as_text()
+  text = parts.lower(q, k, v, bias, causal).as_text()
   assert text.count('slice') >= 4                        # 15.9 MiB of scores: two parts
 
 

@@ -242,4 +242,4 @@ def test_a_run_with_one_label_computes_what_it_did(root):
   assert not model.config.logit_bias
   params = jax.eval_shape(lambda: state_lib.init_params(model, jax.random.key(0)))
   assert 'logit_bias' not in params
-  assert targets.select_targets({}, jnp.arange(3)) == {}
+  assert targets.select_targets({}, np.arange(3)) == {}

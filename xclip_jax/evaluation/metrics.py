@@ -9,13 +9,16 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Bool, Float, Int, Num, Shaped
 
 from xclip_jax.errors import UserError
 
 AVERAGES = ('probabilities', 'logits')
 
 
-def average_views(logits: np.ndarray, average: str) -> np.ndarray:
+def average_views(
+  logits: Num[np.ndarray, 'N V K'], average: str
+) -> Float[np.ndarray, 'N K']:
   """Averages logits of views into probabilities of videos, float64 [N, K].
 
   Args:
@@ -35,32 +38,38 @@ def average_views(logits: np.ndarray, average: str) -> np.ndarray:
   return softmax(logits).mean(axis=1)
 
 
-def softmax(x: np.ndarray) -> np.ndarray:
+def softmax(x: Float[np.ndarray, '*rows K']) -> Float[np.ndarray, '*rows K']:
   """Returns the softmax over the last axis."""
   e = np.exp(x - x.max(axis=-1, keepdims=True))
   return e / e.sum(axis=-1, keepdims=True)
 
 
 # --- one label a video ----------------------------------------------------------------------------
-def label_ranks(scores: np.ndarray, label: np.ndarray) -> np.ndarray:
+def label_ranks(
+  scores: Float[np.ndarray, 'N K'], label: Int[np.ndarray, ' N']
+) -> Int[np.ndarray, ' N']:
   """Returns the rank [N], from 1, of the label [N] among the scores [N, K]."""
   label_score = np.take_along_axis(scores, np.asarray(label)[:, None].astype(np.int64), axis=1)
   return (~(scores < label_score)).sum(axis=1)
 
 
-def mean(values: np.ndarray) -> float:
+def mean(values: Shaped[np.ndarray, ' N']) -> float:
   """Returns the mean; nan for an empty array."""
   return float(np.mean(values)) if len(values) else float('nan')
 
 
-def class_accuracy(hits: np.ndarray, label: np.ndarray, K: int) -> np.ndarray:
+def class_accuracy(
+  hits: Bool[np.ndarray, ' N'], label: Int[np.ndarray, ' N'], K: int
+) -> Float[np.ndarray, ' {K}']:
   """Returns the share of hits [N] among the videos of each class, [K]; nan without videos."""
   total = np.bincount(label, minlength=K)
   right = np.bincount(label, weights=hits, minlength=K)
   return right / np.where(total, total, np.nan)
 
 
-def confusion(scores: np.ndarray, label: np.ndarray) -> np.ndarray:
+def confusion(
+  scores: Float[np.ndarray, 'N K'], label: Int[np.ndarray, ' N']
+) -> Int[np.ndarray, 'K K']:
   """Returns counts, int [K, K], true class by predicted class, of scores [N, K].
 
   Of equal scores the right class comes last, as in `label_ranks`.
@@ -83,9 +92,9 @@ class Reliability:
     accuracy: float [bins], their share of right answers; nan without videos.
   """
 
-  count: np.ndarray
-  confidence: np.ndarray
-  accuracy: np.ndarray
+  count: Int[np.ndarray, ' bins']
+  confidence: Float[np.ndarray, ' bins']
+  accuracy: Float[np.ndarray, ' bins']
 
   @property
   def ece(self) -> float:
@@ -96,7 +105,9 @@ class Reliability:
     return float(np.sum(self.count * gaps) / self.count.sum())
 
 
-def reliability(probabilities: np.ndarray, hits: np.ndarray, bins: int = 15) -> Reliability:
+def reliability(
+  probabilities: Float[np.ndarray, 'N K'], hits: Bool[np.ndarray, ' N'], bins: int = 15
+) -> Reliability:
   """Bins videos by their highest probability (Guo et al., 2017, Eq. 3).
 
   Args:
@@ -116,7 +127,9 @@ def reliability(probabilities: np.ndarray, hits: np.ndarray, bins: int = 15) -> 
 
 
 # --- several labels a video -----------------------------------------------------------------------
-def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def average_precision(
+  scores: Float[np.ndarray, 'N K'], labels: Bool[np.ndarray, 'N K']
+) -> Float[np.ndarray, ' K']:
   """Returns the average precision of each class, [K]; nan for classes without a positive.
 
   Mean of the precision at the rank of each positive, without interpolation: the area that Charades
@@ -138,7 +151,9 @@ def average_precision(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 # --- videos and captions --------------------------------------------------------------------------
-def text_to_video_ranks(similarity: np.ndarray, owner: np.ndarray) -> np.ndarray:
+def text_to_video_ranks(
+  similarity: Float[np.ndarray, 'N K'], owner: Int[np.ndarray, ' K']
+) -> Int[np.ndarray, ' K']:
   """Returns the rank, from 1, of the video of each of K captions, int [K].
 
   Args:
@@ -149,7 +164,9 @@ def text_to_video_ranks(similarity: np.ndarray, owner: np.ndarray) -> np.ndarray
   return (~(similarity < right)).sum(axis=0)
 
 
-def video_to_text_ranks(similarity: np.ndarray, owner: np.ndarray) -> np.ndarray:
+def video_to_text_ranks(
+  similarity: Float[np.ndarray, 'N K'], owner: Int[np.ndarray, ' K']
+) -> Int[np.ndarray, ' N']:
   """Returns the rank, from 1, of the best caption of each of N videos, int [N].
 
   Captions of one video do not compete with each other. Arguments as of `text_to_video_ranks`; every
@@ -160,7 +177,7 @@ def video_to_text_ranks(similarity: np.ndarray, owner: np.ndarray) -> np.ndarray
   return 1 + (~(similarity < best[:, None]) & ~belongs).sum(axis=1)
 
 
-def retrieval(ranks: np.ndarray, expected: int) -> dict[str, float]:
+def retrieval(ranks: Int[np.ndarray, ' n'], expected: int) -> dict[str, float]:
   """Returns R@1, R@5, R@10 (shares), median and mean of ranks.
 
   Args:
@@ -212,7 +229,8 @@ class Difference:
 
 
 def paired_bootstrap(
-  hits_a: np.ndarray, hits_b: np.ndarray, resamples: int = 10_000, seed: int = 0
+  hits_a: Bool[np.ndarray, ' N'], hits_b: Bool[np.ndarray, ' _'], resamples: int = 10_000,
+  seed: int = 0,
 ) -> Difference:
   """Compares two models over the same N videos (Efron and Tibshirani, 1993, chapters 13 and 15).
 

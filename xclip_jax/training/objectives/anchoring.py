@@ -9,8 +9,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from xclip_jax.models.config import FRAME_MEAN
+from xclip_jax.models.matmul import AnyArray
 from xclip_jax.models.training_options.projectors import PROJECTORS, Projectors
 from xclip_jax.models.xclip import XCLIP, l2_normalize
 from xclip_jax.training.objectives.objective import Forward
@@ -82,7 +84,10 @@ def wrap(forward: Forward, model: XCLIP, config: Any) -> Callable[..., Any]:
   return objective
 
 
-def _mean_distance(student: jax.Array, teacher: jax.Array, mask: jax.Array) -> jax.Array:
+def _mean_distance(
+  student: Float[AnyArray, '*rows E'], teacher: Float[AnyArray, '*rows E'],
+  mask: Bool[AnyArray, '#*rows'],
+) -> Float[AnyArray, '']:
   """Returns the mean of 1 - cosine over features [..., E] whose mask [...] (or [B, 1]) is set."""
   distances = 1 - jnp.sum(l2_normalize(student) * l2_normalize(teacher), axis=-1)
   mask = jnp.broadcast_to(mask, distances.shape)

@@ -7,9 +7,14 @@ the host, and round to whole levels after each operation as the host does.
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Float, UInt8
+
+from xclip_jax.models.matmul import AnyArray
 
 
-def apply(video: jax.Array, colors: jax.Array) -> jax.Array:
+def apply(
+  video: UInt8[AnyArray, 'B T H W 3'], colors: Float[AnyArray, 'B T 9']
+) -> Float[AnyArray, 'B T H W 3']:
   """Changes the colours of clips by the strengths that the host drew.
 
   Args:
@@ -36,29 +41,29 @@ def apply(video: jax.Array, colors: jax.Array) -> jax.Array:
   return jnp.where(factor(4) > 0, _luma(x), x)
 
 
-def _round(x: jax.Array) -> jax.Array:
+def _round(x: Float[AnyArray, '*shape']) -> Float[AnyArray, '*shape']:
   """Rounds to whole levels in 0..255."""
   return jnp.clip(jnp.round(x), 0, 255)
 
 
-def _luma(x: jax.Array) -> jax.Array:
+def _luma(x: Float[AnyArray, '*pixels 3']) -> Float[AnyArray, '*pixels 1']:
   """Computes Rec.601 luma in OpenCV's fixed point, exactly in float32: [..., 3] -> [..., 1]."""
   red, green, blue = jnp.split(x, 3, axis=-1)
   return jnp.floor((9798 * red + 19235 * green + 3735 * blue + 16384) / 32768)
 
 
-def _mean_luma(x: jax.Array) -> jax.Array:
+def _mean_luma(x: Float[AnyArray, '*frames H W 3']) -> Float[AnyArray, '*frames 1 1 1']:
   """Computes the rounded mean luma of each frame: [..., H, W, 3] -> [..., 1, 1, 1]."""
   return jnp.floor(_luma(x).mean((-3, -2), keepdims=True) + 0.5)
 
 
-def _wrap(x: jax.Array, period: float) -> jax.Array:
+def _wrap(x: Float[AnyArray, '*shape'], period: int) -> Float[AnyArray, '*shape']:
   """Wraps x from -period..2 period to 0..period; a modulo of floats takes ten times as long."""
   x = jnp.where(x < 0, x + period, x)
   return jnp.where(x >= period, x - period, x)
 
 
-def _turn_hue(x: jax.Array, shift: jax.Array) -> jax.Array:
+def _turn_hue(x: Float[AnyArray, '*pixels 3'], shift: AnyArray) -> Float[AnyArray, '*pixels 3']:
   """Turns the hue of RGB x by a shift, in OpenCV's 8-bit HSV, whose full turn is 256."""
   red, green, blue = jnp.split(x, 3, axis=-1)
   value = jnp.maximum(jnp.maximum(red, green), blue)

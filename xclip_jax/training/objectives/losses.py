@@ -5,6 +5,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Int, Num
+
+from xclip_jax.models.matmul import AnyArray
 
 
 class Blending(NamedTuple):
@@ -23,12 +26,14 @@ class Blending(NamedTuple):
   rows: int = 8
 
 
-def soft_targets(labels: jax.Array, num_classes: int, smoothing: float) -> jax.Array:
+def soft_targets(
+  labels: Int[AnyArray, ' B'], num_classes: int, smoothing: float
+) -> Float[AnyArray, 'B K']:
   """Returns one-hot targets, float32 [B, K], with `smoothing` spread evenly over all classes."""
   return (1 - smoothing) * jax.nn.one_hot(labels, num_classes) + smoothing / num_classes
 
 
-def add_reversed(batch: dict[str, jax.Array], reverse: tuple[int, ...]) -> dict[str, jax.Array]:
+def add_reversed(batch: dict[str, AnyArray], reverse: tuple[int, ...]) -> dict[str, AnyArray]:
   """Adds every clip played backwards, labelled with the reverse of its class.
 
   Args:
@@ -46,12 +51,17 @@ def add_reversed(batch: dict[str, jax.Array], reverse: tuple[int, ...]) -> dict[
   }
 
 
-def mixup(x: jax.Array, partner: jax.Array, lam: jax.Array) -> jax.Array:
+def mixup(
+  x: Num[AnyArray, ' B *rest'], partner: Int[AnyArray, ' B'], lam: AnyArray | float
+) -> Float[AnyArray, ' B *rest']:
   """Returns lam * x + (1 - lam) * x[partner], along axis 0."""
   return lam * x + (1 - lam) * x[partner]
 
 
-def cutmix_box(lam: jax.Array, cy: jax.Array, cx: jax.Array, H: int, W: int) -> jax.Array:
+def cutmix_box(
+  lam: Float[AnyArray, ''] | float, cy: Int[AnyArray, ''] | int, cx: Int[AnyArray, ''] | int,
+  H: int, W: int,
+) -> Bool[AnyArray, 'H W']:
   """Returns the pixels to paste, bool [H, W]: a clipped box of area (1 - lam) at (cy, cx)."""
   side = jnp.sqrt(1 - lam)
   half_h, half_w = (jnp.floor(H * side) // 2, jnp.floor(W * side) // 2)
@@ -61,8 +71,9 @@ def cutmix_box(lam: jax.Array, cy: jax.Array, cx: jax.Array, H: int, W: int) -> 
 
 
 def cutmix(
-  video: jax.Array, targets: jax.Array, partner: jax.Array, box: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+  video: Num[AnyArray, 'B T H W C'], targets: Float[AnyArray, 'B K'], partner: Int[AnyArray, ' B'],
+  box: Bool[AnyArray, 'H W'],
+) -> tuple[Float[AnyArray, 'B T H W C'], Float[AnyArray, 'B K']]:
   """Pastes the partner's pixels where box [H, W] is set; targets mix by the area that remains.
 
   CutMix is mixup with a weight for each pixel, 0 in the box and 1 outside. `blend` relies on that:
@@ -83,8 +94,9 @@ def num_groups(batch_size: int, rows: int) -> int:
 
 
 def blend(
-  key: jax.Array, video: jax.Array, targets: jax.Array, options: Blending
-) -> tuple[jax.Array, jax.Array]:
+  key: jax.Array, video: Num[AnyArray, 'B T H W C'], targets: Float[AnyArray, 'B K'],
+  options: Blending,
+) -> tuple[Float[AnyArray, 'B T H W C'], Float[AnyArray, 'B K']]:
   """Mixes each clip with another clip of its group by CutMix or mixup.
 
   Each group of `options.rows` successive rows draws one coin, one lambda, one permutation and one
@@ -96,7 +108,7 @@ def blend(
 
   Args:
     key: rng.
-    video: [B, T, H, W, 3], pixels of any dtype.
+    video: [B, T, H, W, C], pixels of any dtype.
     targets: float32 [B, K].
     options: Beta parameters, the share of CutMix, and the rows of a group.
 
@@ -123,7 +135,7 @@ def blend(
 
 def _draw(
   key: jax.Array, rows: int, H: int, W: int, options: Blending
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[Float[AnyArray, 'H W'], Float[AnyArray, ''], Int[AnyArray, ' rows']]:
   """Draws the numbers that the clips of one group share.
 
   Returns:
@@ -142,12 +154,12 @@ def _draw(
   return keep, share, jax.random.permutation(permutation, rows)
 
 
-def _below(order: jax.Array, size: int) -> jax.Array:
+def _below(order: Int[AnyArray, ' rows'], size: int) -> Int[AnyArray, ' {size}']:
   """Returns the entries of a permutation below size, in order: a permutation of 0..size - 1."""
   return order[jnp.nonzero(order < size, size=size)[0]]
 
 
-def multi_hot(labels: jax.Array, smoothing: float) -> jax.Array:
+def multi_hot(labels: Bool[AnyArray, 'B K'], smoothing: float) -> Float[AnyArray, 'B K']:
   """Returns smoothed targets of labels, bool [B, K]: float32 1 - s + s / K where set, else s / K.
 
   A list with one label for each video gets the same targets as from `soft_targets`.
@@ -155,15 +167,18 @@ def multi_hot(labels: jax.Array, smoothing: float) -> jax.Array:
   return (1 - smoothing) * labels.astype(jnp.float32) + smoothing / labels.shape[-1]
 
 
-def cross_entropy(logits: jax.Array, targets: jax.Array, mask: jax.Array) -> jax.Array:
+def cross_entropy(
+  logits: Float[AnyArray, 'B K'], targets: Float[AnyArray, 'B K'], mask: Bool[AnyArray, ' B']
+) -> Float[AnyArray, '']:
   """Returns the mean over the rows of mask [B] of -sum_k targets * log softmax(logits), [B, K]."""
   losses = -jnp.sum(targets * jax.nn.log_softmax(logits.astype(jnp.float32)), axis=-1)
   return jnp.sum(jnp.where(mask, losses, 0)) / jnp.maximum(mask.sum(), 1)
 
 
 def sigmoid_cross_entropy(
-  logits: jax.Array, targets: jax.Array, mask: jax.Array, columns: jax.Array | None = None
-) -> jax.Array:
+  logits: Float[AnyArray, 'B K'], targets: Float[AnyArray, 'B K'], mask: Bool[AnyArray, ' B'],
+  columns: Bool[AnyArray, ' K'] | None = None,
+) -> Float[AnyArray, '']:
   """Computes SigLIP's loss, which decides each (video, text) pair by itself.
 
   The loss is the sum over texts of -t log sigmoid(x) - (1 - t) log sigmoid(-x), mean over videos
@@ -182,7 +197,9 @@ def sigmoid_cross_entropy(
   return jnp.sum(jnp.where(mask, losses.sum(-1), 0)) / jnp.maximum(mask.sum(), 1)
 
 
-def contrastive(logits: jax.Array, positives: jax.Array, mask: jax.Array) -> jax.Array:
+def contrastive(
+  logits: Float[AnyArray, 'B B'], positives: Bool[AnyArray, 'B B'], mask: Bool[AnyArray, ' B']
+) -> Float[AnyArray, '']:
   """Computes CLIP's symmetric loss: find the text of a video, and the video of a text.
 
   The loss is the mean of both cross entropies (Radford et al., ICML 2021). The target of a row with

@@ -5,10 +5,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Int
 
 from xclip_jax.config import validation
 from xclip_jax.data.datasets.annotations import ClassList
 from xclip_jax.models import vision
+from xclip_jax.models.matmul import AnyArray
 from xclip_jax.models.xclip import XCLIP, classify_pixels, compare
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.text import prompts, text_features
@@ -130,8 +132,8 @@ def make_text_encoder(
 
 
 def _draw_texts(
-  class_prompts: prompts.Prompts | None, token_ids: jax.Array, key: jax.Array
-) -> jax.Array:
+  class_prompts: prompts.Prompts | None, token_ids: Int[AnyArray, 'texts S'], key: jax.Array
+) -> Int[AnyArray, 'K S']:
   """Draws one text for each class: int32 [K, S]."""
   if class_prompts is None:
     return token_ids
@@ -169,15 +171,15 @@ def _make_caption_forward(model: XCLIP, config: Any) -> Forward:
   return forward
 
 
-def _mean_hits(hits: jax.Array, mask: jax.Array) -> jax.Array:
+def _mean_hits(hits: Bool[AnyArray, ' B'], mask: Bool[AnyArray, ' B']) -> Float[AnyArray, '']:
   """Returns the share of the rows of mask [B] that are hits, bool [B]."""
   return jnp.where(mask, hits, False).sum() / jnp.maximum(mask.sum(), 1)
 
 
 def compute_initial_bias(
-  model: XCLIP, config: Any, params: Any, batch: dict[str, jax.Array], text: jax.Array,
+  model: XCLIP, config: Any, params: Any, batch: dict[str, AnyArray], text: AnyArray,
   class_prompts: prompts.Prompts | None = None,
-) -> jax.Array:
+) -> Float[AnyArray, '']:
   """Computes the logit bias that makes the mean logit the log-odds of a positive pair.
 
   SigLIP starts from -10 for the same reason: nearly all pairs are negative, and a model that does

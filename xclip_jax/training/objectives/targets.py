@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 import numpy as np
+from jaxtyping import Int
 
 from xclip_jax.data import Split
 from xclip_jax.data.datasets.annotations import ClassList
@@ -44,7 +45,9 @@ def build_targets(
   return {}
 
 
-def select_targets(rows: Mapping[str, np.ndarray], index: np.ndarray) -> dict[str, np.ndarray]:
+def select_targets(
+  rows: Mapping[str, np.ndarray], index: Int[np.ndarray, ' B']
+) -> dict[str, np.ndarray]:
   """Selects the targets of a batch by the rows of its videos, int [B].
 
   Padding has row -1 and gets the targets of the last row, which the mask of the batch leaves out.
