@@ -118,8 +118,7 @@ class Scorer:
         logits = score_block(texts)                                          # [B * v, K]
       else:                                      # blocks [n, K', E], one after another
         logits = jnp.concatenate(list(jax.lax.map(score_block, texts)), axis=1)
-      rows = {name: batch[name] for name in ('label', 'index', 'mask')}
-      return rows | {'logits': logits.reshape(len(rows['index']), -1, logits.shape[-1])}
+      return {name: batch[name] for name in ('label', 'index', 'mask')} | {'logits': logits}
 
     # Replicated results: every host holds every row, so nothing is left to gather.
     everywhere = mesh_lib.replicated(mesh)
@@ -206,7 +205,8 @@ class Scorer:
     def start_predictions(batches, texts) -> Iterator[dict[str, jax.Array]]:
       for batch in progress(batches):
         failed.update(bad_files.failures(batch))
-        rows = {name: batch[name] for name in ('label', 'index', 'mask')}
+        # A row for each clip: one program serves any division of a batch into videos and views.
+        rows = {name: np.repeat(batch[name], at_once) for name in ('label', 'index', 'mask')}
         arranged = view_batches.arrange(batch['video'], batch['index'], views.orders)
         for part in view_batches.split_views(arranged, at_once):
           sent = mesh_lib.put_batch(rows | {'video': np.ascontiguousarray(part)}, self.mesh)
@@ -218,7 +218,9 @@ class Scorer:
       pipeline.HostShare(batch_size, mesh_lib.host_rows(self.mesh, batch_size)),
     ) as batches:
       for result in view_batches.fetch_late(start_predictions(batches, self._place_texts(text))):
-        parts.append(result.pop('logits')[:, :, :len(text)])
+        logits = result.pop('logits')
+        parts.append(logits.reshape(-1, at_once, logits.shape[-1])[:, :, :len(text)])
+        result = {name: row[::at_once] for name, row in result.items()}
         if len(parts) * at_once >= views.count:
           table.append(result | {'logits': view_batches.join_views(parts, views.count)})
           parts = []
