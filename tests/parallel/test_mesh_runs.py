@@ -80,6 +80,7 @@ EXCHANGED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('meshes', [
   ('data=8', 'data=2,fsdp=4'),
   pytest.param(('data=2,tensor=4', 'dcn=2,data=1,fsdp=2,tensor=2'), marks=pytest.mark.slow)])

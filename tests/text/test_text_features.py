@@ -89,6 +89,7 @@ def assert_alike(found, wanted):
       assert np.linalg.norm(a - b) <= 1e-5 * np.linalg.norm(b), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('several', [None, SEVERAL], ids=['one text', 'two texts'])
 def test_micro_batches_that_share_texts_have_the_gradient_of_those_that_encode_their_own(several):
   ids = IDS[:K] if several is None else IDS

@@ -63,6 +63,7 @@ def losses(c):
   return model, params, anchor, batch, ids, plain, whole
 
 
+@pytest.mark.slow
 def test_interpolated_weights_add_the_loss_in_between_with_a_gradient_of_constant_weight():
   c = config(train__interpolate_up_to=0.6, train__interpolate_weight=0.5)
   _, params, anchor, _, _, plain, whole = losses(c)

@@ -64,6 +64,7 @@ def test_a_run_starts_from_official_weights(root, tmp_path):
   assert loaded(config)['mit']['pos_embed'].shape == (4, 64)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_clip_with_new_modules_of_its_own_size(root, tmp_path):
   _, params = official_file(tmp_path, WIDE)
   clip = tmp_path / 'clip.pt'

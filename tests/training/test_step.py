@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import pytest
 
 import tiny
 from xclip_jax.data.datasets import annotations
@@ -31,6 +32,7 @@ def make_step(config):
   return model, step, state, batch, token_ids
 
 
+@pytest.mark.slow
 def test_accumulation_equals_one_large_batch():
   plain = make_step(tiny.config('.'))
   split = make_step(tiny.config('.', train__accumulation=4))

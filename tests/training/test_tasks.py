@@ -103,6 +103,7 @@ def test_targets_of_several_labels_are_smoothed_like_those_of_one():
 # --- whole runs ----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_learns_several_labels_and_is_evaluated_as_xclip_eval_does(root, tmp_path):
   run = config(root, 'multi-label', train__steps=60, eval__every_steps=60, optim__lr=2e-3,
                train__batch_size=24, checkpoint__every_steps=60, optim__warmup_steps=30)
