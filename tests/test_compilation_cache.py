@@ -44,6 +44,7 @@ def root(tmp_path_factory):
   return tiny.write_data(tmp_path_factory.mktemp('data'))
 
 
+@pytest.mark.slow
 def test_a_run_that_starts_again_has_its_programs_in_the_cache_of_the_command_line(root, tmp_path):
   run = lambda stop: [start(root, tmp_path / 'run', tmp_path / 'cache', stop)]
   (hits,) = restarted(run, tmp_path / 'cache' / 'compiled')

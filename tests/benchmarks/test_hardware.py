@@ -167,6 +167,7 @@ def test_operations_are_those_that_flops_counts():
 # --- on what machine ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_what_is_timed_needs_jax_flax_and_numpy_alone(bare, tmp_path):
   code = f'''
 import sys

@@ -148,12 +148,14 @@ def test_a_step_is_compiled_and_its_memory_told(step):
   {'train__task': 'multi-label'},
   {'train__task': 'captions', 'augment__mixup': 0.0, 'augment__cutmix': 0.0,
    'augment__label_smoothing': 0.0},
-  {'train__init_from': 'w', 'train__distill': 2.0, 'train__interpolate_up_to': 0.6}])
+  pytest.param({'train__init_from': 'w', 'train__distill': 2.0, 'train__interpolate_up_to': 0.6},
+               marks=pytest.mark.slow)])
 def test_every_kind_of_training_can_be_planned(changes):
   found = plan.make(small(**changes), 'cpu', classes=5)
   assert found.bytes_needed >= state_bytes('train') + 5 * VIDEO_BYTES
 
 
+@pytest.mark.slow
 def test_the_command_prints_and_writes_what_a_mesh_costs(tmp_path):
   fields = [x for k, v in tiny.FIELDS.items() for x in ('--set', f'model.fields.{k}={v}')]
   words = ['plan', '--platform', 'cpu:4', '--batch', '8', '--frames', '2', '--classes', '5',

@@ -97,6 +97,7 @@ def test_a_run_in_a_bucket_that_was_killed_ends_like_one_in_a_folder(
   assert not list(tmp_path.iterdir())                                      # no folder named gs:
 
 
+@pytest.mark.slow
 def test_tensorboard_reads_the_events_in_a_bucket(server, resumed, tmp_path):
   accumulator = pytest.importorskip('tensorboard.backend.event_processing.event_accumulator')
   for name in server.names('bucket', 'runs/tiny/tensorboard/'):
@@ -105,12 +106,14 @@ def test_tensorboard_reads_the_events_in_a_bucket(server, resumed, tmp_path):
   assert [x.step for x in events.Scalars('loss')] == [2, 4, 6, 8, 10, 12]
 
 
+@pytest.mark.slow
 def test_every_log_row_is_in_the_events_of_the_bucket(server, resumed):
   content = b''.join(
     server.read('bucket', name) for name in server.names('bucket', 'runs/tiny/tensorboard/'))
   assert content.count(b'videos_per_second') >= 6
 
 
+@pytest.mark.slow
 def test_evaluation_alone_repeats_the_numbers_of_a_run_in_a_bucket(server, root, resumed):
   before = json.loads(server.read('bucket', 'runs/tiny/results.json'))
   del server.buckets['bucket']['runs/tiny/results.json']
@@ -138,6 +141,7 @@ def test_a_damaged_checkpoint_in_a_bucket_is_put_aside_and_the_run_ends_the_same
   assert server.read('bucket', 'damaged/metrics.jsonl') == (local / 'metrics.jsonl').read_bytes()
 
 
+@pytest.mark.slow
 def test_the_weights_of_a_run_in_a_bucket_are_those_in_a_folder(server, local, resumed):
   found, wanted = opening.open_weights(resumed), opening.open_weights(str(local))
   assert native.fingerprint(found.params) == native.fingerprint(wanted.params)

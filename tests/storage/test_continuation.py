@@ -70,6 +70,7 @@ def test_a_stopped_run_goes_on_with_other_micro_batches_and_computes_the_same(
   assert began.accumulation == 2
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_prolonged_where_that_is_said(finished, root, tmp_path):
   run = tmp_path / 'run'
   shutil.copytree(finished, run)
@@ -190,6 +191,7 @@ def test_groups_do_not_matter_to_a_run_that_blends_nothing(started):
   started({}, {'augment__blend_rows': 4})
 
 
+@pytest.mark.slow
 def test_evaluating_does_not_ask_for_a_length(finished, root, tmp_path):
   shutil.copytree(finished, tmp_path / 'run')
   c = config(root, train__steps=1, optim__warmup_steps=50)
