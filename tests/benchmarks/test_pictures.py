@@ -5,7 +5,7 @@ import pathlib
 import pytest
 from PIL import Image
 
-import pictures
+from benchmarks import pictures
 
 IMAGES = pathlib.Path(__file__).parents[2] / 'docs' / 'images'
 
