@@ -139,6 +139,8 @@ def test_every_output_matches_hugging_face(case, run):
   close(got['prompt'], io['prompts'])
 
 
+@pytest.mark.parametrize('case', [CASES[0], *(pytest.param(x, marks=pytest.mark.slow)
+                                              for x in CASES[1:])], indirect=True)
 def test_every_gradient_matches_pytorch(case):
   def loss_fn(params):
     logits = XCLIP(case.config).apply({'params': params}, case.video, case.token_ids).logits

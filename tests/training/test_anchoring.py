@@ -81,6 +81,7 @@ def test_interpolated_weights_add_the_loss_in_between_with_a_gradient_of_constan
     x, y, atol=2e-5 * max(np.abs(y).max(), 0.1)), grads, wanted)
 
 
+@pytest.mark.slow
 def test_distillation_adds_the_cosine_distance_of_every_frame_as_froster_computes_it():
   c = config(train__distill=2.0)
   model, params, anchor, batch, ids, plain, whole = losses(c)

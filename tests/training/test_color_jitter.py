@@ -86,6 +86,7 @@ def test_what_comes_after_colours_keeps_them_on_the_host(data, later):
   np.testing.assert_array_equal(host['video'], device['video'])
 
 
+@pytest.mark.slow
 def test_an_update_with_colours_on_the_device_is_that_of_the_host(data):
   config = tiny.config(data)
   model = job_lib.make_model(config)
