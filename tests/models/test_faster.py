@@ -81,7 +81,7 @@ def test_the_most_similar_pairs_are_merged_to_their_mean():
   np.testing.assert_array_equal(spread[1, 4], x[1, 1 + state.index[1, 4]])
 
 
-@pytest.mark.parametrize('attention', ['xla', 'chunked'])
+@pytest.mark.parametrize('attention', [pytest.param('xla', marks=pytest.mark.slow), 'chunked'])
 def test_merging_what_is_equal_changes_nothing(params, attention):
   """A token that stands for n equal ones draws n times the attention: the same numbers."""
   video, ids = inputs()

@@ -162,6 +162,7 @@ def near_start(root, tmp_path):
                 log_steps=1, checkpoint__every_steps=2, eval__every_steps=4, report=False)
 
 
+@pytest.mark.slow
 def test_a_run_stays_near_its_start_and_leaves_no_projector_behind(root, tmp_path):
   c = near_start(root, tmp_path)
   run_lib.run(c, tmp_path / 'run')

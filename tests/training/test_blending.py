@@ -98,6 +98,7 @@ def test_a_group_draws_by_its_number_whatever_follows():
 EIGHT_DEVICES = (PROGRAMS / 'blend_on_eight_devices.py').read_text()
 
 
+@pytest.mark.slow
 def test_nothing_crosses_devices_that_hold_whole_groups_and_any_number_draws_the_same():
   flags = f'--xla_force_host_platform_device_count=8 {quick.FLAGS}'
   done = subprocess.run(

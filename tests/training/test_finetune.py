@@ -45,6 +45,7 @@ def run(place, out, *more, what='clips'):
   return main.main(list(map(str, words)))
 
 
+@pytest.mark.slow
 def test_one_command_from_a_folder_to_weights_that_know_its_labels(place, tmp_path, capsys):
   out = tmp_path / 'my out'
   assert run(place, out, '--lr', '0.003', '--epochs', '40', '--batch-size', '8') == 1  # left out

@@ -18,6 +18,7 @@ def root(tmp_path_factory):
   return tiny.write_data(tmp_path_factory.mktemp('data'))
 
 
+@pytest.mark.slow
 def test_the_loop_compiles_once_moves_nothing_unasked_and_waits_at_log_points_only(
   root, tmp_path, monkeypatch, caplog
 ):
