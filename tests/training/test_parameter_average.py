@@ -52,6 +52,7 @@ def restored(c, workdir, step):
       for read in (ckpt.restore_params, ckpt.restore_weights))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', KINDS)
 def test_the_average_is_that_of_the_parameters_that_were_saved(finished, kind):
   c, workdir, _ = finished[kind]
@@ -75,6 +76,7 @@ def test_the_average_is_that_of_the_parameters_that_were_saved(finished, kind):
   assert len(moved) > len(params) / 2
 
 
+@pytest.mark.slow
 def test_the_average_is_what_is_evaluated_and_used(finished):
   c, workdir, results = finished['ema']
   again = run_lib.run(c, workdir, mode='eval')
@@ -89,6 +91,7 @@ def test_the_average_is_what_is_evaluated_and_used(finished):
     np.testing.assert_array_equal(x, best[name], err_msg=name)
 
 
+@pytest.mark.slow
 def test_an_interrupted_average_goes_on_exactly(finished, root, tmp_path, monkeypatch):
   c, workdir, _ = finished['swa']
   asked = iter([False] * 9)          # so it stops somewhere in the middle

@@ -87,6 +87,7 @@ def test_a_run_leaves_all_that_it_promises(finished, root):
     assert results['val/top1'] == pytest.approx(hits.mean())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('step', [pytest.param(4, marks=pytest.mark.slow), 10])
 def test_resume_after_sigkill_is_exact(finished, root, tmp_path, step):
   process = tiny.start(tmp_path, root)
@@ -115,6 +116,7 @@ def test_sigterm_saves_and_exits_zero_and_the_run_goes_on_exactly(finished, root
   assert_same_run(finished, tmp_path)
 
 
+@pytest.mark.slow
 def test_eight_devices_learn_what_one_does_and_count_every_video_once(finished, root, tmp_path):
   done = tiny.finish(tmp_path, root, devices=8)
   assert done.returncode == 0, done.stdout
@@ -163,6 +165,7 @@ def test_a_checkpoint_of_another_size_is_refused(finished, root, tmp_path):
     run_lib.run(config, tmp_path / 'run')
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_another(finished, root, tmp_path):
   config = tiny.config(
     root, train__init_from=str(finished), train__steps=1, optim__lr=1e-12, report=False
@@ -183,6 +186,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(root, tmp_p
   assert 'at step 2 ' in message and '.mp4' in message and 'Last good checkpoint: none' in message
 
 
+@pytest.mark.slow
 def test_a_full_disk_loses_nothing(root, tmp_path):
   """Files may not grow past a size that config.json fits in and a checkpoint does not."""
   config = tiny.command(tmp_path / 'run', root, train__steps=6)
@@ -209,6 +213,7 @@ def test_a_full_disk_loses_nothing(root, tmp_path):
   assert 'steps 4 to 6' in again.stdout
 
 
+@pytest.mark.slow
 def test_too_little_room_is_told_before_anything_is_written(root, tmp_path, monkeypatch):
   usage = checkpoints.shutil.disk_usage(tmp_path)
   monkeypatch.setattr(checkpoints.shutil, 'disk_usage', lambda _: usage._replace(free=10**5))
@@ -216,6 +221,7 @@ def test_too_little_room_is_told_before_anything_is_written(root, tmp_path, monk
     run_lib.run(tiny.config(root, train__steps=6, report=False), tmp_path / 'other')
 
 
+@pytest.mark.slow
 def test_a_broken_video_is_replaced_named_and_counted(root, tmp_path):
   shutil.copytree(root, tmp_path / 'data')
   broken = tmp_path / 'data/videos/train/00005.mp4'
@@ -233,6 +239,7 @@ def test_a_broken_video_is_replaced_named_and_counted(root, tmp_path):
     run_lib.run(tiny.config(tmp_path / 'data', data__max_bad_share=0.0), tmp_path / 'strict')
 
 
+@pytest.mark.slow
 def test_fewer_than_five_classes_are_enough(root, tmp_path):
   data = tmp_path / 'data'
   shutil.copytree(root, data)
@@ -282,6 +289,7 @@ def test_a_typo_on_the_command_line_is_an_error(root, tmp_path):
   assert done.returncode != 0 and 'lrr' in done.stdout
 
 
+@pytest.mark.slow
 def test_a_run_without_message_integration_and_prompt_goes_through(root, tmp_path):
   fields = tiny.FIELDS | dict(messages=False, mit=False, prompt=False)
   config = tiny.config(

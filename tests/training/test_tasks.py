@@ -133,6 +133,7 @@ def test_a_run_learns_several_labels_and_is_evaluated_as_xclip_eval_does(root, t
     apply.to_state_dict(xclip_jax.load(tmp_path / 'run').params, 'official')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('loss', ['softmax', pytest.param('sigmoid', marks=pytest.mark.slow)])
 def test_a_run_learns_from_captions(root, tmp_path, loss):
   run = config(root, 'captions', train__loss=loss, train__steps=40, eval__every_steps=40,
@@ -188,6 +189,7 @@ def start_of(root, loss, source):
 FOUR_DEVICES = (PROGRAMS / 'captions_on_four_devices.py').read_text()
 
 
+@pytest.mark.slow
 def test_captions_are_told_from_those_of_all_devices():
   done = subprocess.run(
     [sys.executable, '-c', FOUR_DEVICES], env=tiny.environment(4) | {
