@@ -167,7 +167,8 @@ def test_heads_a_few_at_a_time_are_all_at_once(causal, qkv_bias):
 
 
 def test_heads_that_chips_share_are_taken_all_at_once():
-  mesh = jax.sharding.AbstractMesh((1, 1, 1, 2), mesh_lib.AXES)
+  mesh = jax.sharding.AbstractMesh(
+    (1, 1, 1, 2), mesh_lib.AXES, axis_types=(jax.sharding.AxisType.Auto,) * 4)
   layer = layers_lib.Attention(4, implementation='chunked')
   x = jnp.ones((2, 5, 256))
   params = layer.init(jax.random.key(0), x)

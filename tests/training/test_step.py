@@ -69,6 +69,7 @@ def test_blending_is_drawn_anew_each_step_and_again_the_same():
   assert one == again and one != later
 
 
+@pytest.mark.slow
 def test_patches_are_dropped_anew_each_step_and_only_then():
   key = jax.random.key(3)
   losses = {}

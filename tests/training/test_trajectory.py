@@ -48,7 +48,8 @@ def folder(tmp_path_factory, case):
   return folder
 
 
-@pytest.mark.parametrize('run', RUNS)
+@pytest.mark.parametrize('run', [
+  'ref_train_fixtext_acc1', pytest.param('ref_train_fulltext_acc1', marks=pytest.mark.slow)])
 def test_a_run_follows_the_reference_step_by_step(case, folder, tmp_path, run, monkeypatch):
   golden = load_npz(f'reference/{run}.npz')
   video = np.moveaxis(golden['images'].astype(np.float32), 3, -1)          # [24, B, T, H, W, 3]

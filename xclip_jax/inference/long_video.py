@@ -24,7 +24,7 @@ from xclip_jax.data.video.decode import VideoError
 from xclip_jax.errors import UserError
 from xclip_jax.inference.classifier import Answer, Classifier
 from xclip_jax.models import vision
-from xclip_jax.models.xclip import PixelStatistics, class_probabilities, compare
+from xclip_jax.models.xclip import class_probabilities, compare
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -143,7 +143,7 @@ def _encoded_frames(
 
 
 @functools.cache
-def _programs(model: Any, statistics: PixelStatistics) -> _Programs:
+def _programs(model: Any, statistics: Any) -> _Programs:
   def encode_frames(params, pixels):
     video = vision.normalize(pixels, statistics.mean, statistics.std)
     return model.apply({'params': params}, video, method='encode_frames')

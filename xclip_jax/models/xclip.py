@@ -1,6 +1,6 @@
 """X-CLIP (Ni et al., ECCV 2022): the model, its features and outputs, and how to apply it."""
 
-from typing import Any, Protocol, cast, runtime_checkable
+from typing import Any, cast
 
 import flax.linen as nn
 import flax.struct
@@ -187,30 +187,29 @@ def init_params(model: XCLIP, key: jax.Array) -> Any:
   return jax.jit(model.init)(key, video, ids)['params']     # compiled, the video itself drops out
 
 
-@runtime_checkable
-class PixelStatistics(Protocol):
-  """Mean and standard deviation of each channel, 0..255: `Preprocess` or `config.data`."""
-
-  @property
-  def mean(self) -> tuple[float, ...]: ...
-
-  @property
-  def std(self) -> tuple[float, ...]: ...
-
-
 def encode_pixels(
-  model: XCLIP, params: Any, pixels: Num[AnyArray, 'B T H W 3'], statistics: PixelStatistics
+  model: XCLIP, params: Any, pixels: Num[AnyArray, 'B T H W 3'], statistics: Any
 ) -> VideoFeatures:
-  """Normalises and encodes uint8 pixels [B, T, H, W, 3]."""
+  """Normalises and encodes uint8 pixels [B, T, H, W, 3].
+
+  Args:
+    model: the module.
+    params: its parameters.
+    pixels: of the videos.
+    statistics: object with `mean` and `std` of each channel, 0..255: `Preprocess` or `config.data`.
+  """
   video = normalize(pixels, statistics.mean, statistics.std)
   return cast(VideoFeatures, model.apply({'params': params}, video, method='encode_video'))
 
 
 def classify_pixels(
   model: XCLIP, params: Any, pixels: Num[AnyArray, 'B T H W 3'],
-  text_features: Float[AnyArray, 'K E'], statistics: PixelStatistics,
+  text_features: Float[AnyArray, 'K E'], statistics: Any,
 ) -> XCLIPOutput:
-  """Normalises uint8 pixels [B, T, H, W, 3] and compares the videos with text features [K, E]."""
+  """Normalises uint8 pixels [B, T, H, W, 3] and compares the videos with text features [K, E].
+
+  Arguments are those of `encode_pixels`.
+  """
   video = normalize(pixels, statistics.mean, statistics.std)
   return compare(model, params, video, text_features)
 
