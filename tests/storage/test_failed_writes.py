@@ -23,6 +23,8 @@ def logging_before():
     filters = [list(logging.getLogger(name).filters) for name in ('absl', 'asyncio')]
     return sys.unraisablehook, filters
 
+  for monitor in list(failed_writes._monitors):          # left open by other tests of this process
+    monitor.close()
   before = state()
   yield lambda: state() == before
   assert state() == before
