@@ -183,7 +183,9 @@ def read_frames(
         raise VideoError(f'{name}: none of its {len(packets)} video packets can be decoded')
 
   with _opened(file) as (_, _, stream):
-    rate = stream.average_rate or fractions.Fraction(25)
+    # A rate that is not told is None or, since PyAV 19, zero in PyAV's own kind of fraction.
+    told = stream.average_rate or fractions.Fraction(25)
+    rate = fractions.Fraction(told.numerator, told.denominator)
   return rate, frames()
 
 
