@@ -19,7 +19,7 @@ def load_npz(name: str) -> dict[str, np.ndarray]:
 
 
 class Case:
-  """One golden case: `config`, `params`, `video` [B,T,H,W,3], `token_ids`, `target`, `io`."""
+  """Holds one golden case: `config`, `params`, `video` [B,T,H,W,3], `token_ids`, `target`, `io`."""
 
   def __init__(self, name: str):
     self.name, self.is_hf = name, name.startswith('hf')

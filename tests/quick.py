@@ -1,4 +1,4 @@
-"""How tests compile: compiling is nearly all that small models cost, so XLA is told to hurry."""
+"""XLA flags of the tests: compiling is nearly all that small models cost, so it is kept short."""
 
 from importlib import metadata
 

@@ -116,7 +116,7 @@ def test_names_may_be_as_long_as_the_file_system_lets_them(tmp_path, name):
 
 
 def test_a_folder_that_cannot_be_synced_is_written_all_the_same(tmp_path, monkeypatch):
-  """As on some network file systems; a file that cannot be synced is an error."""
+  """Refuses to sync folders, as some network file systems do; for a file that is an error."""
   sync = files._sync
 
   def fail(path):

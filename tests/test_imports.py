@@ -191,7 +191,7 @@ def test_no_file_is_long_and_none_is_a_corridor():
 
 
 def loaded_after(statement, *names):
-  """Which of `names` a fresh interpreter has loaded after the statement."""
+  """Returns the names among `names` that a fresh interpreter has loaded after the statement."""
   code = f'import sys; {statement}; print([n for n in {names!r} if n in sys.modules])'
   done = subprocess.run(
     [sys.executable, '-c', code], cwd=ROOT, capture_output=True, text=True, check=False

@@ -42,7 +42,7 @@ def config(root: pathlib.Path, **changes):
 
 
 def flags(root: pathlib.Path, **changes) -> list[str]:
-  """The same as command-line flags."""
+  """Returns the config of `config` as command-line flags."""
   values = {f'model.fields.{k}': v for k, v in FIELDS.items()} | OVERRIDES
   values |= {'data.root': root} | {k.replace('__', '.'): v for k, v in changes.items()}
   return [f'--config.{k}={v}' for k, v in values.items()]

@@ -1,4 +1,4 @@
-"""What `xclip eval average` promises: means as in papers, of results that belong together."""
+"""Tests of `xclip eval average`: means as in papers, of results that belong together."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""What the curve between two models promises: its ends are the two, its points weights between."""
+"""Tests of `xclip weights curve`: its ends are the two models, its points their interpolations."""
 
 import json
 

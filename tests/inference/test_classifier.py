@@ -1,4 +1,4 @@
-"""What `xclip_jax.load` and its Classifier promise to somebody with videos and labels."""
+"""Tests of `xclip_jax.load` and its Classifier on videos and labels."""
 
 import collections
 import itertools

@@ -1,4 +1,4 @@
-"""What `import xclip_jax` gives to researchers: names, help, a model's arrays in and out."""
+"""Tests of the public API for researchers: names, help, a model's arrays in and out."""
 
 import dataclasses
 import inspect

@@ -42,7 +42,7 @@ def inputs(seed=0):
 
 
 def merged_by_hand(x, keys, size, place, count):
-  """One frame, token by token."""
+  """Merges the tokens of one frame in a loop, as the paper describes it."""
   tokens, sizes = list(x[1:]), list(size[1:])
   unit = keys[1:] / np.linalg.norm(keys[1:], axis=-1, keepdims=True)
   evens, odds = range(0, len(tokens), 2), range(1, len(tokens), 2)

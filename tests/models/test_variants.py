@@ -203,7 +203,7 @@ def test_frames_of_a_model_without_positions_can_be_changed():
 
 
 def dropped(rate, B=64, T=3, M=12, deterministic=False):
-  """Which tokens are left of those that hold their own numbers: [B, T, 1 + m]."""
+  """Returns the indices of the tokens that patch dropout keeps: [B, T, 1 + m]."""
   x = jnp.broadcast_to(jnp.arange(1.0 + M)[None, :, None], (B * T, 1 + M, 1))
   out = PatchDropout(rate).apply(
     {}, x, B, deterministic, rngs={'patch_dropout': jax.random.key(0)})
@@ -231,7 +231,7 @@ def test_no_patch_is_left_out_of_an_evaluation():
 
 
 def test_training_sees_the_patches_that_are_left_and_no_others():
-  """The same numbers come out when the pixels of the other patches are anything at all."""
+  """Changes the pixels of all dropped patches and expects the same numbers."""
   config = dataclasses.replace(ALL, patch_dropout=0.5)
   model, params = XCLIP(config), random_params(ALL)
 

@@ -1,4 +1,4 @@
-"""What the model promises beyond its numbers, which test_parity.py compares."""
+"""Tests of the model beyond its numbers, which test_parity.py compares."""
 
 import dataclasses
 import math

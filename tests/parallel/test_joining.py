@@ -1,4 +1,4 @@
-"""How processes find each other: with the environments that srun and mpirun set, and without."""
+"""Tests of processes that join, with the environments of srun and mpirun and without."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ EIGHT = '0,1,2,3,4,5,6,7'
 
 
 def srun(tasks, rank, local, **more):
-  """What srun sets for each task."""
+  """Returns the variables that srun sets for each task."""
   return JOB | {
     'SLURM_NTASKS': str(tasks), 'SLURM_STEP_NUM_TASKS': str(tasks), 'SLURM_PROCID': str(rank),
     'SLURM_LOCALID': str(local)} | more

@@ -53,7 +53,7 @@ def test_a_rule_splits_the_axes_that_divide(rule, shape, fsdp, tensor, want):
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-  """What of a device is looked at, for arrangements that are not here."""
+  """Stands for a device of a topology that this machine lacks: the attributes that a mesh reads."""
 
   id: int
   process_index: int

@@ -1,4 +1,4 @@
-"""What processes tell each other: all of it, only what is new, and with one compiled program."""
+"""Tests of values exchanged by processes: complete, sent once, with one compiled program."""
 
 import json
 import pathlib

@@ -132,7 +132,7 @@ def test_two_processes_compute_what_one_does(root, tmp_path):
 
 @SLOW
 def test_each_process_reads_its_share(root, tmp_path):
-  """Of every global batch; no clip is decoded by both."""
+  """Checks every global batch: each process decodes its rows, and no clip is decoded by both."""
   changes = {'train__steps': 2, 'eval__every_steps': 2, 'report': False}
   env = 'XCLIP_TEST_COUNT'
   port = free_port()

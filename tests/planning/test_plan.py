@@ -1,4 +1,4 @@
-"""What `xclip plan` promises: the program of a run, its operations, its memory; nothing is run."""
+"""Tests of `xclip plan`: the program of a run, its operations, its memory; nothing is run."""
 
 import dataclasses
 import json

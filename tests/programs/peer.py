@@ -1,4 +1,4 @@
-"""One of several processes that have only joined: peer.py MODE WHO PROCESS COUNT PORT.
+"""A process that has joined others and does nothing else: peer.py MODE WHO PROCESS COUNT PORT.
 
 MODE says what process WHO does; the others wait in a collective, or for their end.
 """

@@ -1,4 +1,4 @@
-"""What the report of a run promises: it can always be drawn, and it says no more than is true."""
+"""Tests of a run's report: it can always be drawn, and it says no more than is true."""
 
 import itertools
 import re

@@ -49,7 +49,7 @@ def local(root, tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def resumed(server, root):
-  """The same run in a bucket, killed after its second checkpoint and started again."""
+  """Repeats the run in a bucket, kills it after its second checkpoint and starts it again."""
   process = tiny.start(RUN, root, **SHORT)
   wait_for(lambda: 'runs/tiny/checkpoints/6/commit_success.txt' in server.names('bucket'), process)
   process.kill()

@@ -1,4 +1,4 @@
-"""What may change when a run goes on: micro-batches where no number depends on them, its length."""
+"""Tests of settings that may change when a run is continued: micro-batches and its length."""
 
 import json
 import shutil
@@ -137,7 +137,7 @@ def test_other_micro_batches_are_refused_where_numbers_depend_on_them(root, firs
 
 @pytest.mark.parametrize('frozen', [True, False])
 def test_templates_do_not_depend_on_micro_batches(started, frozen):
-  """Of a frozen text tower they are averaged; else one is drawn for each update."""
+  """Compares both kinds of templates: averaged (frozen text tower) and drawn for each update."""
   fields = {'data__templates': ('a {}', 'b {}'), 'train__freeze_text': frozen}
   assert started(fields, {'train__accumulation': 4}).accumulation == 2
 

@@ -18,7 +18,7 @@ from xclip_jax.storage.state import TrainState
 
 @pytest.fixture
 def logging_before():
-  """What tests change and must find again: the hook, and the filters of both loggers."""
+  """Returns what tests change and must restore: the hook, and the filters of both loggers."""
   def state():
     filters = [list(logging.getLogger(name).filters) for name in ('absl', 'asyncio')]
     return sys.unraisablehook, filters

@@ -1,4 +1,4 @@
-"""What keeps a run near the weights it started from: the papers' losses; nothing left behind."""
+"""Tests of distillation and anchoring: the papers' losses, and nothing left in the weights."""
 
 import dataclasses
 import json

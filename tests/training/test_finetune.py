@@ -1,4 +1,4 @@
-"""What `xclip finetune` promises: own clips in, weights that know them out, nothing hidden."""
+"""Tests of `xclip finetune`: a folder of clips in, weights that know their labels out."""
 
 import dataclasses
 import json

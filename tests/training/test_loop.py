@@ -1,4 +1,4 @@
-"""What the loop of a run costs beside its steps: one compilation, no hidden transfer or waiting."""
+"""Tests of the training loop's own cost: one compilation, no hidden transfer or waiting."""
 
 import contextlib
 import logging

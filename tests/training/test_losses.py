@@ -83,7 +83,7 @@ def test_cutmix_and_mixup_take_turns_by_their_share(batch, draws):
 
 
 def test_targets_follow_the_share_of_pixels():
-  """One draw for all clips and frames: targets are the shares of the pixels that one sees."""
+  """Counts the pixels of blended clips and compares the targets with their shares."""
   number = np.arange(6, dtype=np.uint8).reshape(6, 1, 1, 1, 1)
   flat = np.broadcast_to(number, (6, 2, 8, 10, 3))
   one_hot = jnp.eye(6)

@@ -1,4 +1,4 @@
-"""What a run shows while it trains: a bar on a terminal, else a line for each log row."""
+"""Tests of a run's output while it trains: a bar on a terminal, else a line for each log row."""
 
 import io
 import sys

@@ -30,7 +30,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def finished(root, tmp_path_factory):
-  """One uninterrupted run, in a process of its own."""
+  """Runs once without interruption, in a separate process, for all tests of this file."""
   workdir = tmp_path_factory.mktemp('finished')
   done = tiny.finish(workdir, root)
   assert done.returncode == 0, done.stdout

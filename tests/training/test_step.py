@@ -1,4 +1,4 @@
-"""One update: micro-batches, frozen parameters, random numbers, rows that do not count."""
+"""Tests of one update: micro-batches, frozen parameters, random numbers, rows that do not count."""
 
 import jax
 import numpy as np

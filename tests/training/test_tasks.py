@@ -1,4 +1,4 @@
-"""What a run learns from besides one class a video: several, captions; and the sigmoid loss."""
+"""Tests of training on several labels a video, on captions, and with the sigmoid loss."""
 
 import json
 import pathlib

@@ -90,7 +90,7 @@ def test_a_bare_clip_file_says_which_activation_is_assumed(case, tmp_path):
 
 
 def test_head_counts_that_differ_from_the_reference_are_said_and_can_be_overruled(tmp_path, case):
-  """As in Hugging Face's large checkpoints: 8 heads where the reference has 12."""
+  """Opens a config like Hugging Face's large checkpoints: 8 heads where the reference has 12."""
   source = Case('B_T8')
   folder = tmp_path / 'large'
   folder.mkdir()

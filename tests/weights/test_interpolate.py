@@ -1,4 +1,4 @@
-"""What lies between two models is what the formula says, and only between like ones."""
+"""Tests of interpolated weights: the formula's values, and only between models of one shape."""
 
 import dataclasses
 

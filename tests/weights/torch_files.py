@@ -135,7 +135,7 @@ def write_zip(
   script: bool = False, compression: int = zipfile.ZIP_STORED, protocol: int = 2,
   pickled: bytes | None = None, members: dict[str, bytes] | None = None,
 ) -> pathlib.Path:
-  """What torch.save (and with `script`, torch.jit.save) writes; `pickled` replaces the pickle."""
+  """Writes the zip of torch.save (with `script`, of torch.jit.save), with `pickled` if given."""
   data, storages = dumps(tree, protocol)
   files = {'data.pkl': data if pickled is None else pickled}
   if order is not None:
@@ -153,7 +153,7 @@ def write_zip(
 
 
 def write_legacy(path: pathlib.Path, tree: Any, pickled: bytes | None = None) -> pathlib.Path:
-  """What torch.save wrote before 1.6."""
+  """Writes the file that torch.save wrote before PyTorch 1.6."""
   data, storages = dumps(tree)
   info = {'protocol_version': 1001, 'little_endian': True,
           'type_sizes': {'short': 2, 'int': 4, 'long': 4}}

@@ -1,4 +1,4 @@
-"""What an evaluation holds in memory, and what becomes of it when workers die."""
+"""Tests of evaluation batches: bounded memory, and workers that die."""
 
 import multiprocessing
 import os

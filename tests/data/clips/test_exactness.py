@@ -78,7 +78,7 @@ def join(batches):
 
 
 def hashes(batches):
-  """One for each batch: names, types, shapes and bytes of all arrays."""
+  """Returns a hash for each batch, over names, types, shapes and bytes of all its arrays."""
   found = []
   for batch in batches:
     digest = hashlib.sha256()

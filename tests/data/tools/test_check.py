@@ -1,4 +1,4 @@
-"""What `xclip data` finds in a list, shows of it, and makes of it; with real broken files."""
+"""Tests of `xclip data check` and `xclip data show` on lists with broken videos."""
 
 import csv
 import json

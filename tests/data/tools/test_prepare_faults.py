@@ -1,4 +1,4 @@
-"""What ends a preparation, and what damages its result: nothing is lost or taken for complete."""
+"""Tests of interrupted preparations and damaged shards: nothing is lost or taken for complete."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""What tests ask of a weight file: that it is read as it is, or refused by name."""
+"""Checks of weight files that several tests share: read as it is, or refused by name."""
 
 import numpy as np
 import pytest

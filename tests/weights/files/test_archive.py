@@ -1,4 +1,4 @@
-"""What a weight file is shows in its bytes, and its parameters are found in it."""
+"""Tests of weight files recognised by their bytes, and of the parameters read from them."""
 
 import json
 import os

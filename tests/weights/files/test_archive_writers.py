@@ -1,4 +1,4 @@
-"""What is written is read back, and nothing is lost when writing fails."""
+"""Tests of writers of weight files: written files are read back, failed writes lose nothing."""
 
 import io
 import os
