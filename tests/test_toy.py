@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import os
+import pathlib
 import subprocess
 import sys
 
@@ -20,14 +21,7 @@ from xclip_jax.errors import UserError
 from xclip_jax.weights import inspection, native
 
 # No address can be looked up and no connection made, in this process and its children.
-WITHOUT_NETWORK = """
-import socket, sys
-def refuse(*_, **__):
-  raise AssertionError('the network was used')
-socket.socket.connect = socket.getaddrinfo = socket.create_connection = refuse
-from xclip_jax.cli import main
-sys.exit(main.main(sys.argv[1:]))
-"""
+WITHOUT_NETWORK = pathlib.Path(__file__).parent / 'programs/xclip_without_network.py'
 
 
 @pytest.fixture(scope='module')
@@ -46,8 +40,7 @@ def test_the_command_of_the_first_minute_answers_without_a_network(tmp_path):
   environment = os.environ | {
     'HF_HUB_OFFLINE': '1', 'HF_HOME': str(tmp_path / 'hub'), 'HOME': str(tmp_path)}
   done = subprocess.run(
-    [sys.executable, '-c', WITHOUT_NETWORK, 'classify', '--weights', 'toy', 'sample:ring',
-     '--json', '-'],
+    [sys.executable, WITHOUT_NETWORK, 'classify', '--weights', 'toy', 'sample:ring', '--json', '-'],
     env=environment, capture_output=True, text=True, timeout=120)
   assert done.returncode == 0, done.stderr
   told = json.loads(done.stdout)

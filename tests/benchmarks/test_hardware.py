@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -30,6 +31,7 @@ from xclip_jax.training import optimizer as optimizer_lib
 from xclip_jax.training import step as step_lib
 
 ROOT = pathlib.Path(__file__).parents[2]
+PROGRAMS = ROOT / 'tests/programs'
 # Importable on a machine with all of this package, not on a bare one.
 ABSENT = (
   'PIL', 'array_record', 'av', 'cv2', 'ftfy', 'grain', 'huggingface_hub', 'matplotlib',
@@ -39,18 +41,12 @@ ABSENT = (
 
 @pytest.fixture
 def bare(tmp_path):
-  """The environment of a machine that has jax, flax and numpy: all else cannot be imported."""
+  """Returns the environment of a machine with jax, flax and numpy alone: no other import works."""
   folder = tmp_path / 'bare'
   folder.mkdir()
-  (folder / 'sitecustomize.py').write_text(f'''
-import importlib.machinery, sys
-class Bare(importlib.machinery.PathFinder):
-  @classmethod
-  def find_spec(cls, name, path=None, target=None):
-    return None if name.split('.')[0] in {ABSENT!r} else super().find_spec(name, path, target)
-sys.meta_path[:] = [Bare if x is importlib.machinery.PathFinder else x for x in sys.meta_path]
-''')
-  return os.environ | {'PYTHONPATH': str(folder), 'PYTHON': sys.executable}
+  shutil.copy(PROGRAMS / 'hide_packages.py', folder / 'sitecustomize.py')
+  return os.environ | {
+    'PYTHONPATH': str(folder), 'PYTHON': sys.executable, 'ABSENT_PACKAGES': ' '.join(ABSENT)}
 
 
 def infer_row(**changes) -> Row:
@@ -169,19 +165,12 @@ def test_operations_are_those_that_flops_counts():
 
 @pytest.mark.slow
 def test_what_is_timed_needs_jax_flax_and_numpy_alone(bare, tmp_path):
-  code = f'''
-import sys
-sys.path[:0] = [{str(ROOT)!r}]
-from benchmarks.hardware import worker as hardware_worker; import json
-rows = [{dict(kind='goldens', settings=dict(dtype='float32', precision='highest'))!r},
-        {infer_row()._asdict()!r}]
-print(json.dumps([hardware_worker.answer(row)['status'] for row in rows]))
-from benchmarks.hardware import speed as hardware_speed
-print(json.dumps([hardware_speed.make_optimizer({{}})[2], hardware_worker.describe('cpu')['flax']]))
-print(json.dumps([name for name in {ABSENT!r} if name in sys.modules]))
-'''
-  done = subprocess.run([sys.executable, '-c', code], env=bare, cwd=tmp_path, text=True,
-                        capture_output=True, timeout=300)
+  rows = [
+    {'kind': 'goldens', 'settings': {'dtype': 'float32', 'precision': 'highest'}},
+    infer_row()._asdict()]
+  done = subprocess.run(
+    [sys.executable, PROGRAMS / 'answer_hardware_rows.py', ROOT, json.dumps(rows)], env=bare,
+    cwd=tmp_path, text=True, capture_output=True, timeout=300)
   assert done.returncode == 0, done.stderr
   statuses, (optimizer, version), loaded = map(json.loads, done.stdout.splitlines()[-3:])
   assert statuses == ['ok', 'ok'] and optimizer == 'plain' and version and loaded == []

@@ -1,6 +1,7 @@
 """A run keeps its promises: it resumes exactly, stops cleanly, and says what is wrong."""
 
 import json
+import pathlib
 import shutil
 import signal
 import time
@@ -21,6 +22,8 @@ from xclip_jax.storage.checkpoints import CheckpointError, Checkpoints
 from xclip_jax.training import job as job_lib
 from xclip_jax.training import monitoring, optimizer
 from xclip_jax.training import run as run_lib
+
+PROGRAMS = pathlib.Path(__file__).parents[1] / 'programs'
 
 
 @pytest.fixture(scope='module')
@@ -189,19 +192,9 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(root, tmp_p
 def test_a_full_disk_loses_nothing(root, tmp_path):
   """Files may not grow past a size that config.json fits in and a checkpoint does not."""
   config = tiny.command(tmp_path / 'run', root, train__steps=6)
-  limited = (
-    'import resource, signal, sys, runpy; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);'
-    'sys.argv = sys.argv[1:]; import xclip_jax.storage.checkpoints as c\n'
-    'first = c.Checkpoints.save\n'
-    'def save(self, step, *args, **kwargs):\n'
-    '  if step > 3:\n'
-    '    self.wait(); resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n'
-    '  return first(self, step, *args, **kwargs)\n'
-    'c.Checkpoints.save = save; runpy.run_path(sys.argv[0], run_name="__main__")'
-  )
   done = tiny.subprocess.run(
-    [config[0], '-c', limited, *config[1:]], env=tiny.environment(), text=True, timeout=300,
-    stdout=tiny.subprocess.PIPE, stderr=tiny.subprocess.STDOUT,
+    [config[0], PROGRAMS / 'full_disk_run.py', *config[1:]], env=tiny.environment(), text=True,
+    timeout=300, stdout=tiny.subprocess.PIPE, stderr=tiny.subprocess.STDOUT,
   )
   assert done.returncode == 1, done.stdout
   assert 'error: could not write a checkpoint' in done.stdout
