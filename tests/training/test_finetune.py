@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from test_weight_curve import random_weights
 
+import tiny
 import videos
 from xclip_jax.cli import main
 from xclip_jax.data.datasets import own_clips
@@ -85,11 +86,14 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(place, tmp_path, cap
   assert not (tmp_path / 'out').exists()
 
 
-def test_several_labels_a_clip_are_learnt_and_measured_by_map(place, tmp_path):
+def test_several_labels_a_clip_are_learnt_and_measured_by_map(place, tmp_path, monkeypatch):
+  tiny.draw_with_numpy(monkeypatch)                     # the given weights replace what is drawn
   rows = [f'{name}/{n}.mp4,{name};bright\n' for name in COLORS for n in range(4)]
   (place / 'clips/several.csv').write_text('path,label\n' + ''.join(rows) + 'blue/4.mp4,blue\n')
+  native.save(place / 'fast', random_weights(0, messages=False, prompt=False))
   out = tmp_path / 'out'
-  assert run(place, out, '--lr', '0.003', '--epochs', '12', what='clips/several.csv') == 0
+  assert run(place, out, '--lr', '0.003', '--epochs', '2', '--weights', place / 'fast',
+             what='clips/several.csv') == 0
   results = json.loads((out / 'results.json').read_text())
   assert results['metric'] == 'mAP' and results['config']['train']['task'] == 'multi-label'
   kept = scores.load(out / 'predictions.npz')

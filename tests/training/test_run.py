@@ -1,6 +1,7 @@
 """A run keeps its promises: it resumes exactly, stops cleanly, and says what is wrong."""
 
 import json
+import os
 import pathlib
 import shutil
 import signal
@@ -15,7 +16,7 @@ from xclip_jax.data.datasets import annotations, synthetic_scenes
 from xclip_jax.evaluation import scores as scores_lib
 from xclip_jax.inference import classifier as classifier_lib
 from xclip_jax.parallel import mesh as mesh_lib
-from xclip_jax.parallel import tree_names
+from xclip_jax.parallel import stop_signals, tree_names
 from xclip_jax.storage import checkpoints, metrics_log, workdir
 from xclip_jax.storage import state as state_lib
 from xclip_jax.storage.checkpoints import CheckpointError, Checkpoints
@@ -33,8 +34,16 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def finished(root, tmp_path_factory):
-  """Runs once without interruption, in a separate process, for all tests of this file."""
+  """Runs once without interruption, with the model that compiles fast."""
   workdir = tmp_path_factory.mktemp('finished')
+  run_lib.run(tiny.config(root, **tiny.FAST), workdir)
+  return workdir
+
+
+@pytest.fixture(scope='module')
+def whole(root, tmp_path_factory):
+  """Runs once without interruption, with the whole model, in a separate process."""
+  workdir = tmp_path_factory.mktemp('whole')
   done = tiny.finish(workdir, root)
   assert done.returncode == 0, done.stdout
   return workdir
@@ -45,16 +54,16 @@ def losses(workdir):
   return [row['loss'] for row in rows if 'loss' in row]
 
 
-def saved_params(workdir, step=12):
-  c = tiny.config(workdir)
+def saved_params(workdir, step=12, **changes):
+  c = tiny.config(workdir, **changes)
   abstract = state_lib.abstract(job_lib.make_model(c), job_lib.optax.identity()).params
   with Checkpoints(workdir) as ckpt:
     return tree_names.flatten(ckpt.restore_params(step, abstract))
 
 
-def assert_same_run(a, b):
+def assert_same_run(a, b, **changes):
   assert (a / 'metrics.jsonl').read_bytes() == (b / 'metrics.jsonl').read_bytes()
-  left, right = saved_params(a), saved_params(b)
+  left, right = saved_params(a, **changes), saved_params(b, **changes)
   for name in left:
     np.testing.assert_array_equal(left[name], right[name], err_msg=name)
 
@@ -71,7 +80,9 @@ def wait_for_step(process, workdir, step):
   raise AssertionError('the run made no progress')
 
 
-def test_a_run_leaves_all_that_it_promises(finished, root):
+@pytest.mark.parametrize('run', ['finished', pytest.param('whole', marks=pytest.mark.slow)])
+def test_a_run_leaves_all_that_it_promises(request, run):
+  finished = request.getfixturevalue(run)
   for name in ('config.json', 'metrics.jsonl', 'results.json', 'predictions_val.npz',
                'predictions_zero_shot.npz', 'predictions_zero_shot_all.npz', 'report/report.md',
                'report/curves.png', 'report/confusion.png', 'report/contact_sheet.png',
@@ -92,7 +103,7 @@ def test_a_run_leaves_all_that_it_promises(finished, root):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('step', [pytest.param(4, marks=pytest.mark.slow), 10])
-def test_resume_after_sigkill_is_exact(finished, root, tmp_path, step):
+def test_resume_after_sigkill_is_exact(whole, root, tmp_path, step):
   process = tiny.start(tmp_path, root)
   wait_for_step(process, tmp_path, step)
   assert process.poll() is None
@@ -100,10 +111,40 @@ def test_resume_after_sigkill_is_exact(finished, root, tmp_path, step):
   process.communicate()
   done = tiny.finish(tmp_path, root)
   assert done.returncode == 0, done.stdout
-  assert_same_run(finished, tmp_path)
+  assert_same_run(whole, tmp_path)
 
 
-def test_sigterm_saves_and_exits_zero_and_the_run_goes_on_exactly(finished, root, tmp_path):
+@pytest.fixture
+def stopping_at(monkeypatch):
+  """Returns a function: after the log row of a step, this process sends itself SIGTERM."""
+  monkeypatch.setattr(stop_signals, '_phase', stop_signals._Phase())
+  write = metrics_log.MetricsWriter.write
+
+  def stop_at(stop):
+    def write_and_stop(self, step, *arguments):
+      write(self, step, *arguments)
+      if step == stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+    monkeypatch.setattr(metrics_log.MetricsWriter, 'write', write_and_stop)
+  return stop_at
+
+
+def test_a_run_that_sigterm_stops_is_saved_and_goes_on_exactly(
+    root, finished, stopping_at, tmp_path, capfd):
+  config = tiny.config(root, **tiny.FAST)
+  stopping_at(4)
+  assert run_lib.run(config, tmp_path) == {}
+  with Checkpoints(tmp_path) as ckpt:
+    assert ckpt.latest_step() == 4                 # between those that are due
+  said = capfd.readouterr()
+  assert 'stopped at step 4' in said.out + said.err
+  stopping_at(None)
+  run_lib.run(config, tmp_path)
+  assert_same_run(finished, tmp_path, **tiny.FAST)
+
+
+@pytest.mark.slow
+def test_sigterm_saves_and_exits_zero_and_the_run_goes_on_exactly(whole, root, tmp_path):
   process = tiny.start(tmp_path, root)
   wait_for_step(process, tmp_path, 2)
   process.send_signal(signal.SIGTERM)
@@ -116,15 +157,15 @@ def test_sigterm_saves_and_exits_zero_and_the_run_goes_on_exactly(finished, root
   if stopped_at < 12:
     assert f'stopped at step {stopped_at}' in output
   assert tiny.finish(tmp_path, root).returncode == 0
-  assert_same_run(finished, tmp_path)
+  assert_same_run(whole, tmp_path)
 
 
 @pytest.mark.slow
-def test_eight_devices_learn_what_one_does_and_count_every_video_once(finished, root, tmp_path):
+def test_eight_devices_learn_what_one_does_and_count_every_video_once(whole, root, tmp_path):
   done = tiny.finish(tmp_path, root, devices=8)
   assert done.returncode == 0, done.stdout
-  np.testing.assert_allclose(losses(tmp_path), losses(finished), rtol=1e-5)
-  one, eight = (scores_lib.load(x / 'predictions_val.npz') for x in (finished, tmp_path))
+  np.testing.assert_allclose(losses(tmp_path), losses(whole), rtol=1e-5)
+  one, eight = (scores_lib.load(x / 'predictions_val.npz') for x in (whole, tmp_path))
   np.testing.assert_array_equal(one.index, eight.index)
   np.testing.assert_allclose(one.averaged, eight.averaged, atol=1e-5)
 
@@ -132,19 +173,19 @@ def test_eight_devices_learn_what_one_does_and_count_every_video_once(finished, 
 def test_evaluation_alone_repeats_the_run_s_numbers(finished, root, tmp_path):
   shutil.copytree(finished, tmp_path / 'run')
   before = json.loads((finished / 'results.json').read_text())
-  results = run_lib.run(tiny.config(root), tmp_path / 'run', mode='eval')
+  results = run_lib.run(tiny.config(root, **tiny.FAST), tmp_path / 'run', mode='eval')
   assert {k: v for k, v in before.items() if k != 'step'} == pytest.approx(results, nan_ok=True)
 
 
 def test_a_changed_config_is_refused_with_a_diff(finished, root, tmp_path):
   shutil.copytree(finished, tmp_path / 'run')
   with pytest.raises(ValueError, match=r'optim.lr: 0.\d+ -> 0.5'):
-    run_lib.run(tiny.config(root, optim__lr=0.5), tmp_path / 'run')
+    run_lib.run(tiny.config(root, optim__lr=0.5, **tiny.FAST), tmp_path / 'run')
   other = tmp_path / 'data'
   shutil.copytree(root, other)
   (other / 'train.csv').write_text(''.join((root / 'train.csv').read_text().splitlines(True)[:-1]))
   with pytest.raises(ValueError, match=r'data_fingerprint\.train'):
-    run_lib.run(tiny.config(other), tmp_path / 'run')
+    run_lib.run(tiny.config(other, **tiny.FAST), tmp_path / 'run')
 
 
 def test_a_run_that_is_older_than_a_field_had_its_default(tmp_path):
@@ -159,7 +200,7 @@ def test_a_run_that_is_older_than_a_field_had_its_default(tmp_path):
 
 
 def test_a_checkpoint_of_another_size_is_refused(finished, root, tmp_path):
-  fields = tiny.FIELDS | {'vision_mlp': 48}
+  fields = tiny.FEWER | {'vision_mlp': 48}
   config = tiny.config(root, train__init_from=str(finished))
   with config.unlocked():
     config.model.fields = fields
@@ -170,18 +211,21 @@ def test_a_checkpoint_of_another_size_is_refused(finished, root, tmp_path):
 @pytest.mark.slow
 def test_a_run_starts_from_the_weights_of_another(finished, root, tmp_path):
   config = tiny.config(
-    root, train__init_from=str(finished), train__steps=1, optim__lr=1e-12, report=False
-  )
+    root, train__init_from=str(finished), train__steps=1, optim__lr=1e-12, report=False,
+    **tiny.FAST)
   run_lib.run(config, tmp_path / 'run')
   with Checkpoints(finished) as ckpt:
     best = ckpt.best_step()
-  before, after = saved_params(finished, best), saved_params(tmp_path / 'run', 1)
+  before = saved_params(finished, best, **tiny.FAST)
+  after = saved_params(tmp_path / 'run', 1, **tiny.FAST)
   for name in before:
     np.testing.assert_allclose(after[name], before[name], atol=1e-9, err_msg=name)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(root, tmp_path):
-  config = tiny.config(root, optim__lr=1e30, optim__clip_norm=0.0, optim__warmup_epochs=0.0)
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_batch(root, tmp_path, monkeypatch):
+  tiny.draw_with_numpy(monkeypatch)
+  config = tiny.config(
+    root, optim__lr=1e30, optim__clip_norm=0.0, optim__warmup_epochs=0.0, **tiny.FAST)
   with pytest.raises(monitoring.NonFiniteLossError) as error:
     run_lib.run(config, tmp_path / 'run')
   message = str(error.value)
@@ -324,7 +368,7 @@ def test_the_synthetic_set_opens_by_name(tmp_path, monkeypatch):
 def test_every_state_leaf_has_a_place(root):
   config = tiny.config(root)
   model = job_lib.make_model(config)
-  params = state_lib.init_params(model, jax.random.key(0))
+  params = tiny.draw_params(model.config)
   tx, _ = optimizer.make(config.optim, params, 10, 1)
   mesh = mesh_lib.make_mesh(config.mesh)
   shardings = mesh_lib.infer(state_lib.abstract(model, tx), config.sharding, mesh)

@@ -2,6 +2,7 @@
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import tiny
@@ -14,12 +15,18 @@ from xclip_jax.training import step as step_lib
 from xclip_jax.training.objectives import losses as losses_lib
 
 
-def make_step(config):
+@pytest.fixture(scope='module')
+def params():
+  """Parameters of the tiny model."""
+  return tiny.draw_params(job_lib.make_model(tiny.config('.')).config)
+
+
+def make_step(config, params, tx=None):
+  """Returns a model, its jitted step with the run's optimizer or `tx`, and what the step takes."""
   model = job_lib.make_model(config)
-  params = state_lib.init_params(model, jax.random.key(0))
-  tx, _ = optimizer.make(
-    config.optim, params, 10, 1, config.train.accumulation, config.train.freeze_text
-  )
+  if tx is None:
+    tx, _ = optimizer.make(
+      config.optim, params, 10, 1, config.train.accumulation, config.train.freeze_text)
   classes = annotations.ClassList(tuple('abcde'), (1, 0, 3, 2, 4))
   step = jax.jit(step_lib.make_train_step(step_lib.StepParts(model, tx, config, classes)))
   state = state_lib.create(params, tx)
@@ -32,10 +39,20 @@ def make_step(config):
   return model, step, state, batch, token_ids
 
 
+@pytest.fixture(scope='module')
+def frozen():
+  """A step with frozen text and blended clips, compiled once for two tests."""
+  config = tiny.config('.', augment__mixup=0.8, augment__cutmix=1.0, **tiny.FAST)
+  params = tiny.draw_params(job_lib.make_model(config).config)
+  model, step, state, batch, token_ids = make_step(config, params)
+  text = jax.jit(lambda params: model.apply({'params': params}, token_ids, method='encode_text'))
+  return step, state, batch, text(params)
+
+
 @pytest.mark.slow
-def test_accumulation_equals_one_large_batch():
-  plain = make_step(tiny.config('.'))
-  split = make_step(tiny.config('.', train__accumulation=4))
+def test_accumulation_equals_one_large_batch(params):
+  plain = make_step(tiny.config('.'), params)
+  split = make_step(tiny.config('.', train__accumulation=4), params)
   key = jax.random.key(0)
   _, left = plain[1](*plain[2:4], plain[4], key)
   _, right = split[1](*split[2:4], split[4], key)
@@ -44,10 +61,8 @@ def test_accumulation_equals_one_large_batch():
   np.testing.assert_allclose(left['accuracy'], right['accuracy'], rtol=1e-5)
 
 
-def test_frozen_text_does_not_move_and_the_step_compiles_once():
-  config = tiny.config('.', train__freeze_text=True)
-  model, step, state, batch, token_ids = make_step(config)
-  text = model.apply({'params': state.params}, token_ids, method='encode_text')
+def test_frozen_text_does_not_move_and_the_step_compiles_once(frozen):
+  step, state, batch, text = frozen
   first = tree_names.flatten(state.params)
   for _ in range(3):
     state, _ = step(state, batch, text, jax.random.key(0))
@@ -59,22 +74,22 @@ def test_frozen_text_does_not_move_and_the_step_compiles_once():
   assert step._cache_size() == 1
 
 
-def test_blending_is_drawn_anew_each_step_and_again_the_same():
-  config = tiny.config('.', augment__mixup=0.8, augment__cutmix=1.0)
-  _, step, state, batch, token_ids = make_step(config)
+def test_blending_is_drawn_anew_each_step_and_again_the_same(frozen):
+  step, state, batch, text = frozen
   key = jax.random.key(3)
-  one = step(state, batch, token_ids, key)[1]['loss']
-  again = step(state, batch, token_ids, key)[1]['loss']
-  later = step(state.replace(step=state.step + 1), batch, token_ids, key)[1]['loss']
+  one = step(state, batch, text, key)[1]['loss']
+  again = step(state, batch, text, key)[1]['loss']
+  later = step(state.replace(step=state.step + 1), batch, text, key)[1]['loss']
   assert one == again and one != later
 
 
 @pytest.mark.slow
-def test_patches_are_dropped_anew_each_step_and_only_then():
+def test_patches_are_dropped_anew_each_step_and_only_then(params):
   key = jax.random.key(3)
   losses = {}
   for rate in (0.0, 0.5):
-    _, step, state, batch, token_ids = make_step(tiny.config('.', model__patch_dropout=rate))
+    config = tiny.config('.', model__patch_dropout=rate)
+    _, step, state, batch, token_ids = make_step(config, params)
     later = state.replace(step=state.step + 1)
     losses[rate] = [float(step(s, batch, token_ids, key)[1]['loss']) for s in (state, later, state)]
   assert losses[0.0][0] == losses[0.0][1]
@@ -92,8 +107,9 @@ def test_reversed_clips_are_of_the_partner_class():
   assert both['mask'].tolist() == [True, True, False, False]
 
 
-def test_a_masked_row_teaches_nothing():
-  _, step, state, batch, token_ids = make_step(tiny.config('.'))
+def test_a_masked_row_teaches_nothing(params):
+  # Loss and gradients are compared, so the optimizer is the one that compiles fastest.
+  _, step, state, batch, token_ids = make_step(tiny.config('.'), params, optax.sgd(1.0))
   batch['mask'] = np.arange(8) != 3
   other = batch | {'video': batch['video'].copy()}
   other['video'][3] = 0

@@ -162,8 +162,8 @@ def test_an_interrupted_run_of_several_labels_ends_as_one_that_was_not(root, tmp
 
 
 def test_one_label_can_be_learnt_by_the_sigmoid_loss(root, tmp_path):
-  run = config(root, 'single-label', train__loss='sigmoid', train__steps=4, log_steps=1,
-               report=False)
+  run = config(root, 'single-label', train__loss='sigmoid', train__steps=2, log_steps=1,
+               report=False, **tiny.FAST)
   run_lib.run(run, tmp_path / 'run')
   loss = metrics_log.read_metrics(tmp_path / 'run/metrics.jsonl')[0]['loss']
   entropy = -np.log(1 / 24) - 23 * np.log(23 / 24)
@@ -179,7 +179,8 @@ def test_one_label_can_be_learnt_by_the_sigmoid_loss(root, tmp_path):
 
 def start_of(root, loss, source):
   c = job_lib.resolve_config(
-    config(root, 'single-label', train__loss=loss, train__init_from=str(source)))
+    config(root, 'single-label', train__loss=loss, train__init_from=str(source),
+           **tiny.FAST))
   model = job_lib.make_model(c)
   abstract = state_lib.abstract(model, job_lib.optax.identity())
   mesh = mesh_lib.make_mesh(c.mesh)

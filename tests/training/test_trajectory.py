@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+import tiny
 import videos
 from configs import base
 from goldens_io import Case, load_npz
@@ -51,6 +52,7 @@ def folder(tmp_path_factory, case):
 @pytest.mark.parametrize('run', [
   'ref_train_fixtext_acc1', pytest.param('ref_train_fulltext_acc1', marks=pytest.mark.slow)])
 def test_a_run_follows_the_reference_step_by_step(case, folder, tmp_path, run, monkeypatch):
+  tiny.draw_with_numpy(monkeypatch)               # init_from replaces what is drawn
   golden = load_npz(f'reference/{run}.npz')
   video = np.moveaxis(golden['images'].astype(np.float32), 3, -1)          # [24, B, T, H, W, 3]
   B, K = golden['targets'].shape[1:]
