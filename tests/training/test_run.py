@@ -36,7 +36,9 @@ def root(tmp_path_factory):
 def finished(root, tmp_path_factory):
   """Runs once without interruption, with the model that compiles fast."""
   workdir = tmp_path_factory.mktemp('finished')
-  run_lib.run(tiny.config(root, **tiny.FAST), workdir)
+  with pytest.MonkeyPatch.context() as patch:
+    tiny.draw_with_numpy(patch)
+    run_lib.run(tiny.config(root, **tiny.FAST), workdir)
   return workdir
 
 
@@ -130,7 +132,8 @@ def stopping_at(monkeypatch):
 
 
 def test_a_run_that_sigterm_stops_is_saved_and_goes_on_exactly(
-    root, finished, stopping_at, tmp_path, capfd):
+    root, finished, stopping_at, tmp_path, capfd, monkeypatch):
+  tiny.draw_with_numpy(monkeypatch)
   config = tiny.config(root, **tiny.FAST)
   stopping_at(4)
   assert run_lib.run(config, tmp_path) == {}
@@ -170,7 +173,8 @@ def test_eight_devices_learn_what_one_does_and_count_every_video_once(whole, roo
   np.testing.assert_allclose(one.averaged, eight.averaged, atol=1e-5)
 
 
-def test_evaluation_alone_repeats_the_run_s_numbers(finished, root, tmp_path):
+def test_evaluation_alone_repeats_the_run_s_numbers(finished, root, tmp_path, monkeypatch):
+  tiny.draw_with_numpy(monkeypatch)
   shutil.copytree(finished, tmp_path / 'run')
   before = json.loads((finished / 'results.json').read_text())
   results = run_lib.run(tiny.config(root, **tiny.FAST), tmp_path / 'run', mode='eval')
@@ -199,7 +203,8 @@ def test_a_run_that_is_older_than_a_field_had_its_default(tmp_path):
     workdir.claim(new, tmp_path / 'run', {}, fresh=False)
 
 
-def test_a_checkpoint_of_another_size_is_refused(finished, root, tmp_path):
+def test_a_checkpoint_of_another_size_is_refused(finished, root, tmp_path, monkeypatch):
+  tiny.draw_with_numpy(monkeypatch)
   fields = tiny.FEWER | {'vision_mlp': 48}
   config = tiny.config(root, train__init_from=str(finished))
   with config.unlocked():
@@ -304,7 +309,8 @@ def test_fewer_than_five_classes_are_enough(root, tmp_path):
   ({'mesh__data': 3}, r'does not cover the 1 devices'),
   ({'model__dtype': 'float16'}, r"dtype='float16' must be one of float32, bfloat16"),
 ])
-def test_a_wrong_field_is_named(root, tmp_path, changes, message):
+def test_a_wrong_field_is_named(root, tmp_path, changes, message, monkeypatch):
+  tiny.draw_with_numpy(monkeypatch)
   with pytest.raises(ValueError, match=message):
     run_lib.run(tiny.config(root, **changes), tmp_path / 'run')
   assert not metrics_log.read_metrics(tmp_path / 'run' / 'metrics.jsonl')  # nothing was trained
