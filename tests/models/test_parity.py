@@ -12,7 +12,7 @@ import pytest
 
 import quick
 from goldens_io import CASES, Case
-from xclip_jax.models import layers
+from xclip_jax.models import layers, xclip
 from xclip_jax.models import layers as layers_lib
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.parallel import tree_names
@@ -22,8 +22,10 @@ from xclip_jax.parallel import tree_names
 ZERO_GRADIENTS = r'.*/key/bias|vision/blocks_0/message_attn/(query|key)/.*'
 
 
-# As users compile; tests/conftest.py turns it down elsewhere.
+# As users compile; tests/conftest.py turns it down elsewhere. By default for the smallest case
+# alone, for it takes long; `pytest -m slow tests/models` does so for all of them.
 optimized = functools.partial(jax.jit, compiler_options=quick.OPTIMIZED)
+SMALLEST = CASES[0]
 
 
 @pytest.fixture(scope='module', params=CASES)
@@ -31,14 +33,37 @@ def case(request):
   return Case(request.param)
 
 
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What the model computes from a case."""
+
+  out: xclip.XCLIPOutput
+  intermediates: dict[str, np.ndarray]
+  patch_tokens: jax.Array
+  video: xclip.VideoFeatures
+
+
+def forward_pass(config):
+  """Returns a function of parameters, video and token ids: what `Run` holds, in one program."""
+  model = XCLIP(config)
+
+  def forward(params, video, token_ids):
+    apply = functools.partial(model.apply, {'params': params})
+    out, state = apply(video, token_ids, capture_intermediates=True, mutable='intermediates')
+    _, patch_tokens = apply(video, method=lambda model, video: model.vision(video))
+    return out, state['intermediates'], patch_tokens, apply(video, method='encode_video')
+
+  return forward
+
+
 @pytest.fixture(scope='module')
 def run(case):
-  forward = lambda params, video, token_ids: XCLIP(case.config).apply(
-    {'params': params}, video, token_ids, capture_intermediates=True, mutable='intermediates',
-  )
-  out, variables = optimized(forward)(case.params, case.video, case.token_ids)
-  flat = tree_names.flatten(variables['intermediates'])
-  return out, {k.replace('/__call__/0', ''): np.asarray(v) for k, v in flat.items()}
+  compile_ = optimized if case.name == SMALLEST else jax.jit
+  found = compile_(forward_pass(case.config))(case.params, case.video, case.token_ids)
+  out, intermediates, patch_tokens, video = found
+  flat = tree_names.flatten(intermediates)
+  flat = {k.replace('/__call__/0', ''): np.asarray(v) for k, v in flat.items()}
+  return Run(out, flat, patch_tokens, video)
 
 
 def close(got, want, atol=1e-5):
@@ -47,14 +72,22 @@ def close(got, want, atol=1e-5):
 
 
 def test_logits_match_pytorch(case, run):
-  close(run[0].logits, case.logits)
-  assert run[0].logits.dtype == jnp.float32
+  close(run.out.logits, case.logits)
+  assert run.out.logits.dtype == jnp.float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', CASES[1:])
+def test_logits_of_an_optimized_program_match_pytorch(name):
+  case = Case(name)
+  forward = lambda params, *inputs: XCLIP(case.config).apply({'params': params}, *inputs).logits
+  close(optimized(forward)(case.params, case.video, case.token_ids), case.logits)
 
 
 def test_every_intermediate_matches_the_reference(case, run):
   if case.is_hf:
     pytest.skip('names of the reference; the Hugging Face case has a test of its own')
-  out, got = run
+  out, got = run.out, run.intermediates
   io, c = case.io, case.config
   B, T, D = len(case.video), c.num_frames, c.vision_width
   checked = {'image', 'text', 'target', 'loss', 'loss_f64', 'logits_f64'}
@@ -63,16 +96,16 @@ def test_every_intermediate_matches_the_reference(case, run):
     checked.add(name)
     close(value, io[name], atol)
 
-  _, patches = XCLIP(c).bind({'params': case.params}).vision(case.video)
+  attend = jax.jit(lambda params, x: layers_lib.Attention(c.vision_heads).apply(
+    {'params': params}, x))
   visual_ln = got['prompt/visual_ln']
   proj = case.params['prompt']['visual_proj']['kernel']
 
   check('out.cls_features', out.frame_features)
-  check('out.patch_tokens_raw', patches)
+  check('out.patch_tokens_raw', run.patch_tokens)
   check('out.video_features', out.video_features)
   check('out.img_features', visual_ln @ proj, 2e-5)
-  text_free = XCLIP(c).apply({'params': case.params}, case.video, method='encode_video')
-  check('out.img_features_mean', text_free.patch_features)
+  check('out.img_features_mean', run.video.patch_features)
   check('out.text_features', out.text_features)
   check('out.prompts', got['prompt'])
   check('out.text_features_prompted', out.conditioned_text_features)
@@ -91,7 +124,7 @@ def test_every_intermediate_matches_the_reference(case, run):
     tokens = layers.LayerNorm().apply(
       {'params': block['ln_1']}, np.concatenate([x, message], axis=1)
     )
-    whole = layers_lib.Attention(c.vision_heads).apply({'params': block['attn']}, tokens)
+    whole = attend(block['attn'], tokens)
     check(f'{theirs}.attn_out', whole)
     close(got[f'{mine}/attn'], io[f'{theirs}.attn_out'][:, :-1])
     check(f'{theirs}.out', got[mine])
@@ -111,7 +144,7 @@ def test_every_intermediate_matches_the_reference(case, run):
 def test_every_output_matches_hugging_face(case, run):
   if not case.is_hf:
     pytest.skip('names of Hugging Face')
-  out, got = run
+  out, got = run.out, run.intermediates
   io, c = case.io, case.config
   unit = lambda x: x / np.linalg.norm(x, axis=-1, keepdims=True)
   K = len(case.token_ids)
@@ -134,19 +167,20 @@ def test_every_output_matches_hugging_face(case, run):
     close(got[f'vision/blocks_{i}'][:, 0], io[f'vision_hidden_state_cls/{i + 1}'])
   close(out.text_features, io['text_features'])
   close(out.video_features, io['video_features'])
-  features = XCLIP(c).apply({'params': case.params}, case.video, method='encode_video')
-  close(features.patch_features, io['img_features_mean'])
+  close(run.video.patch_features, io['img_features_mean'])
   close(got['prompt'], io['prompts'])
 
 
-@pytest.mark.parametrize('case', [CASES[0], *(pytest.param(x, marks=pytest.mark.slow)
-                                              for x in CASES[1:])], indirect=True)
-def test_every_gradient_matches_pytorch(case):
+@pytest.mark.parametrize(('case', 'compile_'), [
+  pytest.param(SMALLEST, jax.jit, id=SMALLEST),
+  *(pytest.param(x, optimized, marks=pytest.mark.slow, id=f'{x}-optimized') for x in CASES),
+], indirect=['case'])
+def test_every_gradient_matches_pytorch(case, compile_):
   def loss_fn(params):
     logits = XCLIP(case.config).apply({'params': params}, case.video, case.token_ids).logits
     return optax.softmax_cross_entropy(logits, case.target).mean()
 
-  loss, grads = optimized(jax.value_and_grad(loss_fn))(case.params)
+  loss, grads = compile_(jax.value_and_grad(loss_fn))(case.params)
   np.testing.assert_allclose(loss, case.loss, rtol=1e-5)
   want = tree_names.flatten(case.grads())
   got = tree_names.flatten(grads)
@@ -175,9 +209,12 @@ def test_remat_changes_no_gradient(name, remat):
 
 
 @pytest.mark.parametrize('residual', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('case', [
+  CASES[0], pytest.param(CASES[1], marks=pytest.mark.slow), CASES[2]], indirect=True)
 def test_bfloat16_stays_near_float32(case, residual):
   config = dataclasses.replace(case.config, dtype='bfloat16', residual_dtype=residual)
-  out = XCLIP(config).apply({'params': case.params}, case.video, case.token_ids)
-  assert out.logits.dtype == jnp.float32
+  forward = jax.jit(lambda params, *inputs: XCLIP(config).apply({'params': params}, *inputs).logits)
+  logits = forward(case.params, case.video, case.token_ids)
+  assert logits.dtype == jnp.float32
   # Measured: 0.019 and 0.009 of the reference's cases, 0.064 of Hugging Face's.
-  np.testing.assert_allclose(out.logits, case.logits, atol=0.15 if case.is_hf else 0.04)
+  np.testing.assert_allclose(logits, case.logits, atol=0.15 if case.is_hf else 0.04)

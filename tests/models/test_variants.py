@@ -1,6 +1,7 @@
 """Parts of the model can be left out: then it is the simpler model that this names, no other."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -24,18 +25,27 @@ MEAN = dataclasses.replace(ALL, **FRAME_MEAN)
 IDS = np.array([[298, 5, 7, 299] + [0] * 12, [298, 9, 299] + [0] * 13], np.int32)
 
 
-def random_params(config, seed=0):
-  rng = np.random.default_rng(seed)
+abstract_params = functools.lru_cache(maxsize=None)(apply.abstract_params)
+
+
+@functools.lru_cache(maxsize=None)
+def random_params(config):
+  rng = np.random.default_rng(0)
   draw = lambda x: np.asarray(0.3 * rng.standard_normal(x.shape), np.float32)
-  return jax.tree.map(draw, apply.abstract_params(config))
+  return jax.tree.map(draw, abstract_params(config))
 
 
 def random_video(seed=0, B=2):
   return np.random.default_rng(seed).standard_normal((B, 3, 32, 32, 3)).astype(np.float32)
 
 
-def forward(config, params, video, ids=IDS):
-  return jax.jit(XCLIP(config).apply)({'params': params}, video, ids)
+@functools.lru_cache(maxsize=None)
+def compiled(config):
+  return jax.jit(XCLIP(config).apply)
+
+
+def forward(config, params, video):
+  return compiled(config)({'params': params}, video, IDS)
 
 
 # --- CLIP, written down once more, in numpy ------------------------------------------------------
@@ -109,8 +119,8 @@ PARTS = {
 
 @pytest.mark.parametrize('part', PARTS)
 def test_a_part_that_is_left_out_has_no_parameters(part):
-  everything = tree_names.flatten(apply.abstract_params(ALL))
-  without = tree_names.flatten(apply.abstract_params(dataclasses.replace(ALL, **{part: False})))
+  everything = tree_names.flatten(abstract_params(ALL))
+  without = tree_names.flatten(abstract_params(dataclasses.replace(ALL, **{part: False})))
   gone = {k for k in everything if tree_names.matches(PARTS[part], k)}
   assert gone and without.keys() == everything.keys() - gone
   assert all(without[k].shape == everything[k].shape for k in without)
@@ -119,7 +129,7 @@ def test_a_part_that_is_left_out_has_no_parameters(part):
 def without(*parts):
   config = dataclasses.replace(ALL, **dict.fromkeys(parts, False))
   params = tree_names.flatten(random_params(ALL))
-  kept = tree_names.flatten(apply.abstract_params(config))
+  kept = tree_names.flatten(abstract_params(config))
   return config, tree_names.unflatten({k: params[k] for k in kept})
 
 
@@ -235,10 +245,9 @@ def test_training_sees_the_patches_that_are_left_and_no_others():
   config = dataclasses.replace(ALL, patch_dropout=0.5)
   model, params = XCLIP(config), random_params(ALL)
 
-  @jax.jit
-  def run(video):
-    return model.apply(
-      {'params': params}, video, IDS, False, rngs={'patch_dropout': jax.random.key(1)}).logits
+  train = jax.jit(lambda params, video: model.apply(
+    {'params': params}, video, IDS, False, rngs={'patch_dropout': jax.random.key(1)}).logits)
+  run = lambda video: train(params, video)
 
   video = random_video(B=1)
   base, changes = np.asarray(run(video)), []

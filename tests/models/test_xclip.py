@@ -1,6 +1,7 @@
 """Tests of the model beyond its numbers, which test_parity.py compares."""
 
 import dataclasses
+import functools
 import math
 
 import jax
@@ -13,13 +14,16 @@ from xclip_jax.models.config import VARIANTS, XCLIPConfig, make_config
 from xclip_jax.models.vision import DropPath
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.parallel import tree_names
-from xclip_jax.weights.apply import abstract_params
+from xclip_jax.weights import apply
 
 TINY = dict(
   image_size=32, patch_size=16, num_frames=4, embed_dim=128, vision_width=64, vision_layers=2,
   vision_heads=2, vision_mlp=256, text_width=64, text_layers=2, text_heads=2, text_mlp=256,
   vocab_size=128, context_length=16, mit_heads=2, mit_mlp=512, prompt_heads=2,
 )
+
+abstract_params = functools.lru_cache(maxsize=None)(apply.abstract_params)
+
 
 @pytest.fixture(scope='module')
 def case():
@@ -36,7 +40,8 @@ def forward(case):
 @pytest.fixture(scope='module')
 def encode_text(case):
   model = XCLIP(case.config)
-  return jax.jit(lambda ids: model.apply({'params': case.params}, ids, method='encode_text'))
+  run = jax.jit(lambda params, ids: model.apply({'params': params}, ids, method='encode_text'))
+  return lambda ids: run(case.params, ids)
 
 
 def close(got, want, atol=1e-5):
@@ -46,6 +51,7 @@ def close(got, want, atol=1e-5):
 # --- what is refused, and how ------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=None)
 def shapes_of(video=(2, 4, 32, 32, 3), ids=(5, 16), video_dtype='float32', ids_dtype='int32'):
   """Traces the forward pass without running any of it."""
   config = XCLIPConfig(**TINY)
@@ -240,13 +246,14 @@ def test_padding_changes_no_text_feature(case, encode_text):
     close(encode_text(with_zeros[lengths <= longest, :longest]), want[lengths <= longest])
 
 
-def test_classify_with_cached_features_is_the_forward_pass(case, forward):
+def test_classify_with_cached_features_is_the_forward_pass(case, forward, encode_text):
   model, variables = XCLIP(case.config), {'params': case.params}
-  call = lambda method: jax.jit(lambda *inputs: model.apply(variables, *inputs, method=method))
+  call = lambda method, *inputs: jax.jit(
+    lambda variables, *inputs: model.apply(variables, *inputs, method=method))(variables, *inputs)
   want = forward(case.video, case.token_ids)
-  text = call('encode_text')(case.token_ids)
-  for video in (case.video, call('encode_video')(case.video)):
-    jax.tree.map(close, call('classify')(video, text), want)
+  text = encode_text(case.token_ids)
+  for video in (case.video, call('encode_video', case.video)):
+    jax.tree.map(close, call('classify', video, text), want)
 
 
 def test_order_of_videos_and_classes_is_the_callers(case, forward):
@@ -318,12 +325,13 @@ def test_drop_path_keeps_the_expected_value():
 
 def test_stochastic_depth_acts_in_training_only(case):
   config = dataclasses.replace(case.config, drop_path=0.9)
-  model, variables = XCLIP(config), {'params': case.params}
+  model = XCLIP(config)
+
   def run(model, deterministic):
-    return jax.jit(lambda seed: model.apply(
-      variables, case.video, case.token_ids, deterministic,
-      rngs={'drop_path': jax.random.key(seed)},
-    ).logits)
+    apply = jax.jit(lambda params, seed: model.apply(
+      {'params': params}, case.video, case.token_ids, deterministic,
+      rngs={'drop_path': jax.random.key(seed)}).logits)
+    return lambda seed: apply(case.params, seed)
 
   off = run(XCLIP(case.config), False)(0)
   np.testing.assert_array_equal(run(model, True)(0), off)
