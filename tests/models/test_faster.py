@@ -32,7 +32,7 @@ def params():
   return jax.tree.map(lambda x: (0.3 * rng.normal(size=x.shape)).astype(np.float32), shapes)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(config, deterministic):
   return jax.jit(lambda params, video, ids: XCLIP(config).apply(
     {'params': params}, video, ids, deterministic).logits)

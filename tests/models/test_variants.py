@@ -25,21 +25,18 @@ MEAN = dataclasses.replace(ALL, **FRAME_MEAN)
 IDS = np.array([[298, 5, 7, 299] + [0] * 12, [298, 9, 299] + [0] * 13], np.int32)
 
 
-abstract_params = functools.lru_cache(maxsize=None)(apply.abstract_params)
-
-
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def random_params(config):
   rng = np.random.default_rng(0)
   draw = lambda x: np.asarray(0.3 * rng.standard_normal(x.shape), np.float32)
-  return jax.tree.map(draw, abstract_params(config))
+  return jax.tree.map(draw, apply.abstract_params(config))
 
 
 def random_video(seed=0, B=2):
   return np.random.default_rng(seed).standard_normal((B, 3, 32, 32, 3)).astype(np.float32)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def compiled(config):
   return jax.jit(XCLIP(config).apply)
 
@@ -119,8 +116,8 @@ PARTS = {
 
 @pytest.mark.parametrize('part', PARTS)
 def test_a_part_that_is_left_out_has_no_parameters(part):
-  everything = tree_names.flatten(abstract_params(ALL))
-  without = tree_names.flatten(abstract_params(dataclasses.replace(ALL, **{part: False})))
+  everything = tree_names.flatten(apply.abstract_params(ALL))
+  without = tree_names.flatten(apply.abstract_params(dataclasses.replace(ALL, **{part: False})))
   gone = {k for k in everything if tree_names.matches(PARTS[part], k)}
   assert gone and without.keys() == everything.keys() - gone
   assert all(without[k].shape == everything[k].shape for k in without)
@@ -129,7 +126,7 @@ def test_a_part_that_is_left_out_has_no_parameters(part):
 def without(*parts):
   config = dataclasses.replace(ALL, **dict.fromkeys(parts, False))
   params = tree_names.flatten(random_params(ALL))
-  kept = tree_names.flatten(abstract_params(config))
+  kept = tree_names.flatten(apply.abstract_params(config))
   return config, tree_names.unflatten({k: params[k] for k in kept})
 
 

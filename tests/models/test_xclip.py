@@ -14,16 +14,13 @@ from xclip_jax.models.config import VARIANTS, XCLIPConfig, make_config
 from xclip_jax.models.vision import DropPath
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.parallel import tree_names
-from xclip_jax.weights import apply
+from xclip_jax.weights.apply import abstract_params
 
 TINY = dict(
   image_size=32, patch_size=16, num_frames=4, embed_dim=128, vision_width=64, vision_layers=2,
   vision_heads=2, vision_mlp=256, text_width=64, text_layers=2, text_heads=2, text_mlp=256,
   vocab_size=128, context_length=16, mit_heads=2, mit_mlp=512, prompt_heads=2,
 )
-
-abstract_params = functools.lru_cache(maxsize=None)(apply.abstract_params)
-
 
 @pytest.fixture(scope='module')
 def case():
@@ -51,7 +48,7 @@ def close(got, want, atol=1e-5):
 # --- what is refused, and how ------------------------------------------------------------------
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def shapes_of(video=(2, 4, 32, 32, 3), ids=(5, 16), video_dtype='float32', ids_dtype='int32'):
   """Traces the forward pass without running any of it."""
   config = XCLIPConfig(**TINY)
