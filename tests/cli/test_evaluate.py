@@ -1,5 +1,6 @@
 """Promises of `xclip eval`: every video once, the numbers of the model applied by hand."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -77,13 +78,22 @@ def supervised(root, tmp_path_factory):
   return folder
 
 
+@functools.cache
+def compiled(config):
+  """Text encoder and comparison of a model, jitted."""
+  model = XCLIP(config)
+  apply = lambda params, *inputs, method: model.apply({'params': params}, *inputs, method=method)
+  return (jax.jit(functools.partial(apply, method='encode_text')),
+          jax.jit(functools.partial(apply, method='classify')))
+
+
 def apply_by_hand(root, paths, texts, transform, choose, templates=('a {} video',)):
   """Logits [N, V, K] and raw text features [templates, K, E], one video at a time."""
   weights = opening.open_weights(root / 'weights0')
-  model, variables = XCLIP(weights.config), {'params': weights.params}
-  encode = jax.jit(lambda ids: model.apply(variables, ids, method='encode_text'))
-  text = np.stack([encode(tokenizer.write_prompts(texts, x, 16)) for x in templates])
-  compare = jax.jit(lambda x: model.apply(variables, x, text[0], method='classify').logits)
+  encode, classify = compiled(weights.config)
+  text = np.stack([
+    encode(weights.params, tokenizer.write_prompts(texts, x, 16)) for x in templates])
+  compare = lambda x: classify(weights.params, x, text[0]).logits
   logits = []
   for path in paths:
     views = transform(decode.read_video(root / path, choose)).reshape(-1, 3, 32, 32, 3)

@@ -1,5 +1,6 @@
 """The views that an evaluation scores are the reference's: its frames and its crops, end to end."""
 
+import functools
 import pathlib
 
 import av
@@ -33,6 +34,13 @@ def write_lossless(path, frames):
   return str(path)
 
 
+@functools.cache
+def compiled(config):
+  model = XCLIP(config)
+  return jax.jit(lambda params, x, text: model.apply(
+    {'params': params}, x, text, method='classify').logits)
+
+
 def scores_of(weights, path, **views):
   """Logits [V, K] of one video by the Scorer; and how to score clips [V, T, S, S, 3] by hand."""
   model = XCLIP(weights.config)
@@ -42,8 +50,8 @@ def scores_of(weights, path, **views):
   logits, _, _, failed = found.score(
     params, scorer.PathSource((path,)), text, scorer.Views(**views))
   assert not failed
-  by_hand = lambda clips: jax.jit(lambda x: model.apply(
-    {'params': weights.params}, x, text, method='classify').logits)(clips)
+  by_hand = lambda clips: np.concatenate(
+    [compiled(weights.config)(weights.params, clip[None], text) for clip in clips])
   return logits[0], by_hand
 
 

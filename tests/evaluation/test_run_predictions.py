@@ -2,12 +2,17 @@
 
 import json
 
+import jax
 import numpy as np
+import optax
 import pytest
 
 import tiny
 from xclip_jax.cli import main
 from xclip_jax.evaluation import scores
+from xclip_jax.storage import state
+from xclip_jax.storage.checkpoints import Checkpoints
+from xclip_jax.training import job as job_lib
 from xclip_jax.training import run as run_lib
 
 
@@ -23,10 +28,17 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def runs(root, tmp_path_factory):
-  """Workdirs of two runs that differ in their seed."""
-  folder = tmp_path_factory.mktemp('runs')
+  """Workdirs of two runs with other parameters each, which their last evaluation scored."""
+  folder, config = tmp_path_factory.mktemp('runs'), tiny.config(root, report=False)
+  shapes = state.abstract(job_lib.make_model(config), optax.identity()).params
   for seed in (0, 1):
-    run_lib.run(tiny.config(root, train__steps=2, report=False, seed=seed), folder / f'seed{seed}')
+    draw, workdir = np.random.default_rng(seed).standard_normal, folder / f'seed{seed}'
+    params = jax.tree.map(lambda x, draw=draw: (0.3 * draw(x.shape)).astype(np.float32), shapes)
+    workdir.mkdir()
+    (workdir / 'config.json').write_text(config.to_json_best_effort())
+    with Checkpoints(workdir) as checkpoints:
+      checkpoints.save(2, state.create(params, optax.identity()), {}, 0.5)
+    run_lib.run(config, workdir, 'eval')
   return folder / 'seed0', folder / 'seed1'
 
 

@@ -113,11 +113,11 @@ def test_frame_orders_rearrange_frames_within_a_clip(root):
 def test_a_scorer_scores_alike_at_any_batch_size_and_with_any_workers(root):
   some = evaluation(tiny.config(root))
   paths = PathSource(tuple(some.splits['val'].videos[row]['path'] for row in range(7)))
-  found = []
-  for batch_size, workers in ((16, 0), (4, 0), (12, 2)):
+  found, drawn = [], random_params(some)
+  for batch_size, workers in ((16, 0), (4, 2)):
     scorer = Scorer(some.model, Preprocess(), mesh_lib.make_mesh({'data': -1}), batch_size,
                     pipeline.Reading(workers, 2))
-    params = scorer.place(random_params(some))
+    params = scorer.place(drawn)
     text = scorer.encode_texts(params, ['a dog', 'a cat'])
     shapes, predict = set(), scorer._predict
     scorer._predict = lambda params, batch, texts, shapes=shapes, predict=predict: (

@@ -57,13 +57,21 @@ def test_a_run_with_a_damaged_latest_checkpoint_goes_on_from_the_one_before(
   assert (workdir / 'checkpoints/6').is_dir(), 'nothing is moved where nothing can be read'
 
 
-def test_a_file_that_was_cut_off_is_named_in_one_line(tmp_path):
+@pytest.fixture(scope='module')
+def saved():
+  """A state with parameters drawn at random, its shapes and its places on the mesh."""
   config = tiny.config('unused')
-  model, tx = job_lib.make_model(config), optax.sgd(0.1)
-  abstract = state.abstract(model, tx)
+  abstract = state.abstract(job_lib.make_model(config), optax.sgd(0.1))
   places = mesh_lib.infer(abstract, config.sharding, mesh_lib.make_mesh({}))
+  rng = np.random.default_rng(0)
+  drawn = jax.tree.map(lambda x: rng.standard_normal(x.shape).astype(x.dtype), abstract)
+  return jax.device_put(drawn, places), abstract, places
+
+
+def test_a_file_that_was_cut_off_is_named_in_one_line(saved, tmp_path):
+  want, abstract, places = saved
   with Checkpoints(tmp_path / 'a') as ckpt:
-    ckpt.save(3, state.init(model, tx, 0, places), {})
+    ckpt.save(3, want, {})
   file = largest(tmp_path / 'a/checkpoints/3/state')
   file.write_bytes(file.read_bytes()[:100])
   with pytest.raises(CheckpointError) as caught, Checkpoints(tmp_path / 'a') as ckpt:
@@ -73,12 +81,8 @@ def test_a_file_that_was_cut_off_is_named_in_one_line(tmp_path):
   assert len(said) == 2 and 'TensorStore(' not in str(caught.value)
 
 
-def test_no_changed_bit_is_read_as_if_nothing_were(tmp_path):
-  config = tiny.config('unused')
-  model, tx = job_lib.make_model(config), optax.sgd(0.1)
-  abstract = state.abstract(model, tx)
-  places = mesh_lib.infer(abstract, config.sharding, mesh_lib.make_mesh({}))
-  want = state.init(model, tx, 0, places)
+def test_no_changed_bit_is_read_as_if_nothing_were(saved, tmp_path):
+  want, abstract, places = saved
   with Checkpoints(tmp_path / 'a') as ckpt:
     ckpt.save(3, want, {'window': [1]})
   rng, refused = random.Random(0), 0

@@ -5,6 +5,7 @@ where a matrix product of another shape sums in another order.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -84,10 +85,30 @@ class PathSource:
     return {'path': self.paths[row], 'label': 0, 'index': row}
 
 
-class Scorer:
-  """Scores videos with one architecture on one mesh; its programs are compiled once.
+@functools.lru_cache(8)
+def _programs(model: XCLIP, statistics: Preprocess, mesh: Mesh) -> tuple[Any, Any]:
+  """Returns the jitted prediction and text encoder of all scorers of one architecture."""
+  def predict(params, batch, texts):
+    features = encode_pixels(model, params, batch['video'], statistics)
+    score_block = lambda text: compare(model, params, features, text).logits
+    if texts.ndim == 2:
+      logits = score_block(texts)                                          # [B * v, K]
+    else:                                      # blocks [n, K', E], one after another
+      logits = jnp.concatenate(list(jax.lax.map(score_block, texts)), axis=1)
+    return {name: batch[name] for name in ('label', 'index', 'mask')} | {'logits': logits}
 
-  Parameters are an argument of every call, so new ones are scored without compiling again.
+  # Replicated results: every host holds every row, so nothing is left to gather.
+  everywhere = mesh_lib.replicated(mesh)
+  encode_text = lambda params, ids: text_features.encode(model, params, ids)
+  return (jax.jit(predict, out_shardings=everywhere),
+          jax.jit(encode_text, out_shardings=everywhere))
+
+
+class Scorer:
+  """Scores videos with one architecture on one mesh.
+
+  Parameters are an argument of every call, so new ones are scored without compiling again. Nor do
+  scorers of the same architecture, statistics and mesh compile again: they share their programs.
   """
 
   def __init__(
@@ -111,20 +132,8 @@ class Scorer:
     shards = mesh_lib.batch_shards(mesh)
     self.batch_size = -(-batch_size // shards) * shards
 
-    def predict(params, batch, texts):
-      features = encode_pixels(model, params, batch['video'], preprocess)
-      score_block = lambda text: compare(model, params, features, text).logits
-      if texts.ndim == 2:
-        logits = score_block(texts)                                          # [B * v, K]
-      else:                                      # blocks [n, K', E], one after another
-        logits = jnp.concatenate(list(jax.lax.map(score_block, texts)), axis=1)
-      return {name: batch[name] for name in ('label', 'index', 'mask')} | {'logits': logits}
-
-    # Replicated results: every host holds every row, so nothing is left to gather.
-    everywhere = mesh_lib.replicated(mesh)
-    self._predict = jax.jit(predict, out_shardings=everywhere)
-    self._encode_text = jax.jit(
-      lambda params, ids: text_features.encode(model, params, ids), out_shardings=everywhere)
+    statistics = Preprocess(tuple(preprocess.mean), tuple(preprocess.std))
+    self._predict, self._encode_text = _programs(model, statistics, mesh)
 
   def place(self, params: Any) -> Any:
     """Puts parameters on all devices in the dtypes that inference uses."""

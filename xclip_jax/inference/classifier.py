@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +58,26 @@ class Answer:
 
   def __str__(self) -> str:
     return ', '.join(f'{label} {probability:.1%}' for label, probability in self.top())
+
+
+class _Programs(NamedTuple):
+  """Jitted functions of one architecture; the parameters are their first argument."""
+
+  encode_video: Callable[[Any, np.ndarray], VideoFeatures]
+  score: Callable[..., jax.Array]
+  encode_text: Callable[[Any, np.ndarray], jax.Array]
+
+
+@functools.lru_cache(8)
+def _programs(model: XCLIP, statistics: native.Preprocess) -> _Programs:
+  """Returns what all classifiers of one architecture share, so that each compiles once."""
+  def score(params, video, text, count):
+    return class_probabilities(compare(model, params, video, text).logits, count)
+
+  return _Programs(
+    jax.jit(lambda params, pixels: encode_pixels(model, params, pixels, statistics)),
+    jax.jit(score),
+    jax.jit(lambda params, ids: model.apply({'params': params}, ids, method='encode_text')))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -220,7 +240,8 @@ class Classifier:
         features, row = encoded
         if features is not compared:
           compared = features
-          probabilities = np.asarray(self._score(self.params, features, text, count))
+          probabilities = np.asarray(
+            self._programs.score(self.params, features, text, count))
         yield Answer(labels, probabilities[row, :len(labels)])
 
   def _encode(
@@ -249,7 +270,7 @@ class Classifier:
     features = None
     if len(readable) > _VIDEO_BATCH // 2:
       padding = [np.zeros_like(readable[0])] * (_VIDEO_BATCH - len(readable))
-      features = self._encode_video(self.params, np.stack(readable + padding))
+      features = self._programs.encode_video(self.params, np.stack(readable + padding))
     rows = itertools.count()
     for clip in clips:
       if isinstance(clip, VideoError):
@@ -257,23 +278,17 @@ class Classifier:
       elif features is not None:
         yield features, next(rows)
       else:
-        yield self._encode_video(self.params, clip[None]), 0
+        yield self._programs.encode_video(self.params, clip[None]), 0
 
   @functools.cached_property
   def _clips(self) -> ClipReader:
     return ClipReader(self.config.num_frames, self.config.image_size, self.weights.preprocess)
 
   @functools.cached_property
-  def _encode_video(self) -> Callable[[Any, np.ndarray], VideoFeatures]:
-    statistics = self.weights.preprocess
-    return jax.jit(lambda params, pixels: encode_pixels(self.model, params, pixels, statistics))
-
-  @functools.cached_property
-  def _score(self) -> Callable[..., jax.Array]:
-    def score(params, video, text, count):
-      return class_probabilities(compare(self.model, params, video, text).logits, count)
-
-    return jax.jit(score)
+  def _programs(self) -> '_Programs':
+    preprocess = self.weights.preprocess
+    return _programs(
+      self.model, native.Preprocess(tuple(preprocess.mean), tuple(preprocess.std)))
 
   @functools.cached_property
   def _token_ids(self) -> Callable[[tuple[str, ...]], tuple[np.ndarray, ...]]:
@@ -287,8 +302,7 @@ class Classifier:
   @functools.cached_property
   def _text_features(self) -> Callable[[tuple[str, ...]], jax.Array]:
     """Maps K labels to float32 [_TEXT_BATCH * 2**n, E]; the rows from K on are padding."""
-    encode_text = jax.jit(
-      lambda params, ids: self.model.apply({'params': params}, ids, method='encode_text'))
+    encode_text = self._programs.encode_text
 
     def encode_prompts(ids: np.ndarray) -> jax.Array:
       # Padding repeats the last text, so that few programs serve any number of labels.
