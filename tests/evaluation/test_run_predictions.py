@@ -2,18 +2,13 @@
 
 import json
 
-import jax
 import numpy as np
-import optax
 import pytest
+from test_views import evaluate_run, evaluation, random_params
 
 import tiny
 from xclip_jax.cli import main
 from xclip_jax.evaluation import scores
-from xclip_jax.storage import state
-from xclip_jax.storage.checkpoints import Checkpoints
-from xclip_jax.training import job as job_lib
-from xclip_jax.training import run as run_lib
 
 
 @pytest.fixture(scope='module')
@@ -30,15 +25,8 @@ def root(tmp_path_factory):
 def runs(root, tmp_path_factory):
   """Workdirs of two runs with other parameters each, which their last evaluation scored."""
   folder, config = tmp_path_factory.mktemp('runs'), tiny.config(root, report=False)
-  shapes = state.abstract(job_lib.make_model(config), optax.identity()).params
   for seed in (0, 1):
-    draw, workdir = np.random.default_rng(seed).standard_normal, folder / f'seed{seed}'
-    params = jax.tree.map(lambda x, draw=draw: (0.3 * draw(x.shape)).astype(np.float32), shapes)
-    workdir.mkdir()
-    (workdir / 'config.json').write_text(config.to_json_best_effort())
-    with Checkpoints(workdir) as checkpoints:
-      checkpoints.save(2, state.create(params, optax.identity()), {}, 0.5)
-    run_lib.run(config, workdir, 'eval')
+    evaluate_run(config, folder / f'seed{seed}', seed)
   return folder / 'seed0', folder / 'seed1'
 
 
@@ -92,8 +80,6 @@ def test_predictions_of_an_earlier_version_are_refused_with_what_to_do(runs, tmp
 @pytest.mark.parametrize('task', ['single-label', 'multi-label'])
 @pytest.mark.parametrize('batches', [0, 1])
 def test_an_evaluation_that_is_told_to_stop_has_no_numbers(root, task, batches):
-  from test_views import evaluation, random_params
-
   lists = {f'data__{x}': f'{x}_several.csv' for x in ('train', 'val')}
   changes = {'data__zero_shot': ''} | (lists if task == 'multi-label' else {})
   found = evaluation(tiny.config(root, train__task=task, **changes))

@@ -4,6 +4,7 @@ import json
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import tiny
@@ -14,9 +15,11 @@ from xclip_jax.evaluation import scores
 from xclip_jax.models import vision
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.storage import state
-from xclip_jax.training import evaluate_run
+from xclip_jax.storage.checkpoints import Checkpoints
+from xclip_jax.training import evaluate_run as evaluation_lib
 from xclip_jax.training import job as job_lib
 from xclip_jax.training import run as run_lib
+from xclip_jax.weights import apply
 
 
 @pytest.fixture(scope='module')
@@ -27,13 +30,27 @@ def root(tmp_path_factory):
 def evaluation(config):
   mesh = mesh_lib.make_mesh(config.mesh)
   splits = open_splits(config.data, config.train.task)
-  return evaluate_run.Evaluation(config, job_lib.make_model(config), mesh, splits)
+  return evaluation_lib.Evaluation(config, job_lib.make_model(config), mesh, splits)
 
 
 def random_params(evaluation):
-  shapes = state.abstract(evaluation.model, job_lib.optax.identity()).params
-  rng = np.random.default_rng(0)
-  return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32), shapes)
+  return draw_params(evaluation.model.config, 0)
+
+
+def draw_params(config, seed):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(lambda x: rng.normal(0, 0.3, x.shape).astype(np.float32),
+                      apply.abstract_params(config))
+
+
+def evaluate_run(config, workdir, seed=0):
+  """Leaves the folder of a run with random parameters in place of trained ones; its results."""
+  params = draw_params(job_lib.make_model(config).config, seed)
+  workdir.mkdir()
+  (workdir / 'config.json').write_text(config.to_json_best_effort())
+  with Checkpoints(workdir) as checkpoints:
+    checkpoints.save(2, state.create(params, optax.identity()), {}, 0.5)
+  return run_lib.run(config, workdir, 'eval')
 
 
 def test_probabilities_are_the_mean_over_crops_and_clips(root):
@@ -57,13 +74,15 @@ def test_probabilities_are_the_mean_over_crops_and_clips(root):
   assert np.ptp(each, axis=1).max() > 1e-5
 
 
-def test_a_run_takes_every_option_and_its_report_shows_one_clip_a_video(root, tmp_path):
+@pytest.mark.parametrize('run', [
+  evaluate_run, pytest.param(run_lib.run, marks=pytest.mark.slow)])
+def test_a_run_takes_every_option_and_its_report_shows_one_clip_a_video(root, tmp_path, run):
   config = tiny.config(
     root, train__steps=2, report=False, data__zero_shot='', eval__clips=2, eval__crops=3,
     eval__views='reference', data__sampling='dense', data__stride=2, augment__rand_augment=2,
     augment__erase=0.5, augment__repeats=2,
   )
-  results = run_lib.run(config, tmp_path / 'run')
+  results = run(config, tmp_path / 'run')
   assert np.isfinite(results['val/top1'])
   saved = json.loads((tmp_path / 'run' / 'results.json').read_text())
   assert saved['val/evaluated'] == saved['val/expected'] == 41

@@ -255,7 +255,7 @@ def test_other_picture_sizes_interpolate_bicubically_and_leave_the_class_token()
   want = cv2.resize(grid, (5, 5), interpolation=cv2.INTER_CUBIC)    # a = -0.75, as PyTorch's
   np.testing.assert_allclose(new[1:].reshape(5, 5, -1)[..., :4], want, atol=1e-5)
   video = np.zeros((1, config.num_frames, 80, 80, 3), np.float32)
-  out = XCLIP(config).apply({'params': params}, video, case.token_ids)
+  out = jax.jit(XCLIP(config).apply)({'params': params}, video, case.token_ids)
   assert np.isfinite(out.logits).all()
   with pytest.raises(ValueError, match='image_size=81 is not a multiple'):
     apply.resample(case.params, case.config, image_size=81)
