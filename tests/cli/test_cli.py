@@ -301,6 +301,7 @@ def test_embed_writes_features_of_what_could_be_read(
 
 
 def test_mixed_inputs_compile_two_programs(classify, folder, weights, monkeypatch, tmp_path):
+  classifier._programs.cache_clear()                # what other tests compiled
   fresh = classifier.Classifier(native.read(weights))
   monkeypatch.setattr(classifier, 'load', lambda *_, **__: fresh)
   traced, encode = collections.Counter(), XCLIP.encode_video

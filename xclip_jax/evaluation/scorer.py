@@ -18,6 +18,7 @@ from xclip_jax.data import bad_files
 from xclip_jax.data.clips import augment, pipeline, sampling
 from xclip_jax.errors import UserError
 from xclip_jax.evaluation import view_batches
+from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.models.inference_options.quantisation import cast_for_inference
 from xclip_jax.models.xclip import XCLIP, compare, encode_pixels
 from xclip_jax.parallel import mesh as mesh_lib
@@ -86,8 +87,10 @@ class PathSource:
 
 
 @functools.lru_cache(8)
-def _programs(model: XCLIP, statistics: Preprocess, mesh: Mesh) -> tuple[Any, Any]:
+def _programs(config: XCLIPConfig, statistics: Preprocess, mesh: Mesh) -> tuple[Any, Any]:
   """Returns the jitted prediction and text encoder of all scorers of one architecture."""
+  model = XCLIP(config)
+
   def predict(params, batch, texts):
     features = encode_pixels(model, params, batch['video'], statistics)
     score_block = lambda text: compare(model, params, features, text).logits
@@ -132,8 +135,9 @@ class Scorer:
     shards = mesh_lib.batch_shards(mesh)
     self.batch_size = -(-batch_size // shards) * shards
 
-    statistics = Preprocess(tuple(preprocess.mean), tuple(preprocess.std))
-    self._predict, self._encode_text = _programs(model, statistics, mesh)
+    statistics = dataclasses.replace(
+      preprocess, mean=tuple(preprocess.mean), std=tuple(preprocess.std))
+    self._predict, self._encode_text = _programs(model.config, statistics, mesh)
 
   def place(self, params: Any) -> Any:
     """Puts parameters on all devices in the dtypes that inference uses."""

@@ -69,8 +69,10 @@ class _Programs(NamedTuple):
 
 
 @functools.lru_cache(8)
-def _programs(model: XCLIP, statistics: native.Preprocess) -> _Programs:
-  """Returns what all classifiers of one architecture share, so that each compiles once."""
+def _programs(config: XCLIPConfig, statistics: native.Preprocess) -> _Programs:
+  """Returns the jitted functions that all classifiers of one architecture share."""
+  model = XCLIP(config)
+
   def score(params, video, text, count):
     return class_probabilities(compare(model, params, video, text).logits, count)
 
@@ -287,8 +289,8 @@ class Classifier:
   @functools.cached_property
   def _programs(self) -> '_Programs':
     preprocess = self.weights.preprocess
-    return _programs(
-      self.model, native.Preprocess(tuple(preprocess.mean), tuple(preprocess.std)))
+    return _programs(self.model.config, dataclasses.replace(
+      preprocess, mean=tuple(preprocess.mean), std=tuple(preprocess.std)))
 
   @functools.cached_property
   def _token_ids(self) -> Callable[[tuple[str, ...]], tuple[np.ndarray, ...]]:
