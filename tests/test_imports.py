@@ -42,6 +42,7 @@ LIBRARIES = {
   'models': {'flax', 'jax', 'jaxtyping', 'numpy'},
   'parallel': {'jax', 'numpy'},
   'data': {'PIL', 'absl', 'array_record', 'av', 'cv2', 'etils', 'grain', 'numpy', 'tqdm'},
+  'data.datasets.tables': {'pyarrow'},
   'data.datasets.tfds_source': {'numpy', 'tensorflow_datasets'},
   'data.tools.tfds_videos': {
     'absl', 'apache_beam', 'av', 'cv2', 'etils', 'numpy', 'tensorflow_datasets'},
@@ -172,7 +173,7 @@ def test_every_library_that_is_imported_is_declared():
       allowed |= extras['parity']
     if path.stem.startswith('tfds_'):  # which says how to get it where it is missing
       allowed |= extras['beam']
-    if path.stem == 'vector_files':    # likewise
+    if path.stem in ('vector_files', 'tables'):    # likewise
       allowed |= extras['parquet']
     if path.stem == 'files':           # likewise
       allowed |= extras['gcs']

@@ -27,6 +27,7 @@ from xclip_jax.errors import UserError
 
 AnyPath = Path | epath.Path
 _SCHEME = re.compile(r'([A-Za-z][A-Za-z0-9+.-]+):(/+)(.*)', re.DOTALL)   # C:/ is no scheme
+_WEB = ('http', 'https', 'ftp', 'ftps', 'rtsp', 'rtmp', 'rtp', 'udp', 'tcp', 'srt', 'mms')
 _UNSAFE = re.compile(r'[#?*\[\]\x00-\x1f]')      # special in URLs, or wildcards of gcsfs
 _LONGEST_NAME = 255                              # bytes of a file name, on most file systems
 
@@ -44,6 +45,8 @@ def check_scheme(name: str | os.PathLike, field: str, bucket: bool = True) -> No
   if not match:
     return
   scheme, slashes, rest = match.groups()
+  if scheme.lower() != 'gs' and os.path.lexists(f'{scheme}:'):      # a folder of that name
+    return
   start = f'{field}={text!r}'
   if scheme.lower() == 'gs' and not bucket:
     root, _, folder = rest.partition('/')
@@ -65,6 +68,9 @@ def check_scheme(name: str | os.PathLike, field: str, bucket: bool = True) -> No
     return
   if scheme.lower() == 'file':
     raise UserError(f'{start}: write a local path without file://')
+  if scheme.lower() in _WEB:
+    raise UserError(f'{start}: a file is wanted, and {scheme}:// is not supported; download the '
+                    'file, or record the stream into one, and name that')
   either = 'gs://BUCKET/PATH or a local path' if bucket else 'a local path'
   raise UserError(
     f'{start}: {either} is wanted, and {scheme}:// is not supported. Mount it as a folder (s3:// '

@@ -40,6 +40,28 @@ def prepare_compilation(quiet: bool) -> None:
 
 
 @contextlib.contextmanager
+def saying_damage() -> Iterator[None]:
+  """Prints what was lost of damaged videos as lines of the command."""
+  import logging
+
+  class Say(logging.Handler):
+    """Prints the message of a record."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+      """Prints a record, past a progress bar."""
+      output.say(output.printable(record.getMessage()))
+
+  logger, handler = logging.getLogger('xclip_jax.data.reading.damage'), Say()
+  logger.addHandler(handler)
+  propagated, logger.propagate = logger.propagate, False
+  try:
+    yield
+  finally:
+    logger.removeHandler(handler)
+    logger.propagate = propagated
+
+
+@contextlib.contextmanager
 def exiting_on_sigterm() -> Iterator[None]:
   """Turns SIGTERM into SystemExit, so that half-written files and processes are cleared away."""
   if threading.current_thread() is not threading.main_thread():

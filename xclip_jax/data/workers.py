@@ -64,7 +64,9 @@ def unordered(
             chunks.remove(running[done])
             yield from results
         finally:
-          pool.shutdown(wait=False, cancel_futures=True)  # not after Ctrl-C
+          # Waits for what has begun, also after Ctrl-C: a pool that is left to itself prints a
+          # traceback when the interpreter ends first.
+          pool.shutdown(cancel_futures=True)
     except concurrent.futures.process.BrokenProcessPool:
       # An item of a begun chunk was the cause, and begun chunks are at the front.
       begun, chunks = chunks[:2 * processes + 1], chunks[2 * processes + 1:]

@@ -16,6 +16,8 @@ from xclip_jax.data.video import decode
 from xclip_jax.data.video.decode import VideoError
 from xclip_jax.weights.native import Preprocess
 
+_SECONDS = 600.0                           # time limit for reading one video
+
 Video = str | os.PathLike | np.ndarray     # a file, or uint8 frames [F, H, W, 3] of any F, H and W
 
 
@@ -41,7 +43,8 @@ class ClipReader:
     """
     choose_frames = lambda count: sampling.test_indices(count, self.num_frames)
     if isinstance(video, str | os.PathLike):
-      name, frames = os.fspath(video), decode.read_video(video, choose_frames)
+      name = os.fspath(video)
+      frames = decode.read_video(video, choose_frames, _SECONDS)
     else:
       name, frames = 'a video given as frames', np.asarray(video)
       if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:

@@ -26,6 +26,8 @@ from xclip_jax.inference.classifier import Answer, Classifier
 from xclip_jax.models import vision
 from xclip_jax.models.xclip import class_probabilities, compare
 
+_SECONDS = 120.0           # time limit for the next frame of a video
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TimeWindow:
@@ -50,6 +52,8 @@ def classify(
 ) -> Iterator[TimeWindow]:
   """Classifies windows of T frames of a video of any length, holding only a few windows.
 
+  Of a damaged video the frames that can be decoded are used; what was lost is logged at the end.
+
   Frames are encoded in runs of T that do not overlap, each frame once, and windows are put together
   from encoded frames: 1 / T of the work of the vision tower at stride 1. Cross-frame attention sees
   the frames of the encoded run, not of the window, so results are approximate unless the two
@@ -65,7 +69,8 @@ def classify(
 
   Raises:
     UserError: an argument is out of range, or the labels cannot be used.
-    VideoError: the video cannot be read, or has fewer than T * every frames.
+    VideoError: the video cannot be read, has fewer than T * every frames, or its next frame does
+      not come within two minutes.
   """
   T = classifier.config.num_frames
   if every < 1 or not 1 <= stride <= T:
@@ -107,7 +112,7 @@ def _sampled_frames(
   preprocess = classifier.weights.preprocess
   transform = augment.EvalTransform(
     classifier.config.image_size, preprocess.resize_ratio, preprocess.filter)
-  _, frames = decode.read_frames(video)
+  _, frames = decode.read_frames(video, seconds=_SECONDS)
   for number, (seconds, frame) in enumerate(frames):
     if number % every == 0:
       yield seconds, transform(frame[None])[0]

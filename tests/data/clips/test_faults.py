@@ -1,11 +1,12 @@
 """Files and disks that misbehave: each is noticed, named, replaced and counted; nothing hangs."""
 
 import contextlib
+import fcntl
 import io
 import itertools
 import os
 import pathlib
-import stat
+import signal
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ import videos
 from xclip_jax.data import bad_files
 from xclip_jax.data.clips import augment
 from xclip_jax.data.datasets import annotations
+from xclip_jax.data.reading import time_limits
 from xclip_jax.data.video import decode
 
 PROGRAMS = pathlib.Path(__file__).parents[2] / 'programs'
@@ -218,17 +220,36 @@ def test_slow_decoding_is_given_up_between_two_pictures(tmp_path, monkeypatch):
   assert gone()
 
 
+@contextlib.contextmanager
+def unopenable(path):
+  """Blocks everybody who opens a file, as storage that is gone does, until the block ends.
+
+  The kernel lets them wait for the holder of a lease, for 45 s. Yields a function that ends it.
+  """
+  previous = signal.signal(signal.SIGIO, signal.SIG_IGN)   # by which it asks for the lease
+  handle = os.open(path, os.O_RDONLY)
+  try:
+    fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+  except OSError as error:
+    os.close(handle)
+    pytest.skip(f'this file system has no leases ({error})')
+  release = lambda: fcntl.fcntl(handle, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+  try:
+    yield release
+  finally:
+    with contextlib.suppress(BlockingIOError):             # it was ended before
+      release()
+    os.close(handle)
+    assert gone()
+    signal.signal(signal.SIGIO, previous)
+
+
 @pytest.fixture
 def hanging(tmp_path):
-  """A file whose reading blocks for good: a pipe that nobody writes to."""
-  path = tmp_path / 'video 2.mp4'
-  os.mkfifo(path)
-  assert stat.S_ISFIFO(path.stat().st_mode)
-  yield path
-  while readers():                                         # open it for them: they find no video
-    with_writer = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-    time.sleep(0.05)
-    os.close(with_writer)
+  """A file whose reading blocks."""
+  path = pathlib.Path(write(tmp_path / 'video 2.mp4'))
+  with unopenable(path):
+    yield path
 
 
 def test_a_hanging_read_is_given_up_in_time(hanging):
@@ -255,7 +276,7 @@ def test_a_hanging_file_is_replaced_as_if_it_were_missing(hanging, tmp_path, wor
 
 
 def test_a_process_full_of_hanging_reads_says_so(hanging, monkeypatch):
-  monkeypatch.setattr(decode, '_MAX_STUCK', 2)
+  monkeypatch.setattr(time_limits, '_MAX_STUCK', 2)
   for _ in range(2):
     with pytest.raises(decode.VideoError):
       decode.read_video(hanging, np.arange, seconds=0.05)
@@ -273,32 +294,17 @@ def test_a_time_limit_changes_no_row(tmp_path):
   assert gone()
 
 
-@contextlib.contextmanager
-def slow_disk(path, data, seconds):
-  """Let a pipe hand out a file that takes some time to arrive."""
-  os.mkfifo(path)
-  enough = threading.Event()
-
-  def trickle():
-    with contextlib.suppress(BrokenPipeError), open(path, 'wb', buffering=0) as pipe:
-      for part in np.array_split(np.frombuffer(data, np.uint8), 10):
-        if not enough.wait(seconds / 10):
-          pipe.write(part.tobytes())
-
-  threading.Thread(target=trickle, daemon=True).start()
-  yield
-  enough.set()
-  assert gone()
-
-
 @pytest.mark.parametrize('takes, limit, replaced', [(1, 60, False), (60, 2, True)])
 def test_a_slow_disk_is_waited_for_as_long_as_the_limit(tmp_path, takes, limit, replaced):
   for row in (0, 1, 3):
     write(tmp_path / f'video {row}.mp4')
-  data = pathlib.Path(write(tmp_path / 'a.mkv')).read_bytes()
+  path = write(tmp_path / 'video 2.mp4')
   begin = time.monotonic()
-  with slow_disk(tmp_path / 'video 2.mp4', data, takes):
+  with unopenable(path) as release:
+    arrival = threading.Timer(takes, release)
+    arrival.start()
     (batch,) = train(list_of(tmp_path), 1, clip_seconds=limit, threads=0)
+    arrival.cancel()
   assert time.monotonic() - begin < 30 and batch['mask'].all()
   assert (2 in batch['failed'], 2 in batch['index']) == (replaced, not replaced)
   assert (b'video 2.mp4: not read within 2 s' in b''.join(batch['error'])) == replaced

@@ -83,7 +83,7 @@ def test_absolute_paths_stay(tmp_path):
 
 @pytest.mark.parametrize('name, text, message', [
   ('a.csv', '', r"line 1: the header must hold path,label\[,caption\], found ''"),
-  ('a.csv', 'a.mp4 0\n', "line 1: the header must hold path,label"),
+  ('a.csv', 'a.mp4 x\n', "line 1: the header must hold path,label"),
   ('a.csv', 'path,label\n', 'has a header but no rows'),
   ('a.csv', 'path,label\na.mp4,0\nb.mp4,3\n',
    "line 3: label must be an id in 0..2 or a class name, found '3'"),

@@ -254,7 +254,8 @@ def test_a_clip_in_a_tar_reads_like_its_file(tmp_path, shard, clip):
 
 def test_an_archive_is_indexed_once_and_again_when_it_was_replaced(shard, clip, monkeypatch):
   opened, real = [], tarfile.open
-  monkeypatch.setattr(archives.tarfile, 'open', lambda *a: opened.append(a) or real(*a))
+  monkeypatch.setattr(archives.tarfile, 'open', lambda *a, **options: (
+    opened.append(a) or real(*a, **options)))
   for _ in range(3):
     decode.count_frames(f'{shard}/top.mp4')
   assert len(opened) == 1

@@ -95,7 +95,7 @@ def finetune(arguments: argparse.Namespace) -> int:
   for note in weights.notes:
     output.say(f'{weights.source}: {note}')
   clips = own_clips.usable(clips, weights.config.num_frames)
-  _say_left_out(clips.left_out)
+  _say_left_out(clips)
   clips = own_clips.split(clips, arguments.val_share, arguments.seed)
   folder = Path(os.path.abspath(arguments.output))
   given = arguments.weights
@@ -121,7 +121,16 @@ def finetune(arguments: argparse.Namespace) -> int:
   return output.FAILED_IN_PART if clips.left_out else 0
 
 
-def _say_left_out(left_out: Any) -> None:
+def _say_left_out(clips: Any) -> None:
+  from xclip_jax.data.datasets import folders
+
+  left_out = clips.left_out
+  if clips.unnamed:
+    output.say(output.printable(folders.describe_left_out(clips.unnamed)))
+  for path, note in clips.notes[:_MOST_REASONS]:
+    output.say(output.printable(f'used in part: {path}: {note}'))
+  if clips.notes[_MOST_REASONS:]:
+    output.say(f'used in part: {len(clips.notes) - _MOST_REASONS} more; see `xclip data check`')
   for path, reason in left_out[:_MOST_REASONS]:
     output.say(output.printable(f'left out: {path}: {reason}'))
   if left_out[_MOST_REASONS:]:

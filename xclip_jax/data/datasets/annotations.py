@@ -1,10 +1,8 @@
 """Class lists and annotation lists, read into examples that the pipeline can index."""
 
-import csv
 import dataclasses
 import functools
 import hashlib
-import io
 import json
 import os
 from collections.abc import Sequence
@@ -13,6 +11,9 @@ from typing import Any
 import numpy as np
 
 from xclip_jax import files
+from xclip_jax.data.datasets import tables, text_lists
+from xclip_jax.data.datasets.text_lists import Rows
+from xclip_jax.data.datasets.text_lists import is_reference_list as is_reference_list
 from xclip_jax.errors import UserError
 
 
@@ -89,8 +90,9 @@ def read_annotations(
   """Reads a list of videos with one class, or several classes, each.
 
   Args:
-    path: CSV with header `path,label[,caption]` where a label is a class id or a class name, or a
-      `.txt` of the reference's `path id` lines (split at the last blank: paths may hold blanks).
+    path: CSV with header `path,label[,caption]` where a label is a class id or a class name, a
+      `.parquet` with such columns, or a `.txt` of the reference's `path id` lines (split at the
+      last blank: paths may hold blanks).
       Several labels of a video are separated by `;`. A path may lead into an archive; see
       data/video/archives.py.
     root: folder that relative paths start from. Whether the videos exist is not checked.
@@ -233,13 +235,14 @@ class Unlabelled:
 
 def read_rows(
   path: str | os.PathLike, required: Sequence[str], optional: Sequence[str] = ()
-) -> tuple[list[str], list[tuple[int, dict[str, str]]]]:
+) -> tuple[list[str], Rows]:
   """Reads the rows of a list without interpreting them.
 
   A CSV names its columns in its first line. A list of paths and labels may lack that line and have
-  ids as labels, as lists for PySlowFast do. Columns of a `.txt` are path and label. Lines at the
-  beginning that start with a hash and a blank are comments. A path may hold bytes that are not
-  UTF-8, which become surrogates, as in `os.fsdecode`.
+  ids as labels, as lists for PySlowFast do; a comma or a blank separates the two. Columns of a
+  `.txt` are path and label, those of a `.parquet` its own. Lines at the beginning that start with a
+  hash and a blank are comments. A path may hold bytes that are not UTF-8, which become surrogates,
+  as in `os.fsdecode`.
 
   Args:
     path: the list.
@@ -247,40 +250,25 @@ def read_rows(
     optional: names of columns that error messages mention.
 
   Returns:
-    column names, and (line number, fields by column) of every row.
+    column names, and (line number, fields by column) of every row. Rows of a Parquet file are
+    numbered as if its names stood in line 1.
 
   Raises:
     UserError: a column is missing, a row is malformed, or the list has no row.
   """
-  lines = _decode_lines(read_content(path), 'surrogateescape')
-  comments = 0
-  # The blank matters: HMDB51 has videos whose names start with a hash.
-  while comments < len(lines) and lines[comments].startswith('# '):
-    comments += 1
   header = ','.join(required) + ''.join(f'[,{name}]' for name in optional)
-  if is_reference_list(path):
-    columns, rows = ['path', 'label'], _text_rows(path, lines[comments:], comments)
-    if not rows:
-      raise UserError(f'{path}: is empty; wanted `path label` lines')
+  content = read_content(path)
+  if tables.is_table(path):
+    columns, rows = _table_rows(path, content)
   else:
-    reader = csv.reader(lines[comments:], strict=True)
-    columns = []
-    try:
-      columns = [name.strip() for name in next(reader, [])]
-      if set(required) <= {'path', 'label'} and len(columns) == 2 and columns[1].isdecimal():
-        columns, reader = ['path', 'label'], csv.reader(lines[comments:], strict=True)
-      if not set(required) <= set(columns):
-        raise UserError(f'{path}, line {comments + 1}: the header must hold {header}, found '
-                        f'{",".join(columns)!r}')
-      rows = _csv_rows(path, reader, columns, comments)
-    except csv.Error as error:
-      where = f'{path}, line {reader.line_num + comments}'
-      raise UserError(f'{where}: not valid CSV ({error})') from error
-    if not rows:
-      raise UserError(f'{path}: has a header but no rows; wanted {header}')
+    columns, rows = text_lists.read(path, content, required, header)
   missing = set(required) - set(columns)
-  if missing:
+  if missing and is_reference_list(path):
     raise UserError(f'{path}: a .txt list has a path and a label; {header} needs a CSV')
+  if missing:
+    raise UserError(f'{path}: the columns must hold {header}, found {",".join(columns)!r}')
+  if not rows:
+    raise UserError(f'{path}: has a header but no rows; wanted {header}')
   for line, row in rows:
     for column, field in row.items():
       if column != 'path' and not is_text(field):
@@ -289,9 +277,10 @@ def read_rows(
   return columns, rows
 
 
-def is_reference_list(path: str | os.PathLike) -> bool:
-  """Returns whether a list has the reference's format, `path id` lines, by its file name."""
-  return os.path.splitext(path)[1] == '.txt'
+def _table_rows(path: str | os.PathLike, content: bytes) -> tuple[list[str], Rows]:
+  columns, rows = tables.read(path, content)
+  return columns, [(number, dict(zip(columns, fields, strict=True)))
+                   for number, fields in enumerate(rows, start=2)]
 
 
 def absolute(path: str, root: str | os.PathLike, where: str) -> str:
@@ -299,37 +288,6 @@ def absolute(path: str, root: str | os.PathLike, where: str) -> str:
   if not path:
     raise UserError(f'{where}: the path is empty')
   return os.path.join(root, path)
-
-
-def _csv_rows(
-  path: str | os.PathLike, reader: Any, columns: Sequence[str], skipped: int
-) -> list[tuple[int, dict[str, str]]]:
-  rows = []
-  for fields in reader:
-    if not any(field.strip() for field in fields):
-      continue
-    line = reader.line_num + skipped
-    if len(fields) != len(columns):
-      raise UserError(
-        f'{path}, line {line}: {len(columns)} fields wanted ({",".join(columns)}), '
-        f'found {len(fields)}; quote a field that holds a comma'
-      )
-    rows.append((line, dict(zip(columns, (field.strip() for field in fields), strict=True))))
-  return rows
-
-
-def _text_rows(
-  path: str | os.PathLike, lines: Sequence[str], skipped: int
-) -> list[tuple[int, dict[str, str]]]:
-  rows = []
-  for line, text in enumerate(lines, start=skipped + 1):
-    if not text.strip():
-      continue
-    fields = text.strip().rsplit(maxsplit=1)
-    if len(fields) != 2:
-      raise UserError(f'{path}, line {line}: `path label` wanted, found {text.strip()!r}')
-    rows.append((line, dict(zip(('path', 'label'), fields, strict=True))))
-  return rows
 
 
 def is_text(text: str) -> bool:
@@ -346,7 +304,7 @@ def read_lines(path: str | os.PathLike) -> list[str]:
   """Reads a text file, UTF-8 with or without a byte order mark; UserError if it is no such text."""
   content = read_content(path)
   try:
-    return _decode_lines(content)
+    return text_lists.decode_lines(content)
   except UnicodeDecodeError as error:
     raise UserError(f'{path}: must be UTF-8 text ({error}); save it as UTF-8') from error
 
@@ -360,10 +318,6 @@ def read_content(path: str | os.PathLike) -> bytes:
     raise UserError(f'{path}: cannot be read (No such file or directory)') from error
   except OSError as error:
     raise UserError(f'{path}: cannot be read ({error.strerror})') from error
-
-
-def _decode_lines(content: bytes, errors: str = 'strict') -> list[str]:
-  return io.StringIO(content.decode('utf-8-sig', errors), newline='').readlines()
 
 
 def _few(values: Sequence[Any]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from xclip_jax import files
-from xclip_jax.data.datasets import annotations, public_formats
+from xclip_jax.data.datasets import annotations, folders, public_formats
 from xclip_jax.data.tools import check
 from xclip_jax.errors import UserError
 
@@ -37,6 +37,8 @@ class Clips:
     classes: class names, in order.
     is_multi_label: whether a video may have several labels.
     left_out: path and reason of each clip that cannot be used.
+    unnamed: files that may be clips, but whose names do not end as those of videos.
+    notes: path and what was lost of each damaged clip that is used.
   """
 
   root: Path
@@ -44,6 +46,8 @@ class Clips:
   classes: tuple[str, ...]
   is_multi_label: bool
   left_out: tuple[tuple[str, str], ...] = ()
+  unnamed: tuple[str, ...] = ()
+  notes: tuple[tuple[str, str], ...] = ()
 
   def of(self, split: str) -> list[Clip]:
     """Returns the clips of a split."""
@@ -75,9 +79,10 @@ def read(source: str | os.PathLike, root: str | os.PathLike | None = None) -> Cl
       other = {'train': 'val', 'val': 'train'}[given[0]]
       raise UserError(f'{location} has a folder {given[0]} and no folder {other}; add it, or put '
                       'the folders of the classes into one')
-    rows, classes = [], None
+    rows, classes, unnamed = [], None, []
     for split in given if len(given) == 2 else ['']:
       classes, listing = public_formats.read_folder(location / split, classes)
+      unnamed += listing.left_out
       for example in listing.examples:
         assert isinstance(example.label, int)          # of a folder
         rows.append((example.path, (classes.names[example.label],), split))
@@ -86,6 +91,7 @@ def read(source: str | os.PathLike, root: str | os.PathLike | None = None) -> Cl
   elif location.is_file():
     rows, names, is_multi_label = _read_csv(
       location, Path(root) if root else location.parent)
+    unnamed = []
     location = Path(os.path.abspath(root)) if root else location.parent
   else:
     raise UserError(f'{location} is not there; give a folder with a subfolder for each class, or a '
@@ -96,12 +102,12 @@ def read(source: str | os.PathLike, root: str | os.PathLike | None = None) -> Cl
     raise UserError(f'{location}: two classes are called {twice!r}; rename one')
   clips = tuple(Clip(path, tuple(pretty[x] for x in labels), split)
                 for path, labels, split in rows)
-  return Clips(location, clips, tuple(pretty.values()), is_multi_label)
+  return Clips(location, clips, tuple(pretty.values()), is_multi_label, unnamed=tuple(unnamed))
 
 
 def _holds_videos(folder: Path) -> bool:
   """Returns whether a folder itself holds videos, so that its name is that of a class."""
-  return any(x.suffix.lower() in public_formats.SUFFIXES for x in folder.iterdir())
+  return any(folders.has_suffix(x.name) for x in folder.iterdir())
 
 
 def _read_csv(path: Path, root: Path) -> tuple[list[tuple], tuple[str, ...], bool]:
@@ -127,7 +133,7 @@ def _read_csv(path: Path, root: Path) -> tuple[list[tuple], tuple[str, ...], boo
 def usable(clips: Clips, num_frames: int, progress: Any = None) -> Clips:
   """Leaves out clips that cannot be read, and all but the first of files with the same content.
 
-  Short videos stay: their frames are repeated.
+  Short videos stay: their frames are repeated. So do damaged ones, as far as they can be decoded.
   """
   with tempfile.TemporaryDirectory() as folder:
     lists = write_lists(Path(folder), clips, {'all': clips.clips})
@@ -137,10 +143,12 @@ def usable(clips: Clips, num_frames: int, progress: Any = None) -> Clips:
   show = lambda line: os.path.relpath(by_line[int(line)].path, clips.root)
   bad = {x.line: re.sub(r'line (\d+)', lambda m: show(m[1]), x.reason)
          if x.kind == 'duplicate' else x.reason
-         for x in findings.problems if x.line and x.kind != 'short'}
+         for x in findings.problems if x.line and x.kind not in ('short', 'damaged')}
+  notes = tuple((by_line[x.line].path, x.reason) for x in (*findings.problems, *findings.notes)
+                if x.line and x.kind in ('damaged', 'resized'))
   return dataclasses.replace(
     clips, clips=tuple(clip for line, clip in by_line.items() if line not in bad),
-    left_out=tuple((by_line[line].path, bad[line]) for line in sorted(bad)))
+    left_out=tuple((by_line[line].path, bad[line]) for line in sorted(bad)), notes=notes)
 
 
 def split(clips: Clips, share: float, seed: int) -> Clips:
@@ -188,7 +196,8 @@ def split(clips: Clips, share: float, seed: int) -> Clips:
 
 
 def _draw(seed: int, name: str) -> bytes:
-  return hashlib.sha256(f'{seed} {name}'.encode()).digest()
+  # A name may hold bytes that are no text.
+  return hashlib.sha256(f'{seed} {name}'.encode(errors='surrogateescape')).digest()
 
 
 def write_lists(

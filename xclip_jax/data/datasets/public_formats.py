@@ -13,22 +13,24 @@ from pathlib import Path
 from typing import Any
 
 from xclip_jax import files
-from xclip_jax.data.datasets import annotations
+from xclip_jax.data.datasets import annotations, folders
 from xclip_jax.data.datasets.annotations import ClassList, Example
 from xclip_jax.errors import UserError
-
-SUFFIXES = (  # of video files
-  '.3gp', '.asf', '.avi', '.flv', '.m2ts', '.m4v', '.mkv', '.mov', '.mp4', '.mpeg', '.mpg', '.mts',
-  '.mxf', '.ogv', '.ts', '.vob', '.webm', '.wmv',
-)
 
 
 @dataclasses.dataclass(frozen=True)
 class Listing:
-  """Holds the present videos of one split, and the number of videos in its annotations."""
+  """Holds the present videos of one split, and the number of videos in its annotations.
+
+  Fields:
+    examples: the videos.
+    listed: number of videos in the annotations.
+    left_out: files of a folder that may be videos, but whose names do not say so.
+  """
 
   examples: list[Example]
   listed: int
+  left_out: tuple[str, ...] = ()
 
 
 def read_folder(
@@ -37,8 +39,7 @@ def read_folder(
   """Reads a folder with one subfolder for each class; its name is the class name.
 
   Args:
-    folder: the folder. Videos lie at any depth of a subfolder and are known by their suffix; hidden
-      files are ignored.
+    folder: the folder. Videos lie at any depth of a subfolder, see `folders.find_videos`.
     classes: classes of the training split, to read another split; None: the subfolders, in order.
 
   Returns:
@@ -49,7 +50,8 @@ def read_folder(
       none of `classes`.
   """
   folder = Path(os.path.abspath(folder))
-  names = sorted(x.name for x in _entries(folder) if x.is_dir() and x.name[0] != '.')
+  names = sorted(x.name for x in _entries(folder)
+                 if x.is_dir() and x.name[0] != '.' and not folders.is_above(x, folder))
   for name in names:
     if not annotations.is_text(name):
       raise UserError(f'{folder}: the name of subfolder {os.fsencode(name)!r} is not UTF-8 text; '
@@ -63,13 +65,14 @@ def read_folder(
       'folder; rename it, or add that class there'
     )
   classes = classes or _class_list(names)
-  examples = []
+  examples, left_out = [], []
   for label, name in enumerate(classes.names):
-    paths = _videos_in(folder / name) if name in names else []
-    if name in names and not paths:
-      raise UserError(f'{folder / name}: holds no video ({" ".join(SUFFIXES)})')
-    examples += [Example(path, label) for path in paths]
-  return classes, Listing(examples, len(examples))
+    found = folders.find_videos(folder / name) if name in names else folders.Found([], [])
+    if name in names and not found.videos:
+      raise UserError(f'{folder / name}: holds no video ({" ".join(folders.SUFFIXES)})')
+    examples += [Example(path, label) for path in found.videos]
+    left_out += found.left_out
+  return classes, Listing(examples, len(examples), tuple(left_out))
 
 
 def read_kinetics(
@@ -279,12 +282,8 @@ def _entries(folder: str | os.PathLike) -> list[files.AnyPath]:
 
 
 def _videos_in(folder: str | os.PathLike) -> list[str]:
-  _entries(folder)            # raises for a missing folder, which os.walk does not
-  return sorted(
-    os.path.join(parent, name)
-    for parent, _, names in os.walk(os.path.abspath(folder), followlinks=True) for name in names
-    if name.lower().endswith(SUFFIXES) and name[0] != '.'
-  )
+  _entries(folder)            # raises for a missing folder
+  return folders.find_videos(os.path.abspath(folder)).videos
 
 
 def _json(path: str | os.PathLike, kind: type) -> Any:

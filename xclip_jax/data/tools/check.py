@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import errno
 import hashlib
 import os
 import unicodedata
@@ -12,6 +13,7 @@ import numpy as np
 
 from xclip_jax.data import workers
 from xclip_jax.data.datasets import annotations
+from xclip_jax.data.reading import damage
 from xclip_jax.data.video import archives, decode
 from xclip_jax.errors import UserError
 
@@ -20,16 +22,21 @@ KINDS = {                     # kind of problem -> what it means
   'label': 'labels or captions that are wrong',
   'missing': 'files that are not there',
   'undecodable': 'files that are no video that can be decoded',
+  'damaged': 'videos of which a part is lost; training uses the rest',
   'short': 'videos with fewer frames than a clip',
   'duplicate': 'files with the same content as an earlier one',
 }
+NOTES = {                     # kind of note -> what it means
+  'resized': 'videos whose picture changes its size midway; training scales all to the first size',
+}
+_SECONDS = 600.0              # time limit for reading one video, or in --full its next frame
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
   """Describes a fault of one row, or of the class list if it has no line."""
 
-  kind: str                   # a key of KINDS
+  kind: str                   # a key of KINDS, or of NOTES
   line: int | None
   path: str                   # as the list gives it
   reason: str
@@ -37,11 +44,18 @@ class Problem:
 
 @dataclasses.dataclass(frozen=True)
 class Findings:
-  """Holds the result of a check: numbers of rows, and problems ordered by line."""
+  """Holds the result of a check: numbers of rows, and problems ordered by line.
+
+  Fields:
+    listed, present: number of rows, and of those whose file is there.
+    problems: what is wrong.
+    notes: what is unusual and does no harm.
+  """
 
   listed: int
   present: int
   problems: tuple[Problem, ...]
+  notes: tuple[Problem, ...] = ()
 
   @property
   def bad_lines(self) -> set[int]:
@@ -51,24 +65,35 @@ class Findings:
 
 @dataclasses.dataclass(frozen=True)
 class _File:
-  """Describes a file: size in bytes, and a problem unless a frame of it was decoded."""
+  """Describes a file: size in bytes, a problem if it has one, and its notes as (kind, text)."""
 
   size: int = 0
   kind: str = ''
   reason: str = ''
+  notes: tuple[tuple[str, str], ...] = ()
+
+  @property
+  def is_whole(self) -> bool:
+    """Returns whether its content can be compared with that of others."""
+    return self.kind in ('', 'damaged', 'short')
 
 
 def check_list(
   path: str | os.PathLike, root: str | os.PathLike, classes_path: str | os.PathLike | None,
-  *, num_frames: int, processes: int = 1, progress: Callable[..., Iterable] | None = None,
+  *, num_frames: int, full: bool = False, processes: int = 1,
+  progress: Callable[..., Iterable] | None = None,
 ) -> Findings:
-  """Checks the label, the file and one frame of each row of a list, and finds duplicates.
+  """Checks the label and the file of each row of a list, and finds duplicates.
+
+  Frames are read from all parts of a video that training draws from. A video without a problem
+  other than 'damaged', 'short' and 'duplicate' is one that training can read.
 
   Args:
     path: a list as `annotations.read_annotations` or `read_captions` takes it.
     root: folder that relative paths start from.
     classes_path: class list; None for a list of captions, which has no classes.
     num_frames: T; a video with fewer frames is a problem.
+    full: decode all frames, so that no damage is missed.
     processes: number of reading processes; 1: this one. With more, call it under a `__main__`
       guard.
     progress: wraps an iterable as tqdm does, given `total` and `desc`.
@@ -92,16 +117,18 @@ def check_list(
   paths = list(dict.fromkeys(file for _, _, file in lines))     # a file may be listed again
   progress = progress or (lambda items, **_: items)
   crashed = _File(0, 'undecodable', 'reading it crashes the decoder')
-  results = workers.unordered(_Inspect(num_frames), paths, processes, crashed)
+  results = workers.unordered(_Inspect(num_frames, full), paths, processes, crashed)
   inspected = dict(progress(results, total=len(paths), desc='decoding'))
-  by_size = collections.Counter(x.size for x in inspected.values() if not x.kind)
-  suspects = [x for x in paths if not inspected[x].kind and by_size[inspected[x].size] > 1]
+  by_size = collections.Counter(x.size for x in inspected.values() if x.is_whole)
+  suspects = [x for x in paths if inspected[x].is_whole and by_size[inspected[x].size] > 1]
   results = workers.unordered(_digest, suspects, processes, '')
   digests = dict(progress(results, total=len(suspects), desc='comparing'))
   problems += _check_files(lines, inspected, digests, repeats='label' not in columns)
   present = sum(inspected[file].kind != 'missing' for _, _, file in lines)
   problems.sort(key=lambda problem: (problem.line or 0, problem.kind))
-  return Findings(len(rows), present, tuple(problems))
+  notes = [Problem(kind, line, name, text) for line, name, file in lines
+           for kind, text in inspected[file].notes]
+  return Findings(len(rows), present, tuple(problems), tuple(notes))
 
 
 def _check_files(
@@ -120,6 +147,7 @@ def _check_files(
   for line, name, file in lines:
     if inspected[file].kind:
       yield Problem(inspected[file].kind, line, name, inspected[file].reason)
+    if not inspected[file].is_whole:
       continue
     earlier_line, earlier_file = first.setdefault(digests.get(file) or file, (line, file))
     if earlier_line != line and not (repeats and earlier_file == file):
@@ -151,25 +179,45 @@ def _check_labels(rows: list, path: Any, classes_path: Any) -> Iterator[Problem]
 
 @dataclasses.dataclass(frozen=True)
 class _Inspect:
-  """Reads a frame of a file and returns its _File; a class, so that it can be pickled."""
+  """Reads frames of a file and returns its _File; a class, so that it can be pickled."""
 
   num_frames: int
+  full: bool
 
   def __call__(self, path: str) -> _File:
-    counts = []
     inside = archives.is_member(path)
-    if not inside and not os.path.isfile(path):
+    if not inside and not os.path.exists(path):
       return _File(0, 'missing', 'no such file')
+    notes: list[damage.Note] = []
     try:
       size = archives.size(path) if inside else os.path.getsize(path)
-      decode.read_video(path, lambda n: counts.append(n) or np.array([n // 2]))
+      count = self._count_all(path, notes) if self.full else self._count(path, notes)
     except (decode.VideoError, MemoryError) as error:
       return _File(0, 'undecodable', str(error).removeprefix(f'{path}: '))
-    except OSError as error:  # the archive exists, but not the file in it
-      return _File(0, 'missing', error.strerror or str(error))
-    if counts[-1] < self.num_frames:
-      return _File(size, 'short', f'{counts[-1]} frames, a clip needs {self.num_frames}')
-    return _File(size)
+    except OSError as error:
+      reason = error.strerror or str(error)
+      return _File(0, 'missing' if error.errno == errno.ENOENT else 'undecodable', reason)
+    other = tuple((note.kind, note.text) for note in notes if note.kind != damage.DAMAGED)
+    lost = '; '.join(note.text for note in notes if note.kind == damage.DAMAGED)
+    if count < self.num_frames:
+      short = f'{count} frames, a clip needs {self.num_frames}'
+      return _File(size, 'short', f'{short}; {lost}' if lost else short, other)
+    return _File(size, 'damaged' if lost else '', lost, other)
+
+  def _count(self, path: str, notes: list[damage.Note]) -> int:
+    """Reads the first frame of every part that training draws from, and the last of all."""
+    counts = []
+
+    def choose(count: int) -> np.ndarray:
+      counts.append(count)
+      return np.unique(np.arange(self.num_frames + 1) * max(count - 1, 0) // self.num_frames)
+
+    decode.read_video(path, choose, _SECONDS, report=notes.append)
+    return counts[-1]
+
+  def _count_all(self, path: str, notes: list[damage.Note]) -> int:
+    _, frames = decode.read_frames(path, notes.append, _SECONDS)
+    return sum(1 for _ in frames)
 
 
 def _digest(path: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from xclip_jax.data.datasets import annotations
+from xclip_jax.data.datasets import annotations, tables
 from xclip_jax.data.datasets.annotations import ClassList
 from xclip_jax.errors import UserError
 
@@ -172,6 +172,8 @@ def _format(
   if annotations.is_reference_list(path):
     return annotations.encode_list(
       f'# {note}\n' + ''.join(f'{row["path"]} {row["label"]}\n' for row in rows))
+  if tables.is_table(path):
+    return tables.write(columns, rows, note)
   text = io.StringIO()
   writer = csv.writer(text, lineterminator='\n')
   writer.writerows([columns, *([row[name] for name in columns] for row in rows)])

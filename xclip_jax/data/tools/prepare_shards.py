@@ -28,11 +28,13 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 
 from xclip_jax import files
 from xclip_jax.data import workers
+from xclip_jax.data.reading import damage
 from xclip_jax.data.video import archives, decode, encode
 from xclip_jax.errors import UserError
 
 VERSION = 1                   # of the stored files; raised when they must be prepared again
 _TRIES = 2                    # times that a video may end the process that reads it
+_STALLED_SECONDS = 300.0      # in which the next frame of a video must come
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,9 +151,10 @@ def write(shard: Shard, blamed: dict[int, str], begin: Callable[[int], None]) ->
 
 def _encode(path: str, encoding: encode.Encoding) -> tuple[bytes, dict[str, Any]] | str:
   """Returns the content of a stored video and facts about it, or the reason why it failed."""
+  notes: list[damage.Note] = []
   try:
     size = archives.size(path) if archives.is_member(path) else os.path.getsize(path)
-    encoded = encode.encode(path, encoding)
+    encoded = encode.encode(path, encoding, notes.append, _STALLED_SECONDS)
   except OSError as error:
     return error.strerror or str(error)
   except decode.VideoError as error:
@@ -161,7 +164,7 @@ def _encode(path: str, encoding: encode.Encoding) -> tuple[bytes, dict[str, Any]
   return encoded.content, {
     'source_bytes': size, 'frames': encoded.num_frames, 'height': encoded.height,
     'width': encoded.width, 'psnr': round(encoded.psnr, 3) if math.isfinite(encoded.psnr) else None,
-    'seconds': round(encoded.seconds, 3),
+    'seconds': round(encoded.seconds, 3), 'notes': [note.text for note in notes],
   }
 
 

@@ -50,6 +50,7 @@ class Report:
   listed: int                 # videos, each once
   prepared: int               # videos
   failed: tuple[tuple[str, str], ...]      # (path, reason)
+  notes: tuple[tuple[str, str], ...]       # (path, what was lost of a video that was stored)
   shards: int
   hours: float                # of video
   frames: int                 # stored
@@ -311,7 +312,9 @@ def _make_report(plan: Plan, facts: Sequence[dict]) -> Report:
     psnr = {name: round(float(x), 2) for name, x in zip(psnr, values, strict=True)}
   total = lambda name, rows: sum(row[name] for row in rows)
   return Report(
-    listed=plan.count, prepared=len(videos), failed=tuple(list_failed(facts)), shards=len(facts),
+    listed=plan.count, prepared=len(videos), failed=tuple(list_failed(facts)),
+    notes=tuple((video['path'], note) for video in videos for note in video.get('notes', ())),
+    shards=len(facts),
     hours=round(total('seconds', videos) / 3600, 4), frames=total('frames', videos),
     bytes_before=total('source_bytes', videos), bytes_after=total('bytes', facts), psnr=psnr,
     cpu_seconds_per_video=round(total('cpu_seconds', facts) / max(1, len(videos)), 3),

@@ -6,6 +6,7 @@
 
 import errno
 import functools
+import io
 import os
 import re
 import tarfile
@@ -19,6 +20,12 @@ _INTO_ARCHIVE = re.compile(r'\.(tar|array_record)/', re.IGNORECASE)
 # A reader keeps its file open and costs 0.2 ms to make; a process may have few files open at once.
 _OPEN_RECORD_FILES = 128
 _AT_RANDOM = 'readahead_buffer_size:0,max_parallelism:0'
+
+_LONGEST_HEADER = 1 << 20    # bytes; names and attributes of a file are much shorter
+_CUT = 'the archive ends in the middle of this file'
+
+# What tarfile raises at headers with absurd numbers, besides its own errors.
+_TAR_ERRORS = (tarfile.TarError, ArithmeticError, ValueError, MemoryError, RecursionError)
 
 _lock = threading.Lock()      # one thread makes the index of an archive, the others wait for it
 
@@ -34,11 +41,13 @@ def read(path: str) -> bytes:
   if holds_records:
     return _read_record(archive, name)
   offset, size = _locate(archive, name)
+  if offset + size > os.path.getsize(archive):     # also absurd numbers, which no read would take
+    raise OSError(errno.EIO, _CUT)
   with open(archive, 'rb') as file:
     file.seek(offset)
     content = file.read(size)
   if len(content) < size:
-    raise OSError(errno.EIO, 'the archive ends in the middle of this file')
+    raise OSError(errno.EIO, _CUT)
   return content
 
 
@@ -108,27 +117,47 @@ def _record_reader(archive: str, version: tuple) -> Any:
 def _locate(archive: str, name: str) -> tuple[int, int]:
   version = _version(archive)
   with _lock:
-    index = _index(archive, version)
+    index, fault = _index(archive, version)
   if name not in index:
-    raise OSError(errno.ENOENT, f'no such file among the {len(index)} in the archive')
+    where = f'before its damage ({fault})' if fault else 'in the archive'
+    raise OSError(errno.ENOENT, f'no such file among the {len(index)} {where}')
   return index[name]
 
 
+class _HeaderFile(io.FileIO):
+  """Reads the headers of an archive, and refuses those that claim to be longer than any is."""
+
+  def read(self, size: int = -1, /) -> bytes:
+    """Reads bytes; ReadError if a header would take more than `_LONGEST_HEADER`."""
+    if not 0 <= size <= _LONGEST_HEADER:
+      raise tarfile.ReadError(f'a header claims {size} bytes')
+    return super().read(size)
+
+
 @functools.cache
-def _index(archive: str, version: tuple) -> dict[str, tuple[int, int]]:
-  """Returns name -> (offset, size) in bytes of every file in a tar; read once in each process."""
+def _index(archive: str, version: tuple) -> tuple[dict[str, tuple[int, int]], str]:
+  """Indexes a tar; read once in each process.
+
+  Returns:
+    name -> (offset, size) in bytes of every file; and what is wrong with the archive, or ''.
+  """
   del version                 # part of the key: an archive that was replaced is indexed anew
-  index = {}
+  index, fault = {}, ''
+  position = -1
   try:
-    with tarfile.open(archive, 'r:') as tar:
+    with _HeaderFile(archive) as file, tarfile.open(fileobj=file, mode='r:') as tar:
       for member in tar:
+        if member.size < 0 or tar.offset <= position:    # would be read again, for ever
+          raise tarfile.ReadError(f'the size of {member.name!r} is damaged')
+        position = tar.offset
         name = os.path.normpath(member.name)
         if member.isreg() and not member.issparse():
           index[name] = (member.offset_data, member.size)
         elif member.islnk() and os.path.normpath(member.linkname) in index:
           index[name] = index[os.path.normpath(member.linkname)]
-  except tarfile.TarError as error:
-    if not index:             # of a truncated archive the complete files can be used
-      reason = f'the archive is not an uncompressed tar file: {error}'
+  except _TAR_ERRORS as error:
+    if not index:             # of a damaged archive the files before the damage can be used
+      reason = f'the archive is damaged or not an uncompressed tar file: {error}'
       raise OSError(errno.EINVAL, reason) from error
-  return index
+    fault = str(error)
+  return index, fault

@@ -7,22 +7,21 @@ frames are counted there, and only the packets that the chosen frames depend on 
 
 import contextlib
 import fractions
-import functools
 import io
+import itertools
 import os
-import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, cast
 
 import av
-import cv2
 import numpy as np
-from av.container import InputContainer
 from av.error import FFmpegError
 from av.stream import Disposition
 
 from xclip_jax.assets import bundled
+from xclip_jax.data.reading import damage, opening, pictures, time_limits
+from xclip_jax.data.reading.damage import Damage
+from xclip_jax.data.reading.opening import VideoError as VideoError
 from xclip_jax.data.video import archives, bitstream
 from xclip_jax.errors import UserError
 
@@ -31,50 +30,39 @@ _TIMED_CONTAINERS = {'mp4', 'webm'}
 _TIMED_CODECS = {'h264', 'hevc', 'vp8', 'vp9', 'av1'}
 _NEVER_SKIP = {'av1'}  # its decoder fixes with the first packet whether it skips pictures
 
-JPEG_FRAMES = 'xclip-jax: JPEG frames'  # comment of files with JPEG pictures as packets
-
-# Metadata such as titles may be in any encoding. PyAV 19 tolerates that without an option.
-_LENIENT: dict[str, Any] = (
-  {'metadata_errors': 'replace'} if int(av.__version__.split('.')[0]) < 19 else {})
-_MAX_STUCK = 16  # number of threads of one process that may hang in a read
-
-_CHANGES_SIZE = 'the picture changes its size midway; re-encode it to one size'
-
-_stuck: list[threading.Thread] = []
-_stuck_lock = threading.Lock()
-
-
-class VideoError(UserError):
-  """Names a file that cannot be used as a video, and the reason."""
-
 
 def read_video(
   file: str | os.PathLike | bytes | io.BytesIO,
   choose: Callable[[int], np.ndarray],
   seconds: float = 0.0,
   name: str = '',
+  report: damage.Report | None = None,
 ) -> np.ndarray:
   """Decodes chosen frames of a video, exactly.
+
+  Of a damaged file the frames that can be decoded are used.
 
   Args:
     file: path, also into an archive (`shard.tar/name.mp4`, `shard.array_record/17`); 'sample:NAME',
       a clip in the package (`assets.bundled`); or the file's contents.
     choose: maps the number of frames in the video to the chosen indices, in any order and with
       repeats. If fewer frames can be decoded than the file has packets for (a stream that starts in
-      the middle of a group of pictures), it is called again with their number.
+      the middle of a group of pictures, a damaged file), it is called again with their number.
     seconds: time limit; 0: none. With a limit, `choose` is called in another thread.
     name: name of the file in messages; its path by default.
+    report: called with each note about damage that the read has met, and about a picture that
+      changes its size; None: damage is logged.
 
   Returns:
-    uint8 [T, H, W, 3], RGB, upright, in the order of the indices.
+    uint8 [T, H, W, 3], RGB, upright, in the order of the indices. Frames of other sizes are scaled
+    to the size of the earliest, and cropped if their shape differs.
 
   Raises:
-    VideoError: the file is no video, has no frames, is damaged where the chosen frames are, or is
-      not read in time.
-    RuntimeError: so many reads hang in this process that the storage must be gone.
+    VideoError: the file is no video, has no frame that can be decoded, or is not read in time.
+    StorageError: so many reads hang in this process that the storage must be gone.
   """
   if not seconds:
-    return _read(file, choose, lambda: None, name)
+    return _read(file, choose, lambda: None, name, report)
   deadline = time.monotonic() + seconds
   reason = f'not read within {seconds:g} s; if it is only slow, raise data.clip_seconds'
   name = name or ('video in memory' if isinstance(file, bytes | io.BytesIO) else os.fspath(file))
@@ -83,114 +71,107 @@ def read_video(
     if time.monotonic() > deadline:
       raise VideoError(f'{name}: {reason}')
 
-  return _in_time(lambda: _read(file, choose, check, name), seconds, f'{name}: {reason}')
-
-
-def _in_time(work: Callable[[], np.ndarray], seconds: float, message: str) -> np.ndarray:
-  """Runs work in a thread of its own, and gives the thread up when time is up.
-
-  Slow work stops by itself at its next check. A thread that hangs in a system call or inside a
-  codec can be neither stopped nor killed (FFmpeg's own time-outs do not reach a blocking read). It
-  is left to wait, as a daemon thread that does not keep the process from ending.
-  """
-  with _stuck_lock:
-    _stuck[:] = [thread for thread in _stuck if thread.is_alive()]
-    if len(_stuck) >= _MAX_STUCK:
-      raise RuntimeError(f'{_MAX_STUCK} reads hang in this process; is the storage gone? {message}')
-  result = []
-
-  def run():
-    try:
-      result.append((work(), None))
-    except BaseException as error:  # of any kind: raised again in the waiting thread
-      result.append((None, error))
-
-  thread = threading.Thread(target=run, daemon=True, name='read_video')
-  thread.start()
-  thread.join(seconds)
-  if thread.is_alive() and not result:
-    with _stuck_lock:
-      _stuck.append(thread)
-    raise VideoError(message)
-  frames, error = result[0]
-  if error is not None:
-    raise error
-  return frames
+  work = lambda: _read(file, choose, check, name, report)
+  return time_limits.run(work, seconds, VideoError(f'{name}: {reason}'))
 
 
 def _read(
-  file, choose: Callable[[int], np.ndarray], check: Callable[[], None], name: str
+  file, choose: Callable[[int], np.ndarray], check: Callable[[], None], name: str,
+  report: damage.Report | None,
 ) -> np.ndarray:
+  found = Damage()
   with _opened(file, name) as (name, file, stream):
-    pictures = _find_pictures(file, stream)
-    if pictures:
-      return np.stack([_decode_picture(name, pictures[int(i)]) for i in choose(len(pictures))])
-    packets = _demux(name, stream, check)
+    stored = pictures.find(file, stream)
+    if stored:
+      return pictures.read(name, stored, choose, report)
+    packets = _demux(name, stream, check, found)
     shown = _shown(stream, packets, check)
     if not shown:
       raise VideoError(f'{name}: none of its {len(packets)} video packets is a picture to show')
-    chosen = [int(i) for i in choose(len(shown))]
+    count = len(shown)
+    chosen = [int(i) for i in choose(count)]
     frames = _by_timestamp(stream, packets, shown, set(chosen), check)
     if frames is None:
-      frames, count = _by_counting(stream, packets, set(chosen), check)
-      if count and len(frames) < len(set(chosen)):
+      frames, count = _by_counting(stream, packets, set(chosen), check, found)
+      lost = found.undecodable and count < len(shown)
+      if count and (lost or not set(chosen) <= frames.keys()):
         chosen = [int(i) for i in choose(count)]
         frames, _ = _by_counting(stream, packets, set(chosen), check)
     if not set(chosen) <= frames.keys():
-      raise VideoError(f'{name}: none of its {len(packets)} video packets can be decoded')
-    if len({frame.shape for frame in frames.values()}) > 1:
-      raise VideoError(f'{name}: {_CHANGES_SIZE}')
+      raise VideoError(f'{name}: {count or "none"} of its {len(packets)} video packets can be '
+                       'decoded' + ', and later frames are asked for' * bool(count))
+    frames = pictures.match_sizes(frames, found)
+    damage.tell(name, found.notes(count), report)
     return np.stack([frames[i] for i in chosen])
 
 
 def count_frames(file: str | os.PathLike | bytes | io.BytesIO) -> int:
-  """Returns the number of frames in a video, without decoding; VideoError as in `read_video`."""
+  """Returns the number of frames in a video, without decoding; VideoError as in `read_video`.
+
+  Damage inside of packets is not noticed; `read_video` may decode fewer frames.
+  """
   with _opened(file) as (name, _, stream):
-    packets = _demux(name, stream, lambda: None)
+    packets = _demux(name, stream, lambda: None, Damage())
     return len(_shown(stream, packets, lambda: None))
 
 
 def read_frames(
-  file: str | os.PathLike | bytes,
+  file: str | os.PathLike | bytes, report: damage.Report | None = None, seconds: float = 0.0,
 ) -> tuple[fractions.Fraction, Iterator[tuple[float, np.ndarray]]]:
   """Decodes a whole video, frame after frame, in the order of the indices of `read_video`.
 
+  Only a few frames are in memory at once, whatever the size of the file.
+
+  Args:
+    file: path or contents, as `read_video` takes them.
+    report: as in `read_video`; called at the end.
+    seconds: time limit for the next frame; 0: none. With a limit, decoding has its own thread.
+
   Returns:
     frames a second, 25 if the file does not say; and an iterator over (seconds, uint8 [H, W, 3]).
-    It raises VideoError at damage, even if the decoder could conceal it. Seconds follow from the
-    rate if the file has no usable times.
+    All frames have the size of the first. Seconds follow from the rate if the file has no usable
+    times. The iterator raises VideoError if no frame can be decoded, or one not in time.
   """
   def frames():
+    found = Damage()
     with _opened(file) as (name, _, stream):
-      packets = _demux(name, stream, lambda: None)
       assert stream.time_base is not None
-      size, latest = None, None
+      first, latest = None, None
       number = 0
-      for packet in [*packets, None]:
-        for frame in stream.codec_context.decode(packet):
-          if frame.is_corrupt:
-            raise VideoError(f'{name}: frame {number} is damaged')
-          seconds = None if frame.pts is None else float(frame.pts * stream.time_base)
-          if seconds is None or (latest is not None and seconds <= latest):
-            seconds = float(number / rate) if latest is None else latest + float(1 / rate)
+      for packet in itertools.chain(damage.read_packets(stream, lambda: None, found), [None]):
+        for frame in damage.decode_packet(stream.codec_context, packet, found):
+          moment = None if frame.pts is None else float(frame.pts * stream.time_base)
+          if moment is None or (latest is not None and moment <= latest):
+            moment = float(number / rate) if latest is None else latest + float(1 / rate)
           rgb = _to_rgb(frame)
-          if size not in (None, rgb.shape):
-            raise VideoError(f'{name}: {_CHANGES_SIZE}')
-          size, latest = rgb.shape, seconds
+          found.add_size(rgb.shape[1], rgb.shape[0])
+          first = rgb.shape if first is None else first
+          latest = moment
           number += 1
-          yield seconds, rgb
+          yield moment, pictures.fit(rgb, *first[:2])
       if not number:
-        raise VideoError(f'{name}: none of its {len(packets)} video packets can be decoded')
+        raise VideoError(f'{name}: none of its video packets can be decoded')
+      damage.tell(name, found.notes(number), report)
 
-  with _opened(file) as (_, _, stream):
-    # A rate that is not told is None or, since PyAV 19, zero in PyAV's own kind of fraction.
-    told = stream.average_rate or fractions.Fraction(25)
-    rate = fractions.Fraction(told.numerator, told.denominator)
-  return rate, frames()
+  def open_rate():
+    with _opened(file) as (_, _, stream):
+      # A rate that is not told is None or, since PyAV 19, zero in PyAV's own kind of fraction.
+      return stream.average_rate or fractions.Fraction(25)
+
+  if not seconds:
+    told = open_rate()
+  else:
+    name = 'video in memory' if isinstance(file, bytes) else os.fspath(file)
+    late = VideoError(f'{name}: no frame was read within {seconds:g} s')
+    told = time_limits.run(open_rate, seconds, late)
+  rate = fractions.Fraction(told.numerator, told.denominator)
+  return rate, time_limits.iterate(frames(), seconds, late) if seconds else frames()
 
 
 def _resolve(name: str) -> str:
   """Returns the path of a video; that of a sample clip in the package for 'sample:NAME'."""
+  if os.path.lexists(name):
+    return name
   try:
     return bundled.resolve_sample(name)
   except UserError as error:
@@ -211,7 +192,7 @@ def _opened(
       file = _resolve(os.fspath(file))
       if archives.is_member(file):
         file = io.BytesIO(archives.read(file))
-    with av.open(file, **_LENIENT) as container:
+    with opening.open_container(file, name) as container:
       cover_art = Disposition.attached_pic           # of a sound file, which is no video
       streams = [s for s in container.streams.video if not s.disposition & cover_art]
       if not streams:
@@ -230,52 +211,13 @@ def _opened(
 
 
 def _demux(
-  name: str, stream: av.VideoStream, check: Callable[[], None]
+  name: str, stream: av.VideoStream, check: Callable[[], None], found: Damage
 ) -> list[av.Packet]:
   """Reads all packets, in decoding order."""
-  packets = []
-  # PyAV raises IndexError after all packets if a stream begins in the middle of a file (MPEG-TS).
-  with contextlib.suppress(IndexError):
-    for packet in cast(InputContainer, stream.container).demux(stream):
-      check()
-      if packet.size:
-        packets.append(packet)
+  packets = list(damage.read_packets(stream, check, found))
   if all(packet.is_discard for packet in packets):
     raise VideoError(f'{name}: has a video stream without frames')
   return packets
-
-
-def _find_pictures(
-  file: io.BytesIO | str, stream: av.VideoStream
-) -> list[Callable[[], bytes]]:
-  """Returns a function for each JPEG frame that encode.py stored, which reads its bytes.
-
-  The list is empty for other files. Positions are those of the file's index: reading all packets
-  takes as long as decoding two of them.
-  """
-  if stream.container.metadata.get('comment') != JPEG_FRAMES:
-    return []
-
-  def read(position: int, size: int) -> bytes:
-    if isinstance(file, io.BytesIO):
-      return bytes(file.getbuffer()[position:position + size])
-    with open(file, 'rb') as opened:
-      opened.seek(position)
-      return opened.read(size)
-
-  return [functools.partial(read, entry.pos, entry.size) for entry in stream.index_entries]
-
-
-def _decode_picture(name: str, read: Callable[[], bytes]) -> np.ndarray:
-  """Decodes a JPEG picture, faster than FFmpeg does."""
-  content = read()
-  image = None
-  # Only a complete picture: OpenCV fills the missing part of a truncated one with grey.
-  if content[:2] == b'\xff\xd8' and content[-2:] == b'\xff\xd9':
-    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR_RGB)
-  if image is None:
-    raise VideoError(f'{name}: a picture of it is damaged')
-  return image
 
 
 def _is_timed(stream: av.VideoStream, packets: list[av.Packet]) -> bool:
@@ -308,7 +250,7 @@ def _shown(
   first = None
   for packet in [*packets, None]:
     check()
-    if frames := decoder.decode(packet):
+    if frames := damage.decode_packet(decoder, packet, Damage()):
       first = frames[0].pts
       break
   decoder.flush_buffers()
@@ -355,12 +297,15 @@ def _by_timestamp(
       # No picture depends on a non-reference picture, so skipping those not chosen is exact.
       skip = skips and packet is not None and packet.pts not in index_of
       decoder.skip_frame = 'NONREF' if skip else 'DEFAULT'
-      for frame in decoder.decode(packet):
+      found = Damage()
+      for frame in damage.decode_packet(decoder, packet, found):
         if frame.pts is None or (latest is not None and frame.pts <= latest) or frame.is_corrupt:
           return None
         latest = frame.pts
         if frame.pts in index_of:
           frames[index_of[frame.pts]] = _to_rgb(frame)
+      if found.undecodable:
+        return None
       if latest is not None and latest > target and index_of[target] not in frames:
         return None
       position += 1
@@ -369,20 +314,25 @@ def _by_timestamp(
 
 def _by_counting(
   stream: av.VideoStream, packets: list[av.Packet], chosen: set[int],
-  check: Callable[[], None],
+  check: Callable[[], None], found: Damage | None = None,
 ) -> tuple[dict[int, np.ndarray], int]:
-  """Decodes from the start to the last chosen frame; returns frames and number of decoded ones."""
+  """Decodes from the start to the last chosen frame; returns frames and number of decoded ones.
+
+  With `found`, a damaged stream is decoded to its end, so that all damage is counted.
+  """
   decoder = stream.codec_context
   decoder.flush_buffers()
   decoder.skip_frame = 'DEFAULT'
   frames, count = {}, 0
+  met = Damage() if found is None else found
   for packet in [*packets, None]:
     check()
-    for frame in decoder.decode(packet):
+    for frame in damage.decode_packet(decoder, packet, met):
       if count in chosen:
         frames[count] = _to_rgb(frame)
       count += 1
-    if len(frames) == len(chosen):
+    is_damaged = found is not None and (found.undecodable or found.concealed)
+    if len(frames) == len(chosen) and not is_damaged:
       break
   return frames, count
 

@@ -16,6 +16,7 @@ import numpy as np
 from av.error import FFmpegError
 from av.video.reformatter import VideoReformatter
 
+from xclip_jax.data.reading import damage, pictures, time_limits
 from xclip_jax.data.video import decode
 from xclip_jax.errors import UserError
 
@@ -82,18 +83,24 @@ class Encoded:
   seconds: float
 
 
-def encode(file: str | bytes, encoding: Encoding) -> Encoded:
+def encode(
+  file: str | bytes, encoding: Encoding, report: damage.Report | None = None, seconds: float = 0.0,
+) -> Encoded:
   """Encodes a whole video anew; the same input gives the same bytes on one type of machine.
+
+  Of a damaged video the frames that can be decoded are stored.
 
   Args:
     file: path or contents, as `decode.read_video` takes them.
     encoding: format and quality.
+    report: called with each note about damage, and about a picture that changes its size.
+    seconds: time limit for opening the video, for counting its frames and for each frame; 0: none.
 
   Raises:
-    VideoError: as in `decode.read_video`, or the video is damaged anywhere.
+    VideoError: as in `decode.read_video`.
   """
-  rate, frames = decode.read_frames(file)
-  count = decode.count_frames(file)
+  rate, frames = decode.read_frames(file, report, seconds)
+  count = _count(file, seconds)
   times = []                  # seconds of the first and the latest frame
 
   def timed() -> Iterator[tuple[float, np.ndarray]]:
@@ -134,6 +141,14 @@ def encode(file: str | bytes, encoding: Encoding) -> Encoded:
   seconds = times[-1] - times[0] + float(1 / rate)
   _, height, width, _ = original.shape
   return Encoded(content, written, height, width, psnr, seconds)
+
+
+def _count(file: str | bytes, seconds: float) -> int:
+  if not seconds:
+    return decode.count_frames(file)
+  name = 'video in memory' if isinstance(file, bytes) else file
+  late = decode.VideoError(f'{name}: its frames were not counted within {seconds:g} s')
+  return time_limits.run(lambda: decode.count_frames(file), seconds, late)
 
 
 def _thin(
@@ -192,7 +207,7 @@ def _write_jpeg(
 ) -> bytes:
   file = io.BytesIO()
   with av.open(file, 'w', format='mov') as container:
-    container.metadata['comment'] = decode.JPEG_FRAMES
+    container.metadata['comment'] = pictures.JPEG_FRAMES
     for number, image in enumerate(frames):
       if not number:
         stream = container.add_mux_stream(

@@ -110,5 +110,10 @@ def _print_report(report: Any, path: Path) -> None:
   print(f'{report.cpu_seconds_per_video:.2f} s of CPU a video; {settings}')
   for video, reason in report.failed[:5]:
     print(output.printable(f'  {video}: {reason}'))
+  for video, note in report.notes[:5]:
+    print(output.printable(f'  {video}: {note}'))
+  if report.notes:
+    print(f'{len({video for video, _ in report.notes})} videos were stored with such notes: '
+          f'{path.stem}_report.json names them')
   if report.failed:
     print(f'{len(report.failed)} videos failed: {path.stem}_failed.csv names them')

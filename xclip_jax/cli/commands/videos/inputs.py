@@ -71,9 +71,10 @@ def _read_labels_file(path: str) -> list[str]:
 
 def find_videos(paths: Sequence[str]) -> list[str]:
   """Returns the videos of files, folders and globs, each once, in the order of their naming."""
-  from xclip_jax.data.datasets import public_formats
+  from xclip_jax.data.datasets import folders
 
   videos: dict[str, str] = {}                    # absolute path -> path as it was named
+  left_out: list[str] = []
   for path in map(os.path.expanduser, paths):
     matches = [path]
     if not os.path.lexists(path) and glob.has_magic(path):
@@ -81,26 +82,19 @@ def find_videos(paths: Sequence[str]) -> list[str]:
       if not matches:
         raise UserError(f'no videos found: nothing matches {path}')
     for match in matches:
-      inside = _videos_in(match, public_formats.SUFFIXES) if os.path.isdir(match) else [match]
+      found = folders.find_videos(match) if os.path.isdir(match) else folders.Found([match], [])
+      inside = found.videos
+      left_out += found.left_out
       if not inside and len(matches) == 1:
         raise UserError(
-          f'no videos found in {match}: no file in it ends in {" ".join(public_formats.SUFFIXES)}')
+          f'no videos found in {match}: no file in it ends in {" ".join(folders.SUFFIXES)}')
       for file in inside:
         videos.setdefault(os.path.abspath(file), file)
   if not videos:
     raise UserError(f'no videos found in {", ".join(paths)}')
+  if left_out:
+    output.say(output.printable(folders.describe_left_out(left_out)))
   return list(videos.values())
-
-
-def _videos_in(folder: str, suffixes: tuple[str, ...]) -> list[str]:
-  videos = []
-  for parent, folders, names in os.walk(folder):
-    folders[:] = [name for name in folders if not name.startswith('.')]
-    videos += [
-      os.path.join(parent, name) for name in names
-      if name.lower().endswith(suffixes) and not name.startswith('.')
-    ]
-  return sorted(videos)
 
 
 def say_failure(file: str, error: Exception) -> tuple[str, str]:

@@ -34,21 +34,29 @@ def windows(arguments: argparse.Namespace) -> int:
   """Prints what a long video shows from moment to moment, in windows that overlap.
 
   Each frame is encoded once, in runs that do not overlap, which makes answers approximate; --exact
-  encodes every window by itself.
+  encodes every window by itself. Of a damaged video the frames that can be decoded are used. Exit
+  code: 0; 1 if reading stopped before the end, after some windows; 2 if refused.
   """
   labels = inputs.read_labels(arguments)
   with output_files.open_file(arguments.csv, arguments.overwrite) as write_csv:
     classifier, _ = inputs.open_classifier(arguments)
     labels = labels or inputs.stored_labels(classifier)
+    from xclip_jax.data.video.decode import VideoError
     from xclip_jax.inference import long_video
 
-    rows = []
-    for window in long_video.classify(
-        classifier, arguments.video, labels, arguments.every, arguments.stride, arguments.exact):
-      top = window.answer.top(arguments.top)
-      rows.append((f'{window.begin:.2f}-{window.end:.2f}', top))
-      if arguments.csv != '-':
-        answer = ', '.join(f'{output.printable(x)} {p:.1%}' for x, p in top)
-        print(f'{window.begin:8.2f} - {window.end:.2f} s  {answer}', flush=True)
+    rows, result = [], 0
+    try:
+      for window in long_video.classify(
+          classifier, arguments.video, labels, arguments.every, arguments.stride, arguments.exact):
+        top = window.answer.top(arguments.top)
+        rows.append((f'{window.begin:.2f}-{window.end:.2f}', top))
+        if arguments.csv != '-':
+          answer = ', '.join(f'{output.printable(x)} {p:.1%}' for x, p in top)
+          print(f'{window.begin:8.2f} - {window.end:.2f} s  {answer}', flush=True)
+    except VideoError as error:
+      if not rows:
+        raise
+      output.say(output.printable(f'stopped after {len(rows)} windows: {error}'))
+      result = output.FAILED_IN_PART
     write_csv(output_files.to_csv(rows))
-  return 0
+  return result
