@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -36,3 +37,15 @@ def test_who_is_interrupted_waits_only_for_what_has_begun():
   begun = time.monotonic()
   results.close()
   assert time.monotonic() - begun < 10                     # of 20 s that are left for two
+
+
+def test_no_thread_of_a_pool_is_left_for_the_end_of_the_interpreter():
+  def managers():
+    return [x for x in threading.enumerate() if 'ExecutorManager' in type(x).__name__]
+
+  assert len(list(workers.unordered(abs, range(4), 2, None, chunk=1))) == 4
+  assert not managers()
+  stopped = workers.unordered(abs, range(40), 2, None, chunk=1)
+  next(stopped)
+  stopped.close()
+  assert not managers()

@@ -1,7 +1,9 @@
 """Windows of a long video: what each sees, and when they are exact."""
 
 import dataclasses
+import itertools
 
+import av
 import jax
 import numpy as np
 import pytest
@@ -88,6 +90,46 @@ def test_the_command_prints_and_writes_them(classifier, video, tmp_path, capsys,
   assert table.read_text().splitlines()[1].startswith('0.00-2.10,')
   assert main.main([*words, '--overwrite', '--every', '20']) == 2
   assert 'take a smaller `every`' in capsys.readouterr().err
+
+
+def test_one_bad_frame_never_ends_windows(classifier, video, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(xclip_jax.inference.classifier, 'load', lambda *_, **__: classifier)
+  content = bytearray(video.read_bytes())
+  with av.open(str(video)) as container:
+    places = [(x.pos, x.size) for x in container.demux(video=0) if x.size]
+  for position, size in (places[9], places[14]):
+    content[position:position + size] = bytes(size)
+  (tmp_path / 'bad.mp4').write_bytes(content)
+  words = ['windows', str(tmp_path / 'bad.mp4'), '--weights', 'any', '--labels', 'one, two',
+           '--every', '2', '--csv', str(tmp_path / 'out.csv')]
+  assert main.main(words) == 0
+  said = capsys.readouterr()
+  assert len(said.out.splitlines()) == 11                  # of 28 frames, 14 taken
+  assert 'xclip: ' in said.err and 'bad.mp4: 2 of 30 frames cannot be decoded' in said.err
+  assert len((tmp_path / 'out.csv').read_text().splitlines()) == 12
+
+
+def test_windows_before_a_read_that_stops_are_written(
+    classifier, video, tmp_path, monkeypatch, capsys):
+  monkeypatch.setattr(xclip_jax.inference.classifier, 'load', lambda *_, **__: classifier)
+  whole = long_video.decode.read_frames
+
+  def stopping(file, **options):
+    rate, frames = whole(file, **options)
+
+    def some():
+      yield from itertools.islice(frames, 12)
+      raise VideoError(f'{file}: no frame was read within 120 s')
+
+    return rate, some()
+
+  monkeypatch.setattr(long_video.decode, 'read_frames', stopping)
+  words = ['windows', str(video), '--weights', 'any', '--labels', 'one, two', '--every', '2',
+           '--exact', '--csv', str(tmp_path / 'out.csv')]
+  assert main.main(words) == 1
+  assert 'stopped after 3 windows: ' in capsys.readouterr().err
+  assert len((tmp_path / 'out.csv').read_text().splitlines()) == 4
+  assert main.main([*words, '--overwrite', '--every', '6']) == 2      # none before it
 
 
 def test_a_text_is_no_list_of_labels(classifier, video):

@@ -67,7 +67,7 @@ def _run(argv: Sequence[str] | None) -> int:
   try:
     with startup.paused_collector():
       arguments = _parse(argv)
-    with startup.exiting_on_sigterm(), startup.saying_damage():
+    with startup.exiting_on_sigterm(), startup.saying_warnings():
       return arguments.run(arguments)
   except BrokenPipeError:
     raise

@@ -40,8 +40,8 @@ def prepare_compilation(quiet: bool) -> None:
 
 
 @contextlib.contextmanager
-def saying_damage() -> Iterator[None]:
-  """Prints what was lost of damaged videos as lines of the command."""
+def saying_warnings() -> Iterator[None]:
+  """Prints warnings of this package, as of damaged videos, as lines of the command."""
   import logging
 
   class Say(logging.Handler):
@@ -51,7 +51,7 @@ def saying_damage() -> Iterator[None]:
       """Prints a record, past a progress bar."""
       output.say(output.printable(record.getMessage()))
 
-  logger, handler = logging.getLogger('xclip_jax.data.reading.damage'), Say()
+  logger, handler = logging.getLogger('xclip_jax'), Say()
   logger.addHandler(handler)
   propagated, logger.propagate = logger.propagate, False
   try:

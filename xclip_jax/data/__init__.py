@@ -5,6 +5,7 @@ To add a kind of data set, write a function that reads its examples and call it 
 
 import dataclasses
 import functools
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from xclip_jax import files
-from xclip_jax.data.datasets import annotations, public_formats
+from xclip_jax.data import bad_files
+from xclip_jax.data.datasets import annotations, folders, public_formats
 from xclip_jax.errors import UserError
 
 if TYPE_CHECKING:
   from xclip_jax.data.datasets.tfds_source import TfdsVideos
+
+_log = logging.getLogger(__name__)
 
 _NAMES = ('files', 'folder', 'kinetics', 'hmdb51', 'ucf101', 'ssv2', 'synthetic', 'tfds')
 
@@ -149,6 +153,9 @@ def _read_lists(data: Any, root: Path, task: str) -> dict[str, Split]:
   if data.name == 'folder':
     classes, train = public_formats.read_folder(root / data.train)
     lists = {'train': train, 'val': public_formats.read_folder(root / data.val, classes)[1]}
+    unnamed = dict.fromkeys(path for listing in lists.values() for path in listing.left_out)
+    if unnamed:
+      _log.warning('%s', bad_files.escape_undecodable(folders.describe_left_out(unnamed)))
   elif data.name == 'kinetics':
     classes, train = public_formats.read_kinetics(path_of('train'), videos)
     _, val = public_formats.read_kinetics(path_of('val'), videos, classes)

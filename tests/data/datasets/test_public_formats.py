@@ -295,3 +295,27 @@ def test_an_unknown_kind_of_data_is_named_with_those_there_are():
   c = types.SimpleNamespace(name='webdataset')
   with pytest.raises(ValueError, match='unknown; one of files, folder, kinetics, hmdb51, ucf101'):
     data.open_splits(c)
+
+
+def number(value):
+  """Writes a number as GNU tar writes large and negative ones: in base 256."""
+  return (b'\x80' if value >= 0 else b'\xff') + (value % 256**11).to_bytes(11, 'big')
+
+
+@pytest.mark.parametrize('kind, size', [
+  ('0', number(2**70)), ('0', number(-1024)), ('0', number(-2**40)), ('L', number(2**60)),
+  ('L', number(-512)), ('x', number(2**34)), ('x', number(-512)), ('0', b'zzzzzzzzzzz\0')])
+def test_an_absurd_entry_of_an_archive_costs_itself_only(shard, clip, kind, size):
+  header = bytearray(tarfile.TarInfo('absurd.mp4').tobuf())
+  header[124:136], header[156:157] = size, kind.encode()
+  header[148:156] = b' ' * 8
+  header[148:156] = b'%06o\0 ' % sum(header)
+  content = shard.read_bytes()
+  end = len(content.rstrip(b'\0')) + 511 & -512
+  shard.write_bytes(content[:end] + header + bytes(1024))
+  assert decode.count_frames(f'{shard}/top.mp4') == 12
+  with pytest.raises(decode.VideoError, match=r'my shard\.tar/absurd\.mp4: cannot be read as a'):
+    decode.count_frames(f'{shard}/absurd.mp4')
+  shard.write_bytes(bytes(header) + bytes(1024))
+  with pytest.raises(decode.VideoError, match=r'my shard\.tar/absurd\.mp4: cannot be read as a'):
+    decode.count_frames(f'{shard}/absurd.mp4')

@@ -5,6 +5,7 @@ import json
 import os
 import pathlib
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -76,6 +77,34 @@ def test_every_kind_of_bad_row_is_found_before_training(store, bad_list):
   assert reasons['sound.mp4'] == 'has no video stream'
   assert "found '3'" in reasons['e.mp4']
   assert not any(str(store) in reason for reason in reasons.values())
+
+
+def test_what_is_lost_of_a_video_is_named_and_a_change_of_size_is_noted(store, tmp_path, capsys):
+  frames = videos.barcode_frames(24, 32, 48)
+  whole = videos.write_video(tmp_path / 'a.mp4', frames, options={'g': '6', 'bf': '0'})
+  with av.open(whole) as container:
+    places = [(x.pos, x.size) for x in container.demux(video=0) if x.size]
+  content = open(whole, 'rb').read()
+  for name, numbers in (('end.mp4', range(15, 24)), ('one.mp4', [9])):
+    damaged = bytearray(content)
+    for position, size in np.array(places)[list(numbers)]:
+      damaged[position:position + size] = bytes(int(size))
+    (tmp_path / name).write_bytes(damaged)
+  pictures = [cv2.imencode('.jpg', np.zeros((size, size, 3)))[1].tobytes() for size in (16, 32)]
+  (tmp_path / 'sizes.mjpeg').write_bytes(pictures[0] * 4 + pictures[1] * 4)
+  listed = write_list(tmp_path, 'a.csv', [
+    (name, '0', '') for name in ('a.mp4', 'end.mp4', 'one.mp4', 'sizes.mjpeg')])
+  options = dict(num_frames=4, classes_path=store / 'classes.csv')
+  for full, want in ((False, {'end.mp4'}), (True, {'end.mp4', 'one.mp4'})):
+    found = check.check_list(listed, tmp_path, full=full, **options)
+    assert {x.path: x.kind for x in found.problems} == dict.fromkeys(want, 'damaged')
+    assert found.problems[0].reason == '9 of 24 frames cannot be decoded and are left out'
+    assert [(x.path, x.kind) for x in found.notes] == [('sizes.mjpeg', 'resized')]
+  assert run('check', listed, '--classes', store / 'classes.csv', '--full', '--processes', 1,
+             '--frames', 4) == 1
+  out = capsys.readouterr().out
+  assert 'line 4: damaged: one.mp4: 1 of 24 frames cannot' in out and '2 rows are bad' in out
+  assert 'line 5: resized: sizes.mjpeg: the picture changes its size midway (16 x 16, then' in out
 
 
 def test_worker_processes_find_the_same(store, bad_list):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 
+import av
 import numpy as np
 import pytest
 from preparing import (
@@ -136,6 +137,21 @@ def test_videos_that_cannot_be_read_are_named_and_left_out(store, tmp_path, caps
   assert not (tmp_path / 'x/bad_failed.csv').exists() and len(read(tmp_path / 'x/bad.csv')) == 10
   after = identities(tmp_path / 'x')
   assert [before[name] == after[name] for name in sorted(after)] == [True] * 3 + [False] * 2
+
+
+def test_what_is_lost_of_a_stored_video_is_named(store, tmp_path, capsys):
+  whole = videos.write_video(tmp_path / 'a.mp4', videos.barcode_frames(12, 48, 64))
+  with av.open(whole) as container:
+    position, size = [(x.pos, x.size) for x in container.demux(video=0) if x.size][-1]
+  content = bytearray(open(whole, 'rb').read())
+  content[position:position + size] = bytes(size)
+  (tmp_path / 'a.mp4').write_bytes(content)
+  listed = write_list(tmp_path / 'one.csv', [('a.mp4', '0', '')])
+  assert run(listed, '-o', tmp_path / 'out', '--classes', store / 'classes.csv', *COMMAND) == 0
+  note = '1 of 12 frames cannot be decoded and are left out'
+  assert f'a.mp4: {note}' in capsys.readouterr().out
+  report = json.loads((tmp_path / 'out' / 'one_report.json').read_text())
+  assert report['notes'] == [['a.mp4', note]] and report['frames'] == 11
 
 
 def test_damage_is_found_by_verifying_and_repaired_by_preparing(store, prepared, tmp_path, capsys):

@@ -175,14 +175,20 @@ def test_a_picture_is_a_video_of_one_frame(tmp_path):
     assert found.seconds == pytest.approx(1 / 16)
 
 
-def test_what_is_damaged_anywhere_is_not_stored(wide, tmp_path):
+def test_what_is_damaged_is_stored_as_far_as_it_decodes_and_named(wide, tmp_path):
   whole = open(wide, 'rb').read()
   with av.open(wide) as container:
     places = [(p.pos, p.size) for p in container.demux(container.streams.video[0]) if p.size]
   flipped = bytearray(whole)
   position, size = max(places[1:], key=lambda place: place[1])
   flipped[position + size // 2] ^= 255                              # FFmpeg only marks the frame
-  for content in (whole[:len(whole) // 2], bytes(flipped), b'', b'<html>' * 99):
+  (tmp_path / 'a.mp4').write_bytes(flipped)
+  for format in ('h264', 'jpeg'):
+    notes = []
+    found = encode.encode(str(tmp_path / 'a.mp4'), encode.Encoding(format, fps=1000), notes.append)
+    assert found.num_frames == len(places)
+    assert [note.text for note in notes] == [f'1 of {len(places)} frames is damaged']
+  for content in (whole[:len(whole) // 2], b'', b'<html>' * 99):
     (tmp_path / 'a.mp4').write_bytes(content)
     for format in ('h264', 'jpeg'):
       with pytest.raises(decode.VideoError, match=r'a\.mp4: '):

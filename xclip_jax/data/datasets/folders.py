@@ -91,9 +91,9 @@ def describe_left_out(paths: Iterable[str]) -> str:
   paths = list(paths)
   if not paths:
     return ''
+  count = '1 file whose name does' if len(paths) == 1 else f'{len(paths)} files whose names do'
   more = ', ...' if len(paths) > _MOST_NAMED else ''
-  return (f'{len(paths)} files are left out, as their names do not end as those of videos: '
-          f'{", ".join(paths[:_MOST_NAMED])}{more}')
+  return (f'left out {count} not end as those of videos: {", ".join(paths[:_MOST_NAMED])}{more}')
 
 
 def _identity(path: str | os.PathLike) -> tuple[int, int]:

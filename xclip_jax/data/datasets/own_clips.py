@@ -1,10 +1,8 @@
 """Clips of a user: reading them from a folder or CSV, checking them, and holding some out."""
 
 import collections
-import csv
 import dataclasses
 import hashlib
-import io
 import os
 import re
 import tempfile
@@ -13,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from xclip_jax import files
-from xclip_jax.data.datasets import annotations, folders, public_formats
+from xclip_jax.data.datasets import annotations, folders, public_formats, text_lists
 from xclip_jax.data.tools import check
 from xclip_jax.errors import UserError
 
@@ -137,9 +135,11 @@ def usable(clips: Clips, num_frames: int, progress: Any = None) -> Clips:
   """
   with tempfile.TemporaryDirectory() as folder:
     lists = write_lists(Path(folder), clips, {'all': clips.clips})
+    _, rows = annotations.read_rows(lists['all'], ('path',))
     findings = check.check_list(lists['all'], clips.root, lists['classes'], num_frames=num_frames,
                                 progress=progress)
-  by_line = dict(enumerate(clips.clips, start=2))             # line 1 is the header
+  # A name with a line break takes several lines.
+  by_line = {line: clip for (line, _), clip in zip(rows, clips.clips, strict=True)}
   show = lambda line: os.path.relpath(by_line[int(line)].path, clips.root)
   bad = {x.line: re.sub(r'line (\d+)', lambda m: show(m[1]), x.reason)
          if x.kind == 'duplicate' else x.reason
@@ -206,14 +206,13 @@ def write_lists(
   """Writes a list of each part, and classes.csv; UserError if the folder holds other ones."""
   start = os.path.join(clips.root, '')
   tables: dict[str, list[tuple]] = {
-    name: [('path', 'label'), *((x.path.removeprefix(start), _label(x, clips)) for x in part)]
+    name: [('path', 'label'), *(
+      (text_lists.protect_blanks(x.path.removeprefix(start)), _label(x, clips)) for x in part)]
     for name, part in parts.items()}
   tables['classes'] = [('id', 'name'), *enumerate(clips.classes)]
   for name, rows in tables.items():
     file = folder / f'{name}.csv'
-    text = io.StringIO()
-    csv.writer(text, lineterminator='\n').writerows(rows)
-    content = annotations.encode_list(text.getvalue())
+    content = annotations.encode_list(text_lists.format_csv(rows))
     if file.exists() and file.read_bytes() != content:
       raise UserError(
         f'{file} is of other clips than there are now; choose another folder with -o, or delete '

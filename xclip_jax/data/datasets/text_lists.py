@@ -4,7 +4,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from xclip_jax.errors import UserError
@@ -57,6 +57,22 @@ def read(
   except csv.Error as error:
     where = f'{path}, line {reader.line_num + comments}'
     raise UserError(f'{where}: not valid CSV ({error})') from error
+
+
+def format_csv(rows: Iterable[Sequence[Any]]) -> str:
+  """Returns rows as CSV that `read` reads; fields may hold line breaks of any kind."""
+  text = io.StringIO()
+  plain = csv.writer(text, lineterminator='\n')
+  # Before Python 3.13, a carriage return is not quoted.
+  quoting = csv.writer(text, lineterminator='\n', quoting=csv.QUOTE_ALL)
+  for row in rows:
+    (quoting if any('\r' in str(field) for field in row) else plain).writerow(row)
+  return text.getvalue()
+
+
+def protect_blanks(path: str) -> str:
+  """Returns a relative path for a list, where blanks around a field do not count."""
+  return os.path.join('.', path) if path != path.lstrip() else path
 
 
 def _is_blank_separated(lines: Sequence[str]) -> bool:

@@ -68,7 +68,8 @@ class Damage:
       parts.append(f'{self.undecodable} of {count + self.undecodable} frames cannot be decoded and '
                    'are left out')
     if self.concealed:
-      parts.append(f'{self.concealed} of {count + self.undecodable} frames are damaged')
+      are = 'is' if self.concealed == 1 else 'are'
+      parts.append(f'{self.concealed} of {count + self.undecodable} frames {are} damaged')
     if self.torn:
       parts.append('it ends in the middle of a frame, which is left out')
     if self.end:

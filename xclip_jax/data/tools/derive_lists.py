@@ -4,16 +4,14 @@ Every function returns the content of files, as bytes that `annotations.read_row
 """
 
 import collections
-import csv
 import hashlib
-import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from xclip_jax.data.datasets import annotations, tables
+from xclip_jax.data.datasets import annotations, tables, text_lists
 from xclip_jax.data.datasets.annotations import ClassList
 from xclip_jax.errors import UserError
 
@@ -53,7 +51,8 @@ def from_split(
   """
   root = os.path.abspath(root)
   rows = [videos[n] for n in range(len(videos))]
-  written = [{'path': os.path.relpath(x['path'], root), 'label': str(x['label'])} for x in rows]
+  place = lambda path: text_lists.protect_blanks(os.path.relpath(path, root))
+  written = [{'path': place(x['path']), 'label': str(x['label'])} for x in rows]
   ids = {label: label for label in range(len(classes))}
   return (
     _format('list.csv', ['path', 'label'], written, note),
@@ -174,7 +173,5 @@ def _format(
       f'# {note}\n' + ''.join(f'{row["path"]} {row["label"]}\n' for row in rows))
   if tables.is_table(path):
     return tables.write(columns, rows, note)
-  text = io.StringIO()
-  writer = csv.writer(text, lineterminator='\n')
-  writer.writerows([columns, *([row[name] for name in columns] for row in rows)])
-  return annotations.encode_list(f'# {note}\n' + text.getvalue())
+  text = text_lists.format_csv([columns, *([row[name] for name in columns] for row in rows)])
+  return annotations.encode_list(f'# {note}\n' + text)

@@ -1,12 +1,10 @@
 """The folder of a prepared list: its request, shards, lists, report and lock."""
 
 import contextlib
-import csv
 import dataclasses
 import fcntl
 import glob
 import hashlib
-import io
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from xclip_jax import files
-from xclip_jax.data.datasets import annotations
+from xclip_jax.data.datasets import annotations, text_lists
 from xclip_jax.data.tools import derive_lists, prepare_shards
 from xclip_jax.data.tools.prepare_shards import Shard
 from xclip_jax.data.video.encode import Encoding
@@ -323,9 +321,7 @@ def _make_report(plan: Plan, facts: Sequence[dict]) -> Report:
 
 
 def _failed_csv(failed: Iterable[tuple[str, str]]) -> bytes:
-  text = io.StringIO()
-  csv.writer(text, lineterminator='\n').writerows([('path', 'reason'), *failed])
-  return annotations.encode_list(text.getvalue())
+  return annotations.encode_list(text_lists.format_csv([('path', 'reason'), *failed]))
 
 
 def _to_json(content: Any) -> bytes:
