@@ -30,8 +30,7 @@ def test_a_list_that_is_neither_says_what_separates_columns(tmp_path, text):
 
 def write(file, /, **columns):
   pyarrow = pytest.importorskip('pyarrow')
-  from pyarrow import parquet
-
+  parquet = pytest.importorskip('pyarrow.parquet')
   parquet.write_table(pyarrow.table(columns), file)
   return file
 
