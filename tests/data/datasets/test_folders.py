@@ -1,5 +1,6 @@
 """Folders of videos: which files are taken, what is said of others, and links that form loops."""
 
+import glob
 import os
 
 import pytest
@@ -48,6 +49,19 @@ def test_links_that_form_loops_are_walked_once(tmp_path):
   assert sorted(x.replace('again/', 'other/') for x in paths) == [
     f'{name}/{x}' for name, inside in want.items() for x in inside]
   assert len(folders.find_videos(tmp_path / 'clips').videos) == 4
+
+
+def test_patterns_find_what_glob_finds_and_walk_loops_once(tmp_path, monkeypatch):
+  touch(tmp_path, 'c/run/1.mp4', 'c/sit/2.mp4', 'c/sit/deep/3.avi', 'c/.h/4.mp4', 'c[1]/5.mp4')
+  monkeypatch.chdir(tmp_path)
+  patterns = ['c/*/*.mp4', 'c/**/*.mp4', '**/*.avi', '**', 'c/**/deep/**/*', '*/**/?.mp4',
+              str(tmp_path / '**' / '*.mp4'), 'gone/**/*.mp4', 'c[[]1]/**/*.mp4']
+  for pattern in patterns:
+    want = [x for x in glob.glob(pattern, recursive=True) if os.path.isfile(x)]
+    assert [x for x in folders.match(pattern) if os.path.isfile(x)] == sorted(want), pattern
+  for link, target in (('c/run/up', '..'), ('c/sit/up2', '..'), ('c/sit/deep/top', '../../..')):
+    os.symlink(target, tmp_path / link)
+  assert folders.match('c/**/*.mp4') == ['c/run/1.mp4', 'c/sit/2.mp4']
 
 
 def test_lists_of_a_folder_name_what_they_leave_out(tmp_path, capsys):

@@ -1,8 +1,9 @@
 """Videos in folders: the endings of their names, and a walk that ends although links form loops."""
 
 import dataclasses
+import glob
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 SUFFIXES = tuple((  # of video files, for every command
   '.264 .265 .3g2 .3gp .amv .apng .asf .av1 .avi .dav .divx .dv .dvr-ms .evo .f4v .flc .fli .flv '
@@ -42,6 +43,40 @@ def find_videos(folder: str | os.PathLike) -> Found:
   says what is wrong.
   """
   videos, left_out = [], []
+  for place, entries in _walk(folder):
+    if entries is None:
+      left_out.append(place)
+      continue
+    for entry in entries:
+      if has_suffix(entry.name):
+        videos.append(entry.path)
+      elif not entry.name.lower().endswith(_OTHERS):
+        left_out.append(entry.path)
+  return Found(sorted(videos), sorted(left_out))
+
+
+def match(pattern: str) -> list[str]:
+  """Returns the files and folders that a pattern names, sorted; `**` walks links as `find_videos`.
+
+  `glob.glob` would follow links that form loops until the path is too long.
+  """
+  parts = pattern.split(os.sep)
+  if '**' not in parts:
+    return sorted(glob.glob(pattern))
+  depth = parts.index('**')
+  begin, rest = os.sep.join(parts[:depth]), os.sep.join(parts[depth + 1:])
+  starts = sorted(glob.glob(begin)) if begin else [os.sep if pattern.startswith(os.sep) else '']
+  found = []
+  for start in filter(lambda start: os.path.isdir(start or '.'), starts):
+    for place, entries in _walk(start or '.'):
+      shown = place if start else os.path.relpath(place).removeprefix('.')
+      found += match(os.path.join(glob.escape(shown), rest)) if rest else [
+        os.path.join(shown, entry.name) for entry in entries or ()]
+  return sorted(set(found))
+
+
+def _walk(folder: str | os.PathLike) -> Iterator[tuple[str, list[os.DirEntry] | None]]:
+  """Yields each folder and what is in it but folders and hidden files; None if it is unreadable."""
   walked: set[tuple[int, int]] = set()
   waiting, links = [os.fspath(folder)], []      # links come last: a file keeps its own path
   above = _identities_above(folder)
@@ -52,21 +87,15 @@ def find_videos(folder: str | os.PathLike) -> Found:
       if identity in walked or identity in above:
         continue
       walked.add(identity)
-      with os.scandir(place) as entries:
-        found = sorted(entries, key=lambda entry: entry.name)
+      with os.scandir(place) as found:
+        entries = sorted((x for x in found if not x.name.startswith('.')), key=lambda x: x.name)
     except OSError:
-      left_out.append(place)
+      yield place, None
       continue
-    for entry in found:
-      if entry.name.startswith('.'):
-        continue
-      if _is_folder(entry):
-        (links if entry.is_symlink() else waiting).append(entry.path)
-      elif has_suffix(entry.name):
-        videos.append(entry.path)
-      elif not entry.name.lower().endswith(_OTHERS):
-        left_out.append(entry.path)
-  return Found(sorted(videos), sorted(left_out))
+    inner = [entry for entry in entries if _is_folder(entry)]
+    for entry in inner:
+      (links if entry.is_symlink() else waiting).append(entry.path)
+    yield place, [entry for entry in entries if entry not in inner]
 
 
 def _is_folder(entry: os.DirEntry) -> bool:

@@ -78,7 +78,7 @@ def find_videos(paths: Sequence[str]) -> list[str]:
   for path in map(os.path.expanduser, paths):
     matches = [path]
     if not os.path.lexists(path) and glob.has_magic(path):
-      matches = sorted(glob.glob(path, recursive=True))
+      matches = folders.match(path)
       if not matches:
         raise UserError(f'no videos found: nothing matches {path}')
     for match in matches:
