@@ -47,7 +47,7 @@ def read(
         columns, reader = ['path', 'label'], csv.reader(lines[comments:], strict=True)
       elif _is_blank_separated(lines[comments:]):
         return ['path', 'label'], _text_rows(path, lines[comments:], comments)
-      elif lines[comments].split() == ['path', 'label'] and (
+      elif columns and columns[0].split() == ['path', 'label'] and (
           _is_blank_separated(lines[comments + 1:])):
         return ['path', 'label'], _text_rows(path, lines[comments + 1:], comments + 1)
     if not set(required) <= set(columns):
