@@ -91,6 +91,7 @@ def test_an_unknown_sample_is_answered_with_those_that_exist(toy, capsys):
   assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_numbers_of_about_json_equal_a_fresh_evaluation(toy, drawn):
   """Other clips than those of about.json, so each share may differ by what 48 draws allow."""
   told = bundled.describe_toy()['top1_of_this_file']

@@ -212,6 +212,7 @@ def test_a_row_out_of_memory_or_out_of_time_does_not_end_the_run(tmp_path):
   assert code == 0
 
 
+@pytest.mark.slow
 def test_rows_beyond_the_deadline_are_written_as_not_run(tmp_path):
   path = tmp_path / 'rows.jsonl'
   code, rows = measure(path, [[infer_row()]], seconds=6)

@@ -67,7 +67,8 @@ def folder(tmp_path_factory):
   ['data', 'few-shot', 'train.csv', '--shots', '1', '-o', 'few.csv'],
   ['data', 'base-novel', 'train.csv', '-o', 'halves'],
   ['classify', 'sample:ring', '--weights', 'toy', '--quiet'],
-  ['classify', 'sample:ring', '--weights', 'toy', '--quiet', '--csv', '-'],
+  pytest.param(['classify', 'sample:ring', '--weights', 'toy', '--quiet', '--csv', '-'],
+               marks=pytest.mark.slow),
   ['windows', 'sample:ring', '--weights', 'toy', '--quiet', '--every', '1'],
 ], ids=lambda words: ' '.join(words[:2]) + (' csv' if '--csv' in words else ''))
 def test_answers_end_silently_without_a_reader(words, folder):

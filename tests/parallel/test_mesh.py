@@ -19,6 +19,7 @@ PROGRAMS = pathlib.Path(__file__).parents[1] / 'programs'
 ROOT = pathlib.Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_eight_devices_compute_what_one_computes():
   flags = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
   done = subprocess.run(

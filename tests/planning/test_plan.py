@@ -146,8 +146,8 @@ def test_a_step_is_compiled_and_its_memory_told(step):
 
 @pytest.mark.parametrize('changes', [
   pytest.param({'train__task': 'multi-label'}, marks=pytest.mark.slow),
-  {'train__task': 'captions', 'augment__mixup': 0.0, 'augment__cutmix': 0.0,
-   'augment__label_smoothing': 0.0},
+  pytest.param({'train__task': 'captions', 'augment__mixup': 0.0, 'augment__cutmix': 0.0,
+                'augment__label_smoothing': 0.0}, marks=pytest.mark.slow),
   pytest.param({'train__init_from': 'w', 'train__distill': 2.0, 'train__interpolate_up_to': 0.6},
                marks=pytest.mark.slow)])
 def test_every_kind_of_training_can_be_planned(changes):

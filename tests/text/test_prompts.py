@@ -86,6 +86,7 @@ def model_and_params(root):
   return model, jax.jit(lambda key: state_lib.init_params(model, key))(jax.random.key(0))
 
 
+@pytest.mark.slow
 def test_evaluations_compare_with_the_averages(root, model_and_params):
   model, params = model_and_params
   c = tiny.config(root, data__templates=TEMPLATES, data__descriptions='texts.csv')

@@ -141,6 +141,7 @@ def test_the_teacher_and_the_anchor_are_constants():
   assert all(not np.any(x) for x in jax.tree.leaves(grads))
 
 
+@pytest.mark.slow
 def test_a_run_without_these_options_is_the_run_it_was(root):
   c = config(root, train__init_from='')
   assert not anchoring.is_on(c.train)

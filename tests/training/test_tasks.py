@@ -161,6 +161,7 @@ def test_an_interrupted_run_of_several_labels_ends_as_one_that_was_not(root, tmp
   assert one == other
 
 
+@pytest.mark.slow
 def test_one_label_can_be_learnt_by_the_sigmoid_loss(root, tmp_path, monkeypatch):
   run = config(root, 'single-label', train__loss='sigmoid', train__steps=2, log_steps=1,
                report=False, **tiny.FAST)

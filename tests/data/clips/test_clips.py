@@ -103,6 +103,7 @@ def test_a_video_is_read_once_for_all_its_repeats(listed, monkeypatch):
   assert set(lengths) == {10 * T} and len(lengths) >= 4
 
 
+@pytest.mark.slow
 def test_batch_size_workers_and_start_do_not_change_repeated_rows(listed):
   want = rows_of(train(listed, 4, batch_size=6, repeats=3))
   assert_same(rows_of(train(listed, 2, batch_size=12, repeats=3)), want)

@@ -21,6 +21,7 @@ def one_bad(tmp_path_factory):
   return make_videos(tmp_path_factory.mktemp('bad'), bad=(BAD_ROW,))
 
 
+@pytest.mark.slow
 def test_a_worker_killed_in_the_middle_of_a_batch_leaves_no_trace_in_an_evaluation(one_bad):
   options = dict(num_frames=T, batch_size=3, threads=1, workers=2)
   with reading.open_evaluation(one_bad, EVAL, **options) as batches:

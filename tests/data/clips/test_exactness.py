@@ -120,7 +120,7 @@ def slowly(*values):
   return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize('workers', [1, 2, slowly(4)])
+@pytest.mark.parametrize('workers', [slowly(1), 2, slowly(4)])
 @pytest.mark.parametrize('setting', ['sparse', slowly('dense'), slowly('repeats')], indirect=True)
 def test_epochs_are_the_same_for_any_number_of_workers(folder, setting, whole, workers):
   assert hashes(stream(folder, workers=workers, **setting)) == whole
@@ -136,6 +136,7 @@ def test_a_restart_at_any_step_goes_on_exactly(folder, setting, whole, step):
   assert hashes(stream(folder, start=step, **setting)) == whole[step:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('setting', ['sparse', slowly('dense'), slowly('repeats')], indirect=True)
 def test_restarts_with_other_workers_and_hosts_go_on_exactly(folder, setting, whole):
   found = []
@@ -181,6 +182,7 @@ def test_a_restart_reads_no_video_of_the_steps_before(folder, setting, monkeypat
   assert set(batch['index']) <= set(counted.asked)
 
 
+@pytest.mark.slow
 def test_another_process_reads_the_same_epochs(folder):
   done = subprocess.run(
     [sys.executable, str(PROGRAMS / 'print_stream_hashes.py'), str(folder)], text=True,

@@ -118,7 +118,7 @@ def test_threads_do_not_change_the_stream(good):
     assert_same(train(good, 4, threads=threads), want)
 
 
-@pytest.mark.parametrize('workers', [1, 2])
+@pytest.mark.parametrize('workers', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_workers_do_not_change_the_stream(one_bad, workers):
   assert_same(train(one_bad, 5, workers=workers, start_step=1), train(one_bad, 6)[1:])
 
@@ -238,7 +238,7 @@ def test_evaluation_masks_an_unreadable_video(one_bad):
   assert_contract(batch, rows=8)
 
 
-@pytest.mark.parametrize('workers', [1, 2])
+@pytest.mark.parametrize('workers', [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_evaluation_is_the_same_in_workers(one_bad, workers):
   assert_same(evaluate(one_bad, workers=workers), evaluate(one_bad))
 
@@ -341,7 +341,8 @@ def wait_until(condition, seconds=60):
 
 
 @pytest.mark.skipif(not os.path.isdir('/dev/shm'), reason='looks into /proc and /dev/shm')
-@pytest.mark.parametrize('how', [signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize('how', [
+  pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_killed_main_process_leaves_nothing_behind(good, tmp_path, how):
   folder = os.path.dirname(good[0]['path'])
   with main_process(folder, tmp_path / 'run.py', 'stay') as (process, worker):

@@ -158,6 +158,7 @@ def test_training_sees_the_frames_and_labels_of_the_files(clips, built):
     assert got['mask'].all()
 
 
+@pytest.mark.slow
 def test_workers_see_what_threads_see(built):
   found = open_data(built)['train'].videos
   for got, want in zip(batches(found, workers=2), batches(found), strict=True):

@@ -48,7 +48,8 @@ def prepared(store, tmp_path_factory):
 
 
 @pytest.mark.parametrize('way, status', [
-  (signal.SIGKILL, -9), (signal.SIGTERM, 143), (signal.SIGINT, 130)])
+  (signal.SIGKILL, -9), (signal.SIGTERM, 143),
+  pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_a_run_that_is_ended_goes_on_where_it_was(store, prepared, tmp_path, way, status):
   process = start(store, tmp_path)
   until(lambda: list(tmp_path.glob('train-*.json')), 'no shard was written')
