@@ -5,6 +5,7 @@ import os
 import socket
 import tarfile
 
+import cv2
 import numpy as np
 import pytest
 
@@ -39,14 +40,22 @@ def test_a_path_is_a_path_whatever_its_letters(clip, tmp_path, monkeypatch, name
 
 
 def test_a_picture_whose_name_is_a_pattern_is_one_picture(tmp_path):
-  import cv2
-
   for name in ('p%d.png', 'p1.png', 'p2.png', 'p*.png'):
     picture = np.full((16, 16, 3), 255 if name == 'p%d.png' else 0, np.uint8)
     (tmp_path / name).write_bytes(cv2.imencode('.png', picture)[1].tobytes())
   frames = decode.read_video(tmp_path / 'p%d.png', np.arange)
   assert len(frames) == 1 and (frames == 255).all()
   assert len(decode.read_video(tmp_path / 'p*.png', np.arange)) == 1
+
+
+@pytest.mark.parametrize('ending', ['jpg', 'jpeg', 'png', 'bmp', 'tif', 'webp', 'ppm'])
+def test_a_picture_is_read_under_its_own_name(tmp_path, ending):
+  noise = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+  content = cv2.imencode(f'.{ending}', noise)[1].tobytes()
+  (tmp_path / f'a.{ending}').write_bytes(content)
+  by_path = decode.read_video(tmp_path / f'a.{ending}', np.arange)
+  assert by_path.shape == (1, 48, 64, 3)
+  np.testing.assert_array_equal(by_path, decode.read_video(content, np.arange))
 
 
 PLAYLISTS = {

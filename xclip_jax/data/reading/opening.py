@@ -51,7 +51,6 @@ _PLAYLISTS = (
    'a playlist or manifest'),
 )
 _ADDRESS = re.compile(r'[A-Za-z][A-Za-z0-9+.-]*:/')
-_PATTERN = re.compile(r'[%*?\[{]')         # in the name of an image: FFmpeg would look for others
 
 _KINDS = (
   (stat.S_ISDIR, 'is a folder, not a file'),
@@ -79,21 +78,30 @@ def open_container(file: str | io.BytesIO, name: str) -> Iterator[InputContainer
     OSError: the path cannot be read.
   """
   with contextlib.ExitStack() as stack:
-    source: Any = file
     if isinstance(file, str):
       _check_is_file(file, name)
-      source = f'file:{file}'
-      if _PATTERN.search(os.path.basename(file)):
-        # Opened by number, so that FFmpeg sees no name.
-        source = stack.enter_context(open(os.open(file, os.O_RDONLY), 'rb', buffering=0))
     try:
-      container = stack.enter_context(av.open(source, options=_OPTIONS, **_LENIENT))
+      container = stack.enter_context(_open(file, stack))
     except FFmpegError as error:
       playlist = _name_playlist(file)
       reason = _reason(error) if not playlist else (
         f'it is {playlist}, which names other files or addresses; give the video files themselves')
       raise VideoError(f'{name}: cannot be read as a video ({reason})') from error
     yield container
+
+
+def _open(file: str | io.BytesIO, stack: contextlib.ExitStack) -> InputContainer:
+  if not isinstance(file, str):
+    return av.open(file, options=_OPTIONS, **_LENIENT)
+  try:
+    return av.open(f'file:{file}', options=_OPTIONS, **_LENIENT)
+  except FFmpegError as error:
+    if error.errno != errno.EINVAL:
+      raise
+  # Names such as a.jpg and a%d.mp4 make FFmpeg look for numbered pictures, which is refused. Opened
+  # by number, the file has no name.
+  opened = stack.enter_context(open(os.open(file, os.O_RDONLY), 'rb', buffering=0))
+  return av.open(opened, options=_OPTIONS, **_LENIENT)
 
 
 def _check_is_file(path: str, name: str) -> None:
