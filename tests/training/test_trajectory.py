@@ -49,6 +49,7 @@ def folder(tmp_path_factory, case):
   return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('run', [
   'ref_train_fixtext_acc1', pytest.param('ref_train_fulltext_acc1', marks=pytest.mark.slow)])
 def test_a_run_follows_the_reference_step_by_step(case, folder, tmp_path, run, monkeypatch):
