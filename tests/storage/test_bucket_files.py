@@ -209,7 +209,7 @@ def test_an_index_brings_its_shards(server, tmp_path):
   for name, file in index['weight_map'].items():
     archive_writers.write_safetensors(tmp_path / file, {name: np.ones(3, np.float32)}, {})
   upload(tmp_path, 'gs://bucket/shards')
-  with remote.local_copy('gs://bucket/shards', hub._WEIGHT_FILES) as copy:
+  with remote.local_copy('gs://bucket/shards') as copy:
     assert not (copy / 'unused.bin').exists() and (copy / 'config.json').exists()
     found = archive.read(copy / 'model.safetensors.index.json').tree
   assert not copy.exists() and found['b'].tolist() == [1, 1, 1]      # still readable: mapped

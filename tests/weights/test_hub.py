@@ -144,7 +144,9 @@ def test_a_hugging_face_preprocessor_decides_how_frames_are_cut(tmp_path):
   file.write_text('{"size": 32}')      # as in files of 2022
   assert hub.read(folder).preprocess.resize_ratio == 1
   file.write_text('{"resample": 3}')
-  with pytest.raises(ValueError, match='resample is 3, only 2'):
+  assert hub.read(folder).preprocess.filter == 'pillow-bicubic'
+  file.write_text('{"resample": 9}')
+  with pytest.raises(ValueError, match=r'preprocessor_config\.json: resample is 9; only'):
     hub.read(folder)
 
 

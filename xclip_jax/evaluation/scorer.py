@@ -189,8 +189,11 @@ class Scorer:
   ) -> pipeline.Batches:
     """Starts to read the views of videos in batches; a context manager."""
     config = self.model.config
-    transform = augment.EvalTransform(
-      config.image_size, self.resize_ratio(views), self.preprocess.filter, views.crops)
+    transform = dataclasses.replace(
+      augment.EvalTransform.of(self.preprocess, config.image_size), crops=views.crops)
+    if self._resizes_by_views(views):
+      transform = augment.EvalTransform(
+        config.image_size, self.resize_ratio(views), self.preprocess.filter, views.crops)
     sampler = sampling.ClipSampler(
       config.num_frames, views.sampling, views.stride, views.choice)
     return pipeline.eval_batches(videos, transform, sampler, share, self.reading, views.clips)
@@ -243,8 +246,12 @@ class Scorer:
     """Returns the short side before the crops, over the image size."""
     if views.resize is not None:
       return views.resize
-    as_reference = views.choice == 'reference' and views.crops == 3
-    return 1.0 if as_reference else self.preprocess.resize_ratio
+    return 1.0 if self._resizes_by_views(views) else self.preprocess.resize_ratio
+
+  @staticmethod
+  def _resizes_by_views(views: Views) -> bool:
+    """Tells whether the views say how frames are resized, and not the weights."""
+    return views.resize is not None or (views.choice == 'reference' and views.crops == 3)
 
   def _place_texts(self, text: jax.Array | np.ndarray) -> jax.Array:
     """Puts text features on every device: [K, E], or blocks [n, K', E] of very many."""

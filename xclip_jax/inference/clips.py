@@ -52,8 +52,7 @@ class ClipReader:
           f'{name} must be uint8 [F, H, W, 3] with values 0..255 (a list holds several videos), '
           f'got {frames.dtype} {list(frames.shape)}')
       frames = frames[choose_frames(len(frames))]
-    transform = augment.EvalTransform(
-      self.image_size, self.preprocess.resize_ratio, self.preprocess.filter)
+    transform = augment.EvalTransform.of(self.preprocess, self.image_size)
     try:
       return transform(frames)
     except (cv2.error, MemoryError) as error:        # absurd picture sizes

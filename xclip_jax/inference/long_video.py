@@ -109,9 +109,8 @@ def _sampled_frames(
   classifier: Classifier, video: str | os.PathLike, every: int
 ) -> Iterator[tuple[float, np.ndarray]]:
   """Yields (seconds, uint8 [H, W, 3]) of one frame of every few, resized and cropped."""
-  preprocess = classifier.weights.preprocess
-  transform = augment.EvalTransform(
-    classifier.config.image_size, preprocess.resize_ratio, preprocess.filter)
+  transform = augment.EvalTransform.of(
+    classifier.weights.preprocess, classifier.config.image_size)
   _, frames = decode.read_frames(video, seconds=_SECONDS)
   for number, (seconds, frame) in enumerate(frames):
     if number % every == 0:

@@ -11,6 +11,10 @@ from xclip_jax.models.layers import REMAT_POLICIES
 from xclip_jax.models.matmul import ACTIVATIONS
 
 DTYPES = {'float32': jnp.float32, 'bfloat16': jnp.bfloat16}
+# Largest sizes that a config may ask for. The largest published towers have 48 layers and
+# vocabularies of 256,000 tokens; beyond these limits a number is a mistake, and building the
+# model would take the memory of the machine before anything could say so.
+_MOST_LAYERS, _MOST = 1000, 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -63,9 +67,15 @@ class XCLIPConfig:
     for field in dataclasses.fields(self):
       value = getattr(self, field.name)
       least = 0 if field.name == 'merge_tokens' else 1
-      if field.type is int and (not isinstance(value, int) or value < least):
+      most = _MOST_LAYERS if field.name.endswith('_layers') else _MOST
+      is_integer = isinstance(value, int) and not isinstance(value, bool)
+      if field.type is int and (not is_integer or value < least):
         wording = 'a positive integer' if least else 'an integer of 0 or more'
         raise UserError(f'XCLIPConfig.{field.name} must be {wording}, got {value!r}')
+      if field.type is int and value > most:
+        raise UserError(f'XCLIPConfig.{field.name} must be at most {most:,}, got {value!r:.40}')
+      if field.type is float and not (isinstance(value, float) or is_integer):
+        raise UserError(f'XCLIPConfig.{field.name} must be a number, got {value!r}')
       if field.type is bool and not isinstance(value, bool):
         raise UserError(f'XCLIPConfig.{field.name} must be True or False, got {value!r}')
     for width, heads in (
@@ -93,6 +103,8 @@ class XCLIPConfig:
         )
     if self.merge_tokens and self.attention == 'cudnn':
       raise UserError('XCLIPConfig.merge_tokens needs attention=xla or chunked')
+    if not abs(self.prompt_alpha) <= _MOST:                   # nor NaN
+      raise UserError(f'XCLIPConfig.prompt_alpha must be a finite number, got {self.prompt_alpha}')
     for name in ('drop_path', 'patch_dropout'):
       if not 0 <= getattr(self, name) < 1:
         raise UserError(f'XCLIPConfig.{name} must lie in [0, 1), got {getattr(self, name)}')

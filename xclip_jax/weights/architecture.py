@@ -9,48 +9,15 @@ import numpy as np
 from xclip_jax.errors import UserError
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.weights import rules
+from xclip_jax.weights.configs import huggingface, open_clip
 
 HEAD_WIDTH = 64     # width of a head in every tower of CLIP and of the reference
 WIDTHS = {'vision': 'vision_width', 'text': 'text_width', 'mit': 'embed_dim', 'prompt': 'embed_dim'}
 
-# field of XCLIPConfig -> (section, key, default) in Hugging Face's config.json. The defaults are
-# transformers': files that it saves leave out what equals them.
-_HF_TOWERS = {
-  'vision_heads': ('vision_config', 'num_attention_heads', 12),
-  'text_heads': ('text_config', 'num_attention_heads', 8),
-  'vision_activation': ('vision_config', 'hidden_act', 'quick_gelu'),
-  'text_activation': ('text_config', 'hidden_act', 'quick_gelu'),
-}
-_HF_NEW = {
-  'mit_heads': ('vision_config', 'mit_num_attention_heads', 8),
-  'mit_activation': ('vision_config', 'hidden_act', 'quick_gelu'),
-  'prompt_heads': ('', 'prompt_num_attention_heads', 8),
-  'prompt_activation': ('', 'prompt_hidden_act', 'quick_gelu'),
-}
-# The same for fields that shapes determine; a config that differs from the shapes is refused.
-HF_SHAPES = {
-  'embed_dim': ('', 'projection_dim'),
-  'prompt_layers': ('', 'prompt_layers'),
-  'vision_width': ('vision_config', 'hidden_size'),
-  'vision_layers': ('vision_config', 'num_hidden_layers'),
-  'vision_mlp': ('vision_config', 'intermediate_size'),
-  'image_size': ('vision_config', 'image_size'),
-  'patch_size': ('vision_config', 'patch_size'),
-  'num_frames': ('vision_config', 'num_frames'),
-  'mit_layers': ('vision_config', 'mit_num_hidden_layers'),
-  'mit_mlp': ('vision_config', 'mit_intermediate_size'),
-  'text_width': ('text_config', 'hidden_size'),
-  'text_layers': ('text_config', 'num_hidden_layers'),
-  'text_mlp': ('text_config', 'intermediate_size'),
-  'vocab_size': ('text_config', 'vocab_size'),
-  'context_length': ('text_config', 'max_position_embeddings'),
-}
-_EPSILON = 1e-5     # epsilon of every LayerNorm
-
 
 def infer_config(
   state: Mapping[str, np.ndarray], dialect: str, file_config: Mapping[str, Any] | None = None,
-  num_frames: int = 8,
+  num_frames: int = 8, config_name: str = '',
 ) -> XCLIPConfig:
   """Infers the architecture from a state dict.
 
@@ -61,6 +28,7 @@ def infer_config(
       open_clip_config.json. Head counts and activations are known from such files alone; without
       one, heads are width // 64 and activations QuickGELU, as in OpenAI's files and the reference.
     num_frames: T of the model to be made from CLIP weights, which have none.
+    config_name: name of the file of `file_config`, for messages.
 
   Raises:
     UserError: a key that every such file has is missing, or the config contradicts the shapes.
@@ -70,7 +38,7 @@ def infer_config(
   if dialect in rules.CLIP_DIALECTS:     # the new modules are in no file, so any head count fits
     fields |= {k: max(fields[k], 1) for k in ('mit_heads', 'prompt_heads')}
   if file_config is not None:
-    fields |= _read_config(file_config, dialect, fields)
+    fields |= _read_config(file_config, config_name, dialect, fields)
   for tower, width in WIDTHS.items():
     if not fields[f'{tower}_heads']:
       raise UserError(
@@ -154,56 +122,10 @@ def _depth(state: Mapping[str, np.ndarray], dialect: str, ours: str) -> int:
 
 
 def _read_config(
-  content: Mapping[str, Any], dialect: str, fields: Mapping[str, Any]
+  content: Mapping[str, Any], name: str, dialect: str, fields: Mapping[str, Any]
 ) -> dict[str, Any]:
   """Reads heads and activations from the config beside the weights; checks it against shapes."""
-  if 'model_cfg' in content:
-    return _read_open_clip_config(_section(content, 'model_cfg'), fields)
-  sections = {'': content}
-  for name in ('text_config', 'vision_config'):     # *_dict is older, and wins
-    sections[name] = _section(content, name) | _section(content, f'{name}_dict')
-  file_sizes = {
-    ours: sections[section][key]
-    for ours, (section, key) in HF_SHAPES.items() if key in sections[section]
-  }
-  if dialect in rules.CLIP_DIALECTS:
-    new = ('mit', 'prompt', 'num')
-    file_sizes = {k: v for k, v in file_sizes.items() if k.split('_')[0] not in new}
-  wrong = [
-    f'{k}: {v} in config.json, {fields[k]} in the weights'
-    for k, v in file_sizes.items() if v != fields[k]
-  ]
-  wrong += [
-    f'{section}.layer_norm_eps: {sections[section]["layer_norm_eps"]}, only {_EPSILON} is supported'
-    for section in ('text_config', 'vision_config')
-    if sections[section].get('layer_norm_eps', _EPSILON) != _EPSILON
-  ]
-  if wrong:
-    raise UserError('config.json does not fit the weights:\n  ' + '\n  '.join(wrong))
-  table = _HF_TOWERS if dialect in rules.CLIP_DIALECTS else _HF_TOWERS | _HF_NEW
-  return {ours: sections[section].get(key, default)
-          for ours, (section, key, default) in table.items()}
-
-
-def _section(content: Mapping[str, Any], name: str) -> dict[str, Any]:
-  """Returns a section of the config beside the weights; {} without it, UserError if it is none."""
-  section = content.get(name) or {}
-  if not isinstance(section, dict):
-    raise UserError(f'the config beside the weights: {name} must be an object, found {section!r}')
-  return section
-
-
-def _read_open_clip_config(
-  model: Mapping[str, Any], fields: Mapping[str, Any]
-) -> dict[str, Any]:
-  vision, text = _section(model, 'vision_cfg'), _section(model, 'text_cfg')
-  unsupported = [name for name in ('timm_model_name', 'hf_model_name') if name in vision | text]
-  if unsupported or isinstance(vision.get('layers'), list):
-    raise UserError(
-      f'open_clip_config.json describes a tower that is not a CLIP ViT ({unsupported or "ResNet"})'
-    )
-  activation = 'quick_gelu' if model.get('quick_gelu') else 'gelu'
-  return dict(
-    vision_heads=fields['vision_width'] // vision.get('head_width', HEAD_WIDTH),
-    text_heads=text.get('heads', 8), vision_activation=activation, text_activation=activation,
-  )
+  if name == open_clip.FILE or open_clip.looks_like_one(content):
+    return open_clip.read(name or open_clip.FILE, content, fields)
+  is_clip = dialect in rules.CLIP_DIALECTS
+  return huggingface.read(name or 'config.json', content, fields, is_clip)

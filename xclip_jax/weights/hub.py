@@ -7,13 +7,15 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from xclip_jax import files
 from xclip_jax.assets import bundled
 from xclip_jax.errors import UserError
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.weights import apply, architecture, native, remote, rules
+from xclip_jax.weights.configs import beside, processor, tokenizer_files
+from xclip_jax.weights.configs.section import read_json
 from xclip_jax.weights.files import archive
 from xclip_jax.weights.native import Weights
 
@@ -92,13 +94,6 @@ KNOWN: Mapping[str, Known] = {
     'L/14', 'of CLIP, ImageNet zero-shot 79.2 top-1'),
 }
 
-# Files with weights in a folder, in the order of preference, each with its config file.
-_WEIGHT_FILES = (
-  ('model.safetensors', 'config.json'), ('model.safetensors.index.json', 'config.json'),
-  ('pytorch_model.bin', 'config.json'), ('pytorch_model.bin.index.json', 'config.json'),
-  ('open_clip_model.safetensors', 'open_clip_config.json'),
-  ('open_clip_pytorch_model.bin', 'open_clip_config.json'),
-)
 _OPENAI_ADDRESS = 'https://openaipublic.azureedge.net/clip/models/{sha256}/{file}'
 
 
@@ -131,7 +126,7 @@ def read(
       raise UserError(f'{field} must be a whole number from 1, got {value!r}')
   name, known = os.fspath(source), KNOWN.get(os.fspath(source))
   if files.is_remote(source):
-    with remote.local_copy(name, _WEIGHT_FILES) as copy:
+    with remote.local_copy(name) as copy:
       weights = read(copy, heads=heads, num_frames=num_frames, image_size=image_size, seed=seed,
                      new_modules=new_modules)
     return weights if weights.dialect == 'native' else dataclasses.replace(weights, source=name)
@@ -167,18 +162,23 @@ def _read_foreign(
   new_modules: XCLIPConfig | None,
 ) -> Weights:
   """Reads weights in another format than ours."""
-  path, config_file = find_files(path)
+  path = beside.find_weights(path)
   contents = archive.read(path)
   state, rest = archive.state_dict(contents)
   try:
     dialect = apply.detect_dialect(state)
     is_clip = dialect in rules.CLIP_DIALECTS
-    file_config = native.read_json(config_file) if config_file else None
+    config_file, notes = beside.find_config(path, dialect)
+    file_config = read_json(config_file) if config_file else None
     frames = num_frames or (known.num_frames if known else 8)
-    config = architecture.infer_config(state, dialect, file_config, frames)
+    config = architecture.infer_config(
+      state, dialect, file_config, frames, config_file.name if config_file else '')
+    preprocess, more = read_preprocess(path.parent, dialect, config.image_size, known)
+    if dialect.startswith('huggingface'):
+      tokenizer_files.check(path.parent)
   except UserError as error:
     raise UserError(f'{path}: {error}') from error
-  notes = []
+  notes += more
   if config_file is not None:
     config, told = _judge_heads(config, heads)
     notes += [f'{config_file.name} {told}'] if told else []
@@ -189,12 +189,7 @@ def _read_foreign(
     }
     config = dataclasses.replace(config, **like)
   if is_clip:
-    parts = {'messages': 'message', 'mit': 'integration', 'prompt': 'prompt'}
-    new = [name for field, name in parts.items() if getattr(config, field)]
-    if new:
-      modules = f'{", ".join(new[:-1])} and {new[-1]}' if new[1:] else new[0]
-      notes.append(
-        f'weights of CLIP: {modules} modules are new, drawn from seed {seed}; train before use')
+    notes += _notes_on_clip(config, seed)
     if file_config is None and contents.kind != 'torchscript':
       notes.append(
         'no config beside the weights: QuickGELU is assumed, as in OpenAI\'s; most models trained '
@@ -210,13 +205,38 @@ def _read_foreign(
     params = apply.to_params(state, dialect, config, seed)
   except UserError as error:
     raise UserError(f'{path}: {error}') from error
-  preprocess = known.preprocess if known else native.REFERENCE
-  if dialect == 'huggingface':
-    preprocess = read_preprocess(path.parent / 'preprocessor_config.json', config.image_size)
   return Weights(
     config, params, preprocess, source=str(path), dialect=dialect,
     licence=known.licence if known else 'unknown', notes=tuple(notes),
   )
+
+
+def read_preprocess(
+  folder: Path, dialect: str, image_size: int, known: Known | None
+) -> tuple[native.Preprocess, list[str]]:
+  """Returns how frames become input, and notes on what is not said or not followed.
+
+  Hugging Face's X-CLIP has it in JSON beside the weights. Others are prepared as the reference
+  does, also CLIP, whose modules of X-CLIP are new and see frames as X-CLIP's training does.
+  """
+  if dialect == 'huggingface':
+    return processor.read(folder, image_size)
+  described = [
+    name for name in (processor.FILE, processor.NESTING_FILE) if (folder / name).is_file()]
+  notes = [
+    f'{", ".join(described)} beside the weights: not followed, frames are prepared as for the '
+    'reference\'s X-CLIP'] if described and dialect in rules.CLIP_DIALECTS else []
+  return known.preprocess if known else native.REFERENCE, notes
+
+
+def _notes_on_clip(config: XCLIPConfig, seed: int) -> list[str]:
+  """Returns the note on the modules that weights of CLIP lack, if the model has any."""
+  parts = {'messages': 'message', 'mit': 'integration', 'prompt': 'prompt'}
+  new = [name for field, name in parts.items() if getattr(config, field)]
+  if not new:
+    return []
+  modules = f'{", ".join(new[:-1])} and {new[-1]}' if new[1:] else new[0]
+  return [f'weights of CLIP: {modules} modules are new, drawn from seed {seed}; train before use']
 
 
 def _judge_heads(config: XCLIPConfig, heads: str) -> tuple[XCLIPConfig, str]:
@@ -233,49 +253,6 @@ def _judge_heads(config: XCLIPConfig, heads: str) -> tuple[XCLIPConfig, str]:
     return dataclasses.replace(config, **differ), told + 'following the reference'
   return config, told + (
     "following the file, as its authors ran it; heads='reference' does otherwise")
-
-
-def read_preprocess(path: Path, image_size: int) -> native.Preprocess:
-  """Reads how Hugging Face's processor resizes and normalises."""
-  if not path.is_file():
-    return native.HUGGING_FACE
-  content = native.read_json(path)
-  size = content.get('size', image_size)
-  short = size.get('shortest_edge', image_size) if isinstance(size, dict) else size
-  if not isinstance(short, int):
-    raise UserError(f'{path}: size must be a number of pixels or have one as shortest_edge, found '
-                    f'{size!r}')
-  if content.get('resample', 2) != 2:
-    raise UserError(f'{path}: resample is {content["resample"]}, only 2 (bilinear) is supported')
-  scale = 255 if content.get('do_rescale', True) else 1
-  for key in ('image_mean', 'image_std'):
-    if key in content and not native.is_numbers(content[key], 3):
-      raise UserError(f'{path}: {key} must be three numbers, found {content[key]!r}')
-  as_255: Any = lambda key, default: tuple(
-    round(float(x) * scale, 6) for x in content.get(key, default)     # 0.224 * 255 is not 57.12
-  )
-  return native.Preprocess(
-    mean=as_255('image_mean', (0.485, 0.456, 0.406)),
-    std=as_255('image_std', (0.229, 0.224, 0.225)),
-    resize_ratio=short / image_size, filter='pillow',
-  )
-
-
-def find_files(path: Path) -> tuple[Path, Path | None]:
-  """Returns the file with weights and the config beside it, from a file or a folder."""
-  if path.is_file():
-    config = dict(_WEIGHT_FILES).get(path.name)
-    beside = path.with_name(config) if config else None
-    return path, beside if beside and beside.is_file() else None
-  for name, config in _WEIGHT_FILES:
-    if (path / name).is_file():
-      beside = path / config
-      return path / name, beside if beside.is_file() else None
-  held = sorted(x.name for x in path.iterdir())[:8]
-  raise UserError(
-    f'{path} holds no weights: none of {", ".join(name for name, _ in _WEIGHT_FILES)}; '
-    f'it holds {", ".join(held) or "nothing"}. Name the file itself if it is called otherwise.'
-  )
 
 
 def locate(source: str | os.PathLike) -> Path:
@@ -332,24 +309,35 @@ def _hub_folder(name: str) -> Path:
   import huggingface_hub  # here: it takes a while, and files on disk do not need it
   from huggingface_hub import errors
 
-  all_files = sorted({x for row in _WEIGHT_FILES for x in row} | {'preprocessor_config.json'})
-  choose = lambda files: next(
-    ([w, c, 'preprocessor_config.json'] for w, c in _WEIGHT_FILES if w in files and c in files),
-    all_files,
-  )
   try:
-    files = {f.rfilename for f in huggingface_hub.HfApi().model_info(name).siblings or []}
-    patterns = [*choose(files), *(f for f in files if '-of-' in f)]
-    return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+    names = {f.rfilename for f in huggingface_hub.HfApi().model_info(name).siblings or []}
   except errors.RepositoryNotFoundError as error:
     raise UserError(
       f'{name!r} is neither a file or folder here nor a repository on the Hugging Face hub '
       '(or one that asks you to log in: huggingface-cli login)'
     ) from error
   except (OSError, errors.HfHubHTTPError, errors.OfflineModeIsEnabled) as error:
-    reason = error
+    return _cached_folder(name, error)
   except Exception as error:      # the client's own transport raises types that change by version
-    reason = error
+    return _cached_folder(name, error)
+  try:
+    weights = beside.choose_weights(names)
+  except UserError as error:
+    raise UserError(
+      f'the repository {name} {error}, in a folder that you download it to') from error
+  patterns = [*([weights] if weights else [x for x, _ in beside.WEIGHT_FILES]),
+              *beside.DESCRIPTIONS, *(x for x in names if '-of-' in x)]
+  try:
+    return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
+  except Exception as error:      # likewise
+    return _cached_folder(name, error)
+
+
+def _cached_folder(name: str, reason: Exception) -> Path:
+  """Returns the folder of a repository in the cache; UserError says what to download by hand."""
+  import huggingface_hub
+  from huggingface_hub import errors
+
   try:
     return Path(huggingface_hub.snapshot_download(name, local_files_only=True))
   except (OSError, ValueError, errors.LocalEntryNotFoundError) as error:

@@ -5,7 +5,7 @@ import dataclasses
 import json
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +15,16 @@ from xclip_jax.errors import UserError
 from xclip_jax.models.config import VARIANTS, XCLIPConfig
 from xclip_jax.parallel import tree_names
 from xclip_jax.weights import apply, architecture, hub, native, opening, rules
+from xclip_jax.weights.configs import beside
+from xclip_jax.weights.configs.section import read_json
 from xclip_jax.weights.files import archive
 
 _PARTS = (
   (r'vision/blocks_.*/message_.*', 'message'), (r'vision/.*', 'vision'), (r'mit/.*', 'mit'),
   (r'prompt/.*', 'prompt'), (r'text/.*', 'text'), (r'logit_scale', 'logit_scale'),
 )
+# Limits of what is described of a file that is no CLIP: tensors, other values, and nesting.
+_MOST_TENSORS, _MOST_LEAVES, _DEEPEST = 100_000, 100, 32
 _UNKNOWN, _IGNORED = 'unknown names', 'not parameters'
 _RULE = f'the rule width // {architecture.HEAD_WIDTH}'
 
@@ -32,10 +36,11 @@ class Description:
   source: str
   files: list[str]
   kind: str                     # kind of the archive, or 'native folder', or 'run'
-  dialect: str
+  dialect: str                  # key of rules.DIALECTS, or 'unknown'
   bytes: int                    # size of the files together
   tensors: int
   dtypes: dict[str, int]        # dtype -> number of tensors
+  entries: list[dict[str, Any]] # name, shape and dtype of every tensor, as the file has them
   parameters: dict[str, int]    # part of the model -> number of parameters
   config: dict[str, Any] | None
   variant: str | None           # the published size that the config has, whatever its frames
@@ -52,10 +57,11 @@ class Description:
 def describe(source: str) -> Description:
   """Describes whatever `opening.open_weights` opens, without converting an array.
 
-  Weights that do not fit or lack a head count are described too; `problems` says what is wrong.
+  Weights that do not fit or lack a head count are described too, and so are the tensors of a file
+  that is of no CLIP or X-CLIP; `problems` says what is wrong.
 
   Raises:
-    UserError: the source does not exist, or holds no weights of CLIP or X-CLIP.
+    UserError: the source does not exist, or is no file with tensors that can be read.
   """
   folder = Path(source).expanduser()
   if (folder / 'checkpoints').is_dir() or (folder / 'metrics.jsonl').is_file():
@@ -73,12 +79,13 @@ def _describe_own_format(
   stored = flat
   if kind != 'run':                # reading widens float16, so the dtypes come from the file
     stored, _ = archive.state_dict(archive.read(path / 'params.safetensors'))
+  dtypes = {name: str(x.dtype) for name, x in stored.items()}
   files = sorted(p for p in path.rglob('*') if p.is_file()) if kind != 'run' else []
   origin = f' (from {weights.source}, {weights.dialect})' if weights.dialect != 'native' else ''
   return Description(
     source=source, files=[str(p) for p in files], kind=kind, dialect='native',
     bytes=sum(p.stat().st_size for p in files), tensors=len(flat),
-    dtypes=_count(str(x.dtype) for x in stored.values()),
+    dtypes=_count(dtypes.values()), entries=_entries(stored, dtypes),
     parameters=_count_parts((tree_names.match(k, _PARTS), x.size) for k, x in flat.items()),
     config=dataclasses.asdict(weights.config), variant=_variant(weights.config),
     heads=_heads(weights.config, 'config.json', tuple(architecture.WIDTHS)),
@@ -89,29 +96,33 @@ def _describe_own_format(
 
 
 def _describe_foreign(source: str, path: Path) -> Description:
-  path, config_file = hub.find_files(path)
+  path = beside.find_weights(path)
   contents = archive.read(path)
-  state, rest = archive.state_dict(contents)
   try:
+    state, rest = archive.state_dict(contents)
     dialect = apply.detect_dialect(state)
   except UserError as error:
-    raise UserError(f'{path}: {error}') from error
+    return _describe_unknown(source, contents, str(error).removeprefix(f'{path}: '))
   known, is_clip = hub.KNOWN.get(source), dialect in rules.CLIP_DIALECTS
   frames = known.num_frames if known else 8
+  config_file, notes = beside.find_config(path, dialect)
   config, config_file, problems = _infer_config(state, dialect, config_file, frames)
-  preprocess, notes = known.preprocess if known else native.REFERENCE, []
+  preprocess = None
   if config:
     problems += _misfits(state, dialect, config)
-    if dialect == 'huggingface':
-      preprocess = hub.read_preprocess(path.parent / 'preprocessor_config.json', config.image_size)
+    try:
+      preprocess, more = hub.read_preprocess(path.parent, dialect, config.image_size, known)
+      notes += more
+    except UserError as error:
+      problems.append(str(error))
   if is_clip:
     notes.append('weights of CLIP: message, integration and prompt modules will be drawn when read')
     if not config_file and contents.kind != 'torchscript':
       notes.append('no config beside the weights: QuickGELU is assumed')
-  files = [path, *(file for file in contents.files if file != path)]
+  dtypes = _stored_dtypes(contents, state)
   return Description(
-    source=source, files=[str(p) for p in files], kind=contents.kind, dialect=dialect,
-    bytes=sum(p.stat().st_size for p in files), tensors=len(state), dtypes=_dtypes(contents, state),
+    source=source, **_files(contents), kind=contents.kind, dialect=dialect,
+    tensors=len(state), dtypes=_count(dtypes.values()), entries=_entries(state, dtypes),
     parameters=_count_parts((_part(k, dialect), x.size) for k, x in state.items()),
     config=dataclasses.asdict(config) if config else None,
     variant=_variant(config) if config else None,
@@ -119,11 +130,61 @@ def _describe_foreign(source: str, path: Path) -> Description:
       config, config_file.name if config_file else _RULE,
       ('vision', 'text') if is_clip else tuple(architecture.WIDTHS)
     ) if config else {},
-    preprocess=dataclasses.asdict(preprocess), template='{}',
+    preprocess=dataclasses.asdict(preprocess) if preprocess else None, template='{}',
     licence=known.licence if known else 'unknown', known=known._asdict() if known else None,
     also_holds={str(k): _summary(v) for k, v in rest.items() if k != '__metadata__'},
     problems=problems, notes=notes,
   )
+
+
+def _describe_unknown(source: str, contents: archive.Contents, problem: str) -> Description:
+  """Describes a file whose names are those of no CLIP or X-CLIP: its tensors, wherever they are."""
+  state: dict[str, np.ndarray] = {}
+  rest: dict[str, Any] = {}
+  for name, value in _leaves(contents.tree):
+    (state if isinstance(value, np.ndarray) else rest)[name] = value
+  dtypes = _stored_dtypes(contents, state)
+  return Description(
+    source=source, **_files(contents), kind=contents.kind, dialect='unknown', tensors=len(state),
+    dtypes=_count(dtypes.values()), entries=_entries(state, dtypes),
+    parameters=_count_parts((_UNKNOWN, x.size) for x in state.values()), config=None, variant=None,
+    heads={}, preprocess=None, template='{}', licence='unknown', known=None,
+    also_holds={k: _summary(v) for k, v in list(rest.items())[:_MOST_LEAVES]
+                if not k.startswith('__metadata__')},
+    problems=[problem], notes=[],
+  )
+
+
+def _leaves(tree: Any) -> Iterator[tuple[str, Any]]:
+  """Yields dotted names and values of a nest of dicts and lists, which a file can make endless."""
+  pending: list[tuple[str, Any, int]] = [('', tree, 0)]
+  count = 0
+  while pending and count < _MOST_TENSORS:
+    name, value, depth = pending.pop()
+    children: list[tuple[Any, Any]] = []
+    if isinstance(value, Mapping):
+      children = list(value.items())
+    elif isinstance(value, list | tuple):
+      children = list(enumerate(value))
+    if children and depth < _DEEPEST:
+      pending += [(f'{name}.{key}' if name else str(key), child, depth + 1)
+                  for key, child in reversed(children)]
+    else:
+      count += 1
+      yield name, value
+
+
+def _files(contents: archive.Contents) -> dict[str, Any]:
+  """Returns the paths and the size of the files that were read, as fields of a Description."""
+  files = list(dict.fromkeys(contents.files))
+  return {'files': [str(p) for p in files], 'bytes': sum(p.stat().st_size for p in files)}
+
+
+def _entries(state: Mapping[str, np.ndarray], dtypes: Mapping[str, str]) -> list[dict[str, Any]]:
+  """Returns name, shape and stored dtype of every tensor, as JSON can hold them."""
+  return [
+    {'name': name, 'shape': list(x.shape), 'dtype': dtypes.get(name, str(x.dtype))}
+    for name, x in state.items()]
 
 
 def _infer_config(
@@ -137,8 +198,10 @@ def _infer_config(
   problems = []
   for file in dict.fromkeys((config_file, None)):
     try:
-      content = native.read_json(file) if file else None
-      return architecture.infer_config(state, dialect, content, num_frames), file, problems
+      content = read_json(file) if file else None
+      name = file.name if file else ''
+      config = architecture.infer_config(state, dialect, content, num_frames, name)
+      return config, file, problems
     except UserError as error:
       problems.append(str(error))
   return None, config_file, problems
@@ -188,19 +251,26 @@ def _variant(config: XCLIPConfig) -> str | None:
   return next((name for name, c in VARIANTS.items() if shape(c) == shape(config)), None)
 
 
-def _dtypes(contents: archive.Contents, state: Mapping[str, np.ndarray]) -> dict[str, int]:
+def _stored_dtypes(
+  contents: archive.Contents, state: Mapping[str, np.ndarray]
+) -> dict[str, str]:
+  """Returns the dtype of each tensor in the file; reading has widened bfloat16 to float32."""
+  dtypes = {name: str(x.dtype) for name, x in state.items()}
   if contents.kind != 'safetensors':
-    return _count(str(x.dtype) for x in state.values())
-  # Reading widens bfloat16, so the dtypes come from the headers of the files.
-  dtypes = []
+    return dtypes
+  names = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'F64': 'float64', 'I64': 'int64'}
+  stored = {}
   for file in contents.files:
     if file.suffix == '.json':
       continue
     with open(file, 'rb') as opened:
       header = json.loads(opened.read(struct.unpack('<Q', opened.read(8))[0]))
-    dtypes += [entry['dtype'] for name, entry in header.items() if name != '__metadata__']
-  names = {'F32': 'float32', 'F16': 'float16', 'BF16': 'bfloat16', 'F64': 'float64', 'I64': 'int64'}
-  return _count(names.get(x, x) for x in dtypes)
+    stored |= {
+      name: names.get(entry['dtype'], entry['dtype'])
+      for name, entry in header.items() if name != '__metadata__'}
+  # Prefixes of wrappers are not in the names any more; then the order of the file is the same.
+  renamed = dict(zip(state, stored.values(), strict=False)) if len(stored) == len(state) else {}
+  return dtypes | {name: dtype for name, dtype in {**renamed, **stored}.items() if name in dtypes}
 
 
 def _count(names: Any) -> dict[str, int]:

@@ -23,20 +23,61 @@ from xclip_jax.errors import ExistsError, UserError
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.parallel import tree_names
 from xclip_jax.weights import apply
+from xclip_jax.weights.configs.section import MOST, is_number, is_numbers, read_json, show
 from xclip_jax.weights.files import archive
 
 FORMAT, VERSION = 'xclip-jax', 1
 TOKENIZER = 'clip-bpe-49408'          # CLIP's, the only tokenizer
 
 
+# Filters of Hugging Face's processors, and Pillow's numbers for them. 'pillow' is bilinear.
+RESAMPLE = {
+  'pillow': 2, 'pillow-nearest': 0, 'pillow-lanczos': 1, 'pillow-bicubic': 3, 'pillow-box': 4,
+  'pillow-hamming': 5,
+}
+_FILTERS = ('opencv', *RESAMPLE)
+_RESIZES = ('short_side', 'stretch', 'fit', 'none')
+
+
 @dataclasses.dataclass(frozen=True)
 class Preprocess:
-  """Describes preprocessing: resize the short side, crop the centre square, normalise."""
+  """Describes preprocessing: resize a frame, crop the centre square, normalise.
 
-  mean: tuple[float, float, float] = (123.675, 116.28, 103.53)     # RGB, 0..255
-  std: tuple[float, float, float] = (58.395, 57.12, 57.375)
-  resize_ratio: float = 256 / 224      # short side before the crop, over image_size
-  filter: str = 'opencv'               # opencv (the reference) | pillow (Hugging Face's processor)
+  Fields:
+    mean, std: of red, green and blue, 0..255.
+    resize_ratio: the short side before the crop, over image_size; for 'stretch' and 'fit' the
+      height.
+    filter: 'opencv' (the reference), or one of RESAMPLE (Hugging Face's processors).
+    resize: 'short_side' keeps the shape of the frame; 'stretch' to a height and a width; 'fit'
+      keeps the shape within a height and a width; 'none' crops alone.
+    second_ratio: for 'short_side' the most that the long side may become, 0 without a limit; for
+      'stretch' and 'fit' the width. Over image_size.
+  """
+
+  mean: tuple[float, ...] = (123.675, 116.28, 103.53)
+  std: tuple[float, ...] = (58.395, 57.12, 57.375)
+  resize_ratio: float = 256 / 224
+  filter: str = 'opencv'
+  resize: str = 'short_side'
+  second_ratio: float = 0.0
+
+  def __post_init__(self):
+    for name in ('mean', 'std'):
+      value = getattr(self, name)
+      if not isinstance(value, tuple) or not is_numbers(list(value), 3):
+        raise UserError(f'{name} must be three numbers, found {value!r}')
+    if not all(self.std):
+      raise UserError(f'std must not be 0, found {self.std!r}')
+    for name, least in (('resize_ratio', 1e-6), ('second_ratio', 0)):
+      value = getattr(self, name)
+      if not is_number(value) or not least <= value <= MOST:
+        raise UserError(f'{name} must be a number from {least} to {MOST}, found {value!r}')
+    for name, choices in (('filter', _FILTERS), ('resize', _RESIZES)):
+      if getattr(self, name) not in choices:
+        raise UserError(f'{name} must be one of {", ".join(choices)}, found '
+                        f'{getattr(self, name)!r}')
+    if self.resize in ('stretch', 'fit') and not self.second_ratio:
+      raise UserError(f'second_ratio, the width of {self.resize!r}, must be above 0')
 
 
 # The statistics of X-CLIP's training, which are not those of CLIP.
@@ -168,8 +209,10 @@ def read(folder: str | os.PathLike) -> Weights:
                       f'{preprocess[key]!r}')
     preprocess[key] = tuple(preprocess[key])
   preprocess = _record(Preprocess, preprocess, folder / 'preprocess.json', 'its top level')
-  template = content.get('template', '{}')
-  template = tuple(template) if isinstance(template, list) else template
+  template = _read_template(content.get('template', '{}'), folder / 'config.json')
+  for key in ('source', 'dialect', 'licence'):
+    if not isinstance(content.get(key, ''), str):
+      raise UserError(f'{folder / "config.json"}: {key} must be a text, found {show(content[key])}')
   flat, _ = archive.state_dict(archive.read(folder / 'params.safetensors'))
   _check_params(flat, config, folder / 'params.safetensors')
   return Weights(
@@ -179,25 +222,13 @@ def read(folder: str | os.PathLike) -> Weights:
   )
 
 
-def read_json(path: files.AnyPath) -> dict[str, Any]:
-  """Reads an object from a JSON file; UserError names the file."""
-  try:
-    with files.explain_errors(path):
-      content = path.read_bytes()
-    content = json.loads(content)
-  except FileNotFoundError as error:
-    raise UserError(f'{path} is missing; the folder is incomplete') from error
-  except (OSError, ValueError, RecursionError) as error:
-    raise UserError(f'{path} cannot be read as JSON: {error}') from error
-  if not isinstance(content, dict):
-    raise UserError(f'{path} must hold a JSON object, found {type(content).__name__}')
-  return content
-
-
-def is_numbers(value: Any, count: int) -> bool:
-  """Tells whether a value that was read from JSON is a list of `count` numbers."""
-  return isinstance(value, list) and len(value) == count and all(
-    isinstance(x, int | float) for x in value)
+def _read_template(value: Any, path: Path) -> str | tuple[str, ...]:
+  """Returns a prompt template, or several, each with {} for the label."""
+  templates = value if isinstance(value, list) else [value]
+  if not templates or not all(isinstance(x, str) and '{}' in x for x in templates):
+    raise UserError(f'{path}: template must be a text with {{}} for the label, or a list of such '
+                    f'texts, found {show(value)}')
+  return tuple(templates) if isinstance(value, list) else value
 
 
 def _record(cls: type, content: Any, path: Path, field: str) -> Any:

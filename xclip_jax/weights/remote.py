@@ -9,13 +9,13 @@ from typing import Any
 
 from xclip_jax import files
 from xclip_jax.errors import UserError
+from xclip_jax.weights.configs import beside
 
 _OWN = ('config.json', 'preprocess.json', 'params.safetensors', 'labels.txt')   # of weights.native
-_BESIDE = 'preprocessor_config.json'                                 # Hugging Face's
 
 
 @contextlib.contextmanager
-def local_copy(name: str, weight_files: Sequence[tuple[str, str]]) -> Iterator[Path]:
+def local_copy(name: str) -> Iterator[Path]:
   """Yields a local copy of a file or folder with weights in a bucket, which is removed at the end.
 
   Arrays read from the copy stay valid: they are mapped, and Linux keeps a mapped file. The copy is
@@ -23,7 +23,6 @@ def local_copy(name: str, weight_files: Sequence[tuple[str, str]]) -> Iterator[P
 
   Args:
     name: gs://bucket/..., a file or a folder.
-    weight_files: (file with weights, its config file) in the order of preference.
 
   Raises:
     UserError: the bucket has no such file or folder, or cannot be read.
@@ -37,21 +36,25 @@ def local_copy(name: str, weight_files: Sequence[tuple[str, str]]) -> Iterator[P
       is_folder = remote_path.is_dir()
     if is_folder:
       copy.mkdir()
-      _copy_folder(remote_path, copy, weight_files)
+      _copy_folder(remote_path, copy)
     else:
-      names = [remote_path.name, dict(weight_files).get(remote_path.name), _BESIDE]
-      _copy_files(remote_path.parent, Path(temporary), [x for x in names if x])
+      names = [remote_path.name, *beside.DESCRIPTIONS]
+      _copy_files(remote_path.parent, Path(temporary), names)
     yield copy
 
 
-def _copy_folder(source: Any, folder: Path, weight_files: Sequence[tuple[str, str]]) -> None:
+def _copy_folder(source: Any, folder: Path) -> None:
   with files.explain_errors(source):
     held = {x.name for x in source.iterdir()}
-  pair = next((pair for pair in weight_files if pair[0] in held), None)
   if 'params.safetensors' in held:
     _copy_files(source, folder, _OWN)
-  elif pair:
-    _copy_files(source, folder, [*pair, _BESIDE])
+    return
+  try:
+    weights = beside.choose_weights(held)
+  except UserError as error:
+    raise UserError(f'{source} {error}') from error
+  if weights:
+    _copy_files(source, folder, [weights, *beside.DESCRIPTIONS])
   else:
     for x in held:                  # empty files: the error message lists their names
       (folder / x).touch()
@@ -66,7 +69,7 @@ def _copy_files(source: Any, folder: Path, names: Sequence[str]) -> None:
     except FileNotFoundError:
       continue
     files.write_bytes(folder / name, content)
-    if name.endswith('.index.json'):
+    if name.endswith('.json') and '.index.' in name:
       _copy_files(source, folder, _shards(content))
 
 

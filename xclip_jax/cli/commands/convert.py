@@ -4,17 +4,19 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from xclip_jax.cli import options
+from xclip_jax.cli import options, output
 from xclip_jax.errors import UserError
 
 if TYPE_CHECKING:
   from xclip_jax.weights import inspection, native
 
+_LISTED_TENSORS = 100  # a file with more of them is listed with a line for blocks that are alike
 TARGETS = ('native', 'hf', 'official', 'openai')
 
 
@@ -104,8 +106,9 @@ def convert(arguments: argparse.Namespace) -> int:
 def inspect(arguments: argparse.Namespace) -> int:
   """Says what a file, a folder, a run or a published name holds, without converting anything.
 
-  Prints the format, the tensors, the architecture, the preprocessing and the licence. Weights that
-  cannot be converted are described too, with the reasons.
+  Prints the format, the architecture, the preprocessing, the licence, and name, dtype and shape of
+  the tensors (those of numbered blocks in one line, if there are more than 100; --json has all).
+  Weights that cannot be converted are described too, with the reasons.
   """
   os.environ['JAX_PLATFORMS'] = os.environ.get('JAX_PLATFORMS') or 'cpu'
   from xclip_jax.weights import inspection
@@ -172,7 +175,21 @@ def show_description(d: 'inspection.Description') -> str:
     row('note', note)
   for problem in d.problems:
     row('! problem', problem)
-  return '\n'.join(lines)
+  return '\n'.join([*lines, *_tensor_lines(d.entries)])
+
+
+def _tensor_lines(entries: Sequence[dict[str, Any]]) -> list[str]:
+  """Returns a line for each tensor; of a large file one for all blocks that are alike."""
+  rows: dict[tuple[str, str, str], list[str]] = {}
+  for entry in entries:
+    name = output.printable(entry['name'])
+    pattern = name if len(entries) <= _LISTED_TENSORS else re.sub(r'\b\d+\b', '*', name)
+    rows.setdefault((pattern, entry['dtype'], str(entry['shape'])), []).append(name)
+  lines = ['  names'] if rows else []
+  for (pattern, dtype, shape), names in rows.items():
+    many = f', {len(names)} of them' if names[1:] else ''
+    lines.append(f'    {pattern if many else names[0]}  {dtype} {shape}{many}')
+  return lines
 
 
 def _architecture_lines(d: 'inspection.Description', c: dict[str, Any]) -> list[str]:

@@ -5,6 +5,7 @@ which does not antialias). Normalisation, mixup and cutmix happen on the device.
 """
 
 import dataclasses
+from typing import Any
 
 import cv2
 import numpy as np
@@ -15,6 +16,12 @@ from xclip_jax.errors import UserError
 
 _RESIZE_RATIO = 256 / 224            # short side before cropping, over image_size
 _CROP_SCALES = (1, 0.875, 0.75, 0.66)
+# Filters of Hugging Face's processors.
+_PILLOW_FILTERS = {
+  'pillow': Image.Resampling.BILINEAR, 'pillow-nearest': Image.Resampling.NEAREST,
+  'pillow-lanczos': Image.Resampling.LANCZOS, 'pillow-bicubic': Image.Resampling.BICUBIC,
+  'pillow-box': Image.Resampling.BOX, 'pillow-hamming': Image.Resampling.HAMMING,
+}
 _BRIGHTNESS, _CONTRAST, _SATURATION, _HUE = 0.4, 0.4, 0.2, 0.1
 
 
@@ -102,41 +109,78 @@ class TrainTransform:
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-  """Resizes the short side to `resize_ratio * image_size` and crops S x S: the centre, or three.
+  """Resizes frames and crops S x S: the centre, or three. Missing pixels are black.
 
   Fields:
     image_size: S.
     crops: 1, the centre; or 3, in the reference's order: left, right and middle of a wide frame,
       top, bottom and middle of a high one. The reference has resize_ratio 1 with three crops.
-    resize_ratio: at least 1.
-    filter: 'opencv' (the reference: bilinear, no antialias) or 'pillow' (Hugging Face's processor:
-      bilinear, antialiased; the long side is rounded down).
+    resize_ratio: the short side before the crops, over S; with OpenCV's filter at least 1. The
+      height, if `resize` is 'stretch' or 'fit'.
+    filter: 'opencv' (the reference: bilinear, no antialias) or one of Pillow's, as Hugging Face's
+      processors have them ('pillow' is bilinear, antialiased; the long side is rounded down).
+    resize: 'short_side' keeps the shape of a frame; 'stretch' to a height and a width; 'fit' keeps
+      the shape within a height and a width; 'none' crops alone.
+    second_ratio: for 'short_side' the most that the long side may become, over S, 0 without a
+      limit; for 'stretch' and 'fit' the width, over S.
   """
 
   image_size: int
   resize_ratio: float = _RESIZE_RATIO
   filter: str = 'opencv'
   crops: int = 1
+  resize: str = 'short_side'
+  second_ratio: float = 0.0
 
   def __post_init__(self):
     if self.crops not in (1, 3):
       raise UserError(f'crops must be 1 or 3, found {self.crops}')
-    if self.resize_ratio < 1:
+    if self.filter != 'opencv' and self.filter not in _PILLOW_FILTERS:
+      raise UserError(f"filter must be 'opencv' or one of {', '.join(_PILLOW_FILTERS)}, found "
+                      f'{self.filter!r}')
+    if self.filter == 'opencv' and self.resize_ratio < 1:
       raise UserError(f'resize_ratio must be at least 1, found {self.resize_ratio}')
-    if self.filter not in ('opencv', 'pillow'):
-      raise UserError(f"filter must be 'opencv' or 'pillow', found {self.filter!r}")
+    if self.resize not in ('short_side', 'stretch', 'fit', 'none'):
+      raise UserError(
+        f"resize must be 'short_side', 'stretch', 'fit' or 'none', found {self.resize!r}")
+
+  @classmethod
+  def of(cls, preprocess: Any, image_size: int) -> 'EvalTransform':
+    """Returns the transform of a `weights.native.Preprocess`."""
+    return cls(
+      image_size, preprocess.resize_ratio, preprocess.filter, resize=preprocess.resize,
+      second_ratio=preprocess.second_ratio)
 
   def __call__(self, frames: np.ndarray) -> np.ndarray:
     """Returns uint8 [T, S, S, 3], or [3, T, S, S, 3] with three crops."""
     size = self.image_size
-    resize = _resize_short_side if self.filter == 'opencv' else _resize_antialiased
-    frames = resize(frames, int(self.resize_ratio * size + 1e-6))     # 230 / 224 * 224 < 230
+    frames = _pad(self._resized(frames), size)
     y, x = ((side - size) // 2 for side in frames.shape[1:3])
     crop = lambda top, left: frames[:, top:top + size, left:left + size]
     if self.crops == 1:
       return np.ascontiguousarray(crop(y, x))
     # The far crop starts at twice the middle's offset: a pixel short of the edge in odd sizes.
     return np.stack([crop(y, i * x) if x >= y else crop(i * y, x) for i in (0, 2, 1)])
+
+  def _resized(self, frames: np.ndarray) -> np.ndarray:
+    first, second = (                              # 230 / 224 * 224 < 230
+      int(ratio * self.image_size + 1e-6) for ratio in (self.resize_ratio, self.second_ratio))
+    if self.resize == 'none':
+      return frames
+    if self.resize == 'short_side' and self.filter == 'opencv' and not second:
+      return _resize_short_side(frames, first)
+    height, width = frames.shape[1:3]
+    if self.resize == 'short_side':
+      new_height, new_width = _short_side_size(height, width, first, second)
+    elif self.resize == 'stretch':
+      new_height, new_width = first, second
+    else:
+      scale = min(first / height, second / width)
+      new_height, new_width = int(height * scale), int(width * scale)
+    new_height, new_width = max(new_height, 1), max(new_width, 1)
+    if self.filter == 'opencv':
+      return _resize(frames, new_width, new_height)
+    return _resize_with_pillow(frames, new_width, new_height, _PILLOW_FILTERS[self.filter])
 
 
 def multiscale_boxes(height: int, width: int, image_size: int) -> list[tuple[int, int, int, int]]:
@@ -163,14 +207,39 @@ def _resize_short_side(frames: np.ndarray, short: int) -> np.ndarray:
   return _resize(frames, int(width * scale + 0.5), int(height * scale + 0.5))
 
 
-def _resize_antialiased(frames: np.ndarray, short: int) -> np.ndarray:
-  height, width = frames.shape[1:3]
-  if short == min(height, width):
+def _short_side_size(height: int, width: int, short: int, most: int) -> tuple[int, int]:
+  """Returns the size of a frame with this short side, whose long side is `most` pixels at most.
+
+  The roundings are those of transformers. `most` 0 is no limit.
+  """
+  low, high = min(height, width), max(height, width)
+  exact = None                         # the short side before rounding, where `most` decides it
+  if most and high / low * short > most:
+    exact = most * low / high
+    short = round(exact)
+  if short == low:
+    return height, width
+  long = short * high // low if exact is None else int(exact * high / low)
+  return (short, long) if width > height else (long, short)
+
+
+def _resize_with_pillow(
+  frames: np.ndarray, width: int, height: int, resample: Image.Resampling
+) -> np.ndarray:
+  if frames.shape[1:3] == (height, width):
     return frames
-  long = short * max(height, width) // min(height, width)
-  size = (long, short) if width > height else (short, long)
-  bilinear = Image.Resampling.BILINEAR
-  return np.stack([np.asarray(Image.fromarray(x).resize(size, bilinear)) for x in frames])
+  return np.stack([
+    np.asarray(Image.fromarray(x).resize((width, height), resample)) for x in frames])
+
+
+def _pad(frames: np.ndarray, size: int) -> np.ndarray:
+  """Pads frames with black on both sides of an axis that is shorter than `size`."""
+  missing = [max(size - side, 0) for side in frames.shape[1:3]]
+  if not any(missing):
+    return frames
+  before = [-(-count // 2) for count in missing]
+  return np.pad(frames, ((0, 0), *((b, m - b) for b, m in zip(before, missing, strict=True)),
+                         (0, 0)))
 
 
 def _resize(frames: np.ndarray, width: int, height: int) -> np.ndarray:

@@ -88,7 +88,10 @@ def recipe(clips: Clips, weights: native.Weights, given: str, out: Path, options
   c.data.template, c.data.templates = (
     (template, ()) if isinstance(template, str) else ('{}', tuple(template)))
   c.data.mean, c.data.std = tuple(weights.preprocess.mean), tuple(weights.preprocess.std)
-  c.data.eval_resize, c.data.threads = weights.preprocess.resize_ratio, options.threads
+  # A run resizes the short side; other kinds of resizing are not for clips of any shape.
+  by_short_side = weights.preprocess.resize == 'short_side'
+  c.data.eval_resize = max(weights.preprocess.resize_ratio, 1.0) if by_short_side else 1.0
+  c.data.threads = options.threads
   c.augment.flip = (
     (0.0 if labels_tell_sides(clips) else 0.5) if options.flip is None else options.flip)
   c.train.task = 'multi-label' if clips.is_multi_label else 'single-label'
