@@ -36,6 +36,7 @@ LIBRARIES = {
   'reports': {'jax', 'matplotlib', 'numpy'},
   'evaluation': {'jax', 'jaxtyping', 'numpy', 'tqdm'},
   'weights': {'huggingface_hub', 'jax', 'numpy'},
+  'weights.configs': set(),
   'weights.export': {'numpy', 'tqdm'},
   'storage': {'etils', 'flax', 'jax', 'numpy', 'optax', 'orbax', 'tensorboardX'},
   'text': {'etils', 'ftfy', 'jax', 'numpy', 'regex'},

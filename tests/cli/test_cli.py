@@ -258,7 +258,7 @@ def test_the_template_is_written_around_labels(classify, folder):
   (['{folder}/a.mp4', '--labels-file', '/dev/null'], '/dev/null holds no labels'),
   (['{folder}/a.mp4', '--labels-file', '/no/where'], '/no/where cannot be read as UTF-8 text'),
   (['{folder}/a.mp4', '--labels-file', '{folder}/a.mp4'], 'cannot be read as UTF-8 text'),
-  (['{folder}/a.mp4', '--labels', 'word ' * 40], 'shorten it'),
+  (['{folder}/a.mp4', '--labels', 'word ' * 40], 'shorten it, or cut it with --truncate'),
   (['{folder}/a.mp4', '--labels', 'a', '--weights', '/no/where'], "'/no/where' is not there"),
   (['{folder}/a.mp4', '--labels', 'a', '--weights', '{folder}'], 'holds no weights'),
   (['{folder}/a.mp4', '--labels', 'a', '--template', 'x'], 'must hold {} for the label'),
@@ -276,6 +276,15 @@ def test_what_cannot_be_done_is_one_line_and_code_2(
   assert main.main(['classify', '--weights', weights, *map(fill, arguments)]) == 2
   out, err = capsys.readouterr()
   assert out == '' and message in err and err.startswith('xclip: ') and err.count('\n') == 1
+
+
+def test_truncate_cuts_long_labels(weights, folder, tmp_path, capsys):
+  long, out = 'word ' * 40, str(tmp_path / 'texts.npy')
+  shared = ['--weights', weights, '--labels', f'{long},a dog', '--truncate']
+  assert main.main(['classify', str(folder / 'a.mp4'), *shared, '--json', '-']) == 0
+  assert json.loads(capsys.readouterr().out)['labels'] == [long.strip(), 'a dog']
+  assert main.main(['embed', *shared, '-o', out]) == 0
+  assert np.isfinite(np.load(out)).all()
 
 
 def test_embed_writes_features_of_what_could_be_read(

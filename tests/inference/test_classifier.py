@@ -1,6 +1,7 @@
 """Tests of `xclip_jax.load` and its Classifier on videos and labels."""
 
 import collections
+import dataclasses
 import itertools
 import json
 
@@ -286,6 +287,33 @@ def test_the_best_checkpoint_is_loaded_else_the_latest(run, classifier, tmp_path
 def test_wrong_labels_are_named(classifier, labels, message):
   with pytest.raises(ValueError, match=message):
     classifier.classify(some_frames(6), labels)
+
+
+def test_long_labels_are_cut_where_it_is_asked_for(classifier):
+  long = ['word ' * 40, 'a dog']
+  with pytest.raises(ValueError, match=r'cut it with --truncate \(in Python truncate=True\)'):
+    classifier.embed_text(long)
+  cut = classifier.embed_text(long, truncate=True)
+  # 16 tokens hold start, end and the 3 of the template 'a video of {}'.
+  np.testing.assert_array_equal(cut, classifier.embed_text(['word ' * 11, 'a dog']))
+  answer = classifier.classify(some_frames(6), long, truncate=True)
+  assert answer.labels == tuple(long) and abs(answer.probabilities.sum() - 1) < 1e-5
+  [again] = classifier.classify_each([some_frames(6)], long, truncate=True)
+  np.testing.assert_array_equal(again.probabilities, answer.probabilities)
+
+
+def test_a_model_of_another_tokenizer_reads_no_labels(classifier):
+  weights = classifier.weights
+  config = dataclasses.replace(weights.config, vocab_size=32000)
+  other = classifier_lib.Classifier(dataclasses.replace(weights, config=config))
+
+  def never():
+    raise AssertionError('a video was asked for')
+    yield
+
+  for ask in (lambda: other.embed_text(LABELS), lambda: other.classify_each(never(), LABELS)):
+    with pytest.raises(ValueError, match=r'vocabulary of 32000 tokens.*CLIP, 0\.\.49407'):
+      ask()
 
 
 @pytest.mark.parametrize('video, found', [

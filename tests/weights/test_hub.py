@@ -134,6 +134,13 @@ def test_positions_are_interpolated_only_when_asked_and_it_is_said(case, tmp_pat
   assert 'patch positions interpolated from 48 to 80' in loaded.notes[1]
 
 
+def test_absurd_options_are_refused_before_anything_is_computed(case, tmp_path):
+  path = write(tmp_path / 'k400.pth', case, 'official', 'model')
+  for option in (dict(num_frames=2**62), dict(image_size=10**9), dict(num_frames=0)):
+    with pytest.raises(ValueError, match='must be a whole number from 1 to'):
+      hub.read(path, **option)
+
+
 def test_a_hugging_face_preprocessor_decides_how_frames_are_cut(tmp_path):
   folder = hf_folder(tmp_path)
   file = folder / 'preprocessor_config.json'
@@ -244,3 +251,53 @@ def test_our_own_format_follows_the_references_heads_when_asked(case, tmp_path):
   assert hub.read(folder).config.mit_heads == 4
   found = hub.read(folder, heads='reference')
   assert found.config == weights.config and 'mit_heads 4 (reference: 2)' in found.notes[0]
+
+
+# --- JSON beside weights of any name --------------------------------------------------------------
+
+
+@pytest.mark.parametrize('name', ['model.fp16.safetensors', 'best.safetensors'])
+def test_config_and_preprocessing_are_found_beside_weights_of_any_name(tmp_path, name):
+  folder = hf_folder(tmp_path)
+  (folder / 'model.safetensors').rename(folder / name)
+  nested = {'image_processor': {'size': {'shortest_edge': 40}, 'image_mean': [0.25] * 3}}
+  (folder / 'processor_config.json').write_text(json.dumps(nested))
+  wanted = Case('hf_tiny_a').config
+  for source in (folder, folder / name):
+    found = hub.read(source)
+    assert found.config == wanted
+    assert (found.preprocess.resize_ratio, found.preprocess.mean) == (40 / 32, (63.75,) * 3)
+
+
+def test_open_clip_s_config_is_found_beside_a_checkpoint_of_training(case, tmp_path):
+  write(tmp_path / 'epoch_32.pt', case, 'openai', 'state_dict', 'module.')
+  content = {'model_cfg': {'vision_cfg': {}, 'text_cfg': {'heads': 1}}}
+  (tmp_path / 'open_clip_config.json').write_text(json.dumps(content))
+  for source in (tmp_path, tmp_path / 'epoch_32.pt'):
+    found = hub.read(source)
+    assert found.config.vision_activation == 'gelu'
+    assert not any('QuickGELU is assumed' in note for note in found.notes)
+
+
+def test_preprocessing_beside_weights_of_clip_is_not_followed_and_it_is_said(case, tmp_path):
+  write(tmp_path / 'clip.pt', case, 'openai')
+  (tmp_path / 'preprocessor_config.json').write_text('{"image_mean": [0.1, 0.2, 0.3]}')
+  found = hub.read(tmp_path / 'clip.pt')
+  assert found.preprocess == native.REFERENCE
+  assert any('preprocessor_config.json beside the weights: not followed' in x for x in found.notes)
+
+
+def test_a_repository_of_one_variant_is_downloaded_with_its_json(tmp_path, monkeypatch):
+  import huggingface_hub
+  folder = hf_folder(tmp_path)
+  (folder / 'model.safetensors').rename(folder / 'model.fp16.safetensors')
+  names = ['model.fp16.safetensors', 'config.json', 'processor_config.json', 'README.md']
+  siblings = [type('File', (), {'rfilename': name}) for name in names]
+  monkeypatch.setattr(
+    huggingface_hub.HfApi, 'model_info', lambda *_: type('Info', (), {'siblings': siblings}))
+  asked = []
+  monkeypatch.setattr(huggingface_hub, 'snapshot_download', lambda name, allow_patterns: (
+    asked.extend(allow_patterns), str(folder))[1])
+  assert hub.read('owner/name').dialect == 'huggingface'
+  assert {'model.fp16.safetensors', 'config.json', 'processor_config.json',
+          'preprocessor_config.json'} <= set(asked) and 'README.md' not in asked

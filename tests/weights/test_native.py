@@ -110,6 +110,26 @@ def test_parameters_of_another_size_are_listed(folder):
   assert 'text/blocks_2/attn/key/bias: missing' in str(error.value)
 
 
+@pytest.mark.parametrize('file, field, words', [
+  ('config.json', 'text_heads', "config.json, model: the field 'text_heads' is missing"),
+  ('preprocess.json', 'mean', "preprocess.json, its top level: the field 'mean' is missing"),
+])
+def test_what_no_shape_tells_must_be_said(folder, file, field, words):
+  content = json.loads((folder / file).read_text())
+  del (content['model'] if file == 'config.json' else content)[field]
+  (folder / file).write_text(json.dumps(content))
+  with pytest.raises(UserError, match=words):
+    native.read(folder)
+
+
+def test_only_other_ways_of_resizing_take_the_newer_fields(weights, folder, tmp_path):
+  held = json.loads((folder / 'preprocess.json').read_text())
+  assert held.keys() == {'mean', 'std', 'resize_ratio', 'filter'}
+  stretched = native.Preprocess(resize='stretch', second_ratio=1.5, filter='pillow-bicubic')
+  other = native.save(tmp_path / 'b', dataclasses.replace(weights, preprocess=stretched))
+  assert native.read(other).preprocess == stretched
+
+
 @pytest.mark.parametrize('name', ['config.json', 'preprocess.json', 'params.safetensors'])
 def test_a_missing_or_damaged_file_is_named(folder, name):
   (folder / name).write_bytes(b'{"a": ')

@@ -166,6 +166,12 @@ def add_label_options(command: CommandParser) -> None:
                        '(default: as the weights were trained)')
 
 
+def add_truncate(command: CommandParser, texts: str) -> None:
+  """Adds --truncate."""
+  command.add_argument('--truncate', action='store_true',
+                       help=f'cut {texts} that are too long for the model')
+
+
 def add_template_option(command: CommandParser, default: str) -> None:
   """Adds templates, of which several are an ensemble."""
   command.add_argument('--template', type=template, action='append', metavar='"a {}"',

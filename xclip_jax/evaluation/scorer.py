@@ -23,7 +23,7 @@ from xclip_jax.models.inference_options.quantisation import cast_for_inference
 from xclip_jax.models.xclip import XCLIP, compare, encode_pixels
 from xclip_jax.parallel import mesh as mesh_lib
 from xclip_jax.parallel import processes
-from xclip_jax.text import prompts, text_features, tokenizer
+from xclip_jax.text import prompts, text_features, tokenizer, vocabulary
 from xclip_jax.weights.native import Preprocess
 
 Progress = Callable[[Iterable[Any]], Iterable[Any]]     # wraps the batches of an evaluation
@@ -177,7 +177,10 @@ class Scorer:
       raise UserError(f'every template must hold {{}} for the label, got {missing or "none"}')
     written = [template.replace('{}', text) for template in templates for text in texts]
     tokenize = tokenizer.Tokenizer(self.model.config.context_length)
-    features = self.encode_ids(params, tokenizer.bucket(tokenize(written, truncate=truncate)))
+    vocabulary.check(self.model.config.vocab_size)
+    with tokenizer.advise('shorten it'):
+      token_ids = tokenize(written, truncate=truncate)
+    features = self.encode_ids(params, tokenizer.bucket(token_ids))
     if len(templates) == 1:
       return features
     average = lambda x: prompts.average(x.reshape(len(templates), len(texts), -1).swapaxes(0, 1))

@@ -33,13 +33,14 @@ from xclip_jax.models.xclip import (
   compare,
   encode_pixels,
 )
-from xclip_jax.text import prompts, tokenizer
+from xclip_jax.text import prompts, tokenizer, vocabulary
 from xclip_jax.weights import native
 from xclip_jax.weights.opening import open_weights
 
 _VIDEO_BATCH = 8      # videos encoded at once; a second program encodes one video alone
 _TEXT_BATCH = 8       # texts encoded at once; K is padded to this times a power of two
 _CACHED_LABEL_SETS = 8
+_TOO_LONG = 'shorten it, or cut it with --truncate (in Python truncate=True)'
 
 Result = TypeVar('Result')
 
@@ -153,7 +154,8 @@ class Classifier:
     return native.save(folder, self.weights, overwrite)
 
   def classify(
-    self, video: Video | Sequence[Video], labels: Sequence[str] | None = None
+    self, video: Video | Sequence[Video], labels: Sequence[str] | None = None,
+    truncate: bool = False,
   ) -> Answer | list[Answer]:
     """Says which of K labels fits a video.
 
@@ -162,6 +164,7 @@ class Classifier:
         sizes mixed. 'sample:NAME' is a clip in the package.
       labels: what the video may show; by default the labels stored with the weights. Their
         features are kept for the next call with the same labels.
+      truncate: cut labels that are too long for the model, instead of refusing them.
 
     Returns:
       One Answer, or a list of them for a list. Probabilities are a softmax over these labels: they
@@ -172,15 +175,16 @@ class Classifier:
       VideoError: a video cannot be used; names it. One of a list ends the call: where some may be
         broken use `classify_each`.
     """
-    answers = _raise_first_error(self.classify_each(_as_list(video), labels))
+    answers = _raise_first_error(self.classify_each(_as_list(video), labels, truncate))
     return answers if isinstance(video, list | tuple) else answers[0]
 
   def classify_each(
-    self, videos: Iterable[Video], labels: Sequence[str] | None = None
+    self, videos: Iterable[Video], labels: Sequence[str] | None = None, truncate: bool = False
   ) -> Iterator[Answer | VideoError]:
     """Yields for each video in turn its Answer, or the error that names the video.
 
-    The iterable of videos may be endless: only the next few are held.
+    The iterable of videos may be endless: only the next few are held. For `labels` and `truncate`
+    see `classify`.
 
     Raises:
       UserError: labels are missing, empty, repeated or too long; before any video is read.
@@ -194,8 +198,8 @@ class Classifier:
     repeated = next((label for i, label in enumerate(labels) if label in labels[:i]), None)
     if repeated is not None:
       raise UserError(f'labels holds {repeated!r} more than once; leave the repeats out')
-    self._token_ids(labels)
-    return self._answers(videos, labels)
+    self._token_ids(labels, truncate)
+    return self._answers(videos, labels, truncate)
 
   def embed_video(self, video: Video | Sequence[Video]) -> np.ndarray:
     """Encodes one or more videos to float32 [B, E], as `XCLIP.encode_video` does: not normalised.
@@ -214,10 +218,14 @@ class Classifier:
     _refuse_single_video(videos)
     return self._rows(videos)
 
-  def embed_text(self, labels: Sequence[str]) -> np.ndarray:
-    """Encodes K labels, each in the template, to float32 [K, E]; not normalised."""
+  def embed_text(self, labels: Sequence[str], truncate: bool = False) -> np.ndarray:
+    """Encodes K labels, each in the template, to float32 [K, E]; not normalised.
+
+    Raises:
+      UserError: labels are missing, empty or, without `truncate`, too long.
+    """
     labels = _check_labels(labels)
-    return np.asarray(self._text_features(labels))[:len(labels)].copy()
+    return np.asarray(self._text_features(labels, truncate))[:len(labels)].copy()
 
   def _rows(self, videos: Iterable[Video]) -> Iterator[np.ndarray | VideoError]:
     with self._clips.read_each(videos, 2 * _VIDEO_BATCH) as clips:
@@ -229,12 +237,12 @@ class Classifier:
           yield np.asarray(features.video_features)[row].copy()
 
   def _answers(
-    self, videos: Iterable[Video], labels: tuple[str, ...]
+    self, videos: Iterable[Video], labels: tuple[str, ...], truncate: bool
   ) -> Iterator[Answer | VideoError]:
     compared, probabilities = None, np.zeros(0)
     # The first videos are decoded while the texts are encoded.
     with self._clips.read_each(videos, 2 * _VIDEO_BATCH) as clips:
-      text, count = self._text_features(labels), np.int32(len(labels))
+      text, count = self._text_features(labels, truncate), np.int32(len(labels))
       for encoded in self._encode(clips):
         if isinstance(encoded, VideoError):
           yield encoded
@@ -293,17 +301,26 @@ class Classifier:
       preprocess, mean=tuple(preprocess.mean), std=tuple(preprocess.std)))
 
   @functools.cached_property
-  def _token_ids(self) -> Callable[[tuple[str, ...]], tuple[np.ndarray, ...]]:
-    """Maps labels to int32 [K, S] for each template."""
+  def _token_ids(self) -> Callable[[tuple[str, ...], bool], tuple[np.ndarray, ...]]:
+    """Maps labels, and whether to cut those too long, to int32 [K, S] for each template."""
     templates = (self.template,) if isinstance(self.template, str) else self.template
-    write = lambda labels, template: tokenizer.write_prompts(
-      labels, template, self.config.context_length)
-    return functools.lru_cache(_CACHED_LABEL_SETS)(
-      lambda labels: tuple(write(labels, template) for template in templates))
+
+    @functools.lru_cache(_CACHED_LABEL_SETS)
+    def write(labels: tuple[str, ...], truncate: bool) -> tuple[np.ndarray, ...]:
+      vocabulary.check(self.config.vocab_size, f'the model {self.weights.source}'.strip())
+      with tokenizer.advise(_TOO_LONG):
+        return tuple(
+          tokenizer.write_prompts(labels, template, self.config.context_length, truncate)
+          for template in templates)
+
+    return write
 
   @functools.cached_property
-  def _text_features(self) -> Callable[[tuple[str, ...]], jax.Array]:
-    """Maps K labels to float32 [_TEXT_BATCH * 2**n, E]; the rows from K on are padding."""
+  def _text_features(self) -> Callable[[tuple[str, ...], bool], jax.Array]:
+    """Maps K labels, and whether to cut those too long, to float32 [_TEXT_BATCH * 2**n, E].
+
+    The rows from K on are padding.
+    """
     encode_text = self._programs.encode_text
 
     def encode_prompts(ids: np.ndarray) -> jax.Array:
@@ -316,8 +333,8 @@ class Classifier:
       return jnp.concatenate(parts) if len(parts) > 1 else parts[0]
 
     @functools.lru_cache(_CACHED_LABEL_SETS)
-    def encode_labels(labels: tuple[str, ...]) -> jax.Array:
-      by_template = [encode_prompts(ids) for ids in self._token_ids(labels)]
+    def encode_labels(labels: tuple[str, ...], truncate: bool) -> jax.Array:
+      by_template = [encode_prompts(ids) for ids in self._token_ids(labels, truncate)]
       if len(by_template) == 1:
         return by_template[0]
       return prompts.average(jnp.stack(by_template, axis=1))

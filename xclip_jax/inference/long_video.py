@@ -25,6 +25,7 @@ from xclip_jax.errors import UserError
 from xclip_jax.inference.classifier import Answer, Classifier
 from xclip_jax.models import vision
 from xclip_jax.models.xclip import class_probabilities, compare
+from xclip_jax.text import tokenizer
 
 _SECONDS = 120.0           # time limit for the next frame of a video
 
@@ -76,7 +77,8 @@ def classify(
   if every < 1 or not 1 <= stride <= T:
     raise UserError(f'every={every} must be at least 1, and stride={stride} from 1 to {T}, the '
                     'frames of a window')
-  text, labels = classifier.embed_text(labels), tuple(labels)
+  with tokenizer.advise('shorten it'):
+    text, labels = classifier.embed_text(labels), tuple(labels)
   model: Any = classifier.model
   params, programs = classifier.params, _programs(model, classifier.weights.preprocess)
   frames = _sampled_frames if exact else _encoded_frames

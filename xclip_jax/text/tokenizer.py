@@ -1,18 +1,20 @@
 """CLIP's byte-pair tokenizer: texts -> int32 token ids, equal to the reference's id for id."""
 
+import contextlib
 import functools
 import gzip
 import html
 import importlib.resources
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import ftfy
 import numpy as np
 import regex
 
 from xclip_jax.errors import UserError
+from xclip_jax.text import vocabulary as vocabulary_lib
 
 _SPECIAL = ('<|startoftext|>', '<|endoftext|>')
 _SOT, _EOT = 49406, 49407
@@ -69,10 +71,27 @@ def _clean(text: str) -> str:
   return regex.sub(r'\s+', ' ', text.strip()).strip().lower()
 
 
+class TextTooLongError(UserError):
+  """A text has more tokens than the model reads."""
+
+  def __init__(self, reason: str, advice: str):
+    super().__init__(f'{reason}; {advice}')
+    self.reason = reason
+
+
+@contextlib.contextmanager
+def advise(advice: str) -> Iterator[None]:
+  """Lets errors about texts that are too long end with what their caller can do about them."""
+  try:
+    yield
+  except TextTooLongError as error:
+    raise TextTooLongError(error.reason, advice) from error
+
+
 class Tokenizer:
   """Turns texts into rows of ids: start token, text, end token, zeros up to context_length."""
 
-  vocab_size = _EOT + 1
+  vocab_size = vocabulary_lib.SIZE
   sot_token = _SOT
   eot_token = _EOT
 
@@ -90,7 +109,7 @@ class Tokenizer:
       truncate: cut longer texts, keeping the end token last, instead of refusing them.
 
     Raises:
-      UserError: a text has more tokens than fit and truncate is False.
+      TextTooLongError: a text has more tokens than fit and truncate is False.
       TypeError: something is not a string.
     """
     texts = [texts] if isinstance(texts, str) else list(texts)
@@ -101,10 +120,10 @@ class Tokenizer:
       ids = [_SOT, *self.encode(text), _EOT]
       if len(ids) > self.context_length:
         if not truncate:
-          raise UserError(
+          raise TextTooLongError(
             f'texts[{i}] ({text[:60]!r}) has {len(ids)} tokens with start and end, and '
-            f'context_length is {self.context_length}; shorten it, or in Python pass '
-            'truncate=True')
+            f'context_length is {self.context_length}',
+            'shorten it, or call the tokenizer with truncate=True')
         ids = [*ids[:self.context_length - 1], _EOT]
       rows[i, :len(ids)] = ids
     return rows
@@ -144,9 +163,15 @@ def bucket(token_ids: np.ndarray, lengths: Sequence[int] = (16, 32, 77)) -> np.n
 
 
 def write_prompts(
-  labels: Sequence[str], template: str = '{}', context_length: int = 77
+  labels: Sequence[str], template: str = '{}', context_length: int = 77, truncate: bool = False
 ) -> np.ndarray:
   """Writes labels into the prompt template: int32 [K, S], S as short as they allow.
+
+  Args:
+    labels: K texts.
+    template: with {} for the label.
+    context_length: most tokens that the model reads.
+    truncate: cut longer texts, keeping the end token last, instead of refusing them.
 
   Raises:
     UserError: the template has no {} for the label, or a text is too long.
@@ -154,4 +179,5 @@ def write_prompts(
   if '{}' not in template:
     raise UserError(f'the prompt template {template!r} must hold {{}} for the class name')
   texts = [template.replace('{}', label) for label in labels]
-  return bucket(Tokenizer(context_length)(texts))
+  with advise('shorten it'):
+    return bucket(Tokenizer(context_length)(texts, truncate))

@@ -23,7 +23,7 @@ from xclip_jax.evaluation.view_batches import FRAME_ORDERS
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.storage import metrics_log
 from xclip_jax.text import captions as captions_lib
-from xclip_jax.text import prompts
+from xclip_jax.text import prompts, vocabulary
 from xclip_jax.text.tokenizer import write_prompts
 from xclip_jax.weights.native import Preprocess
 
@@ -184,6 +184,7 @@ class Evaluation:
   def _write_prompts(self) -> None:
     """Fills `prompts` and `token_ids` for every class list."""
     data, length = self.config.data, self.model.config.context_length
+    vocabulary.check(self.model.config.vocab_size)
     names = {name: split.classes.names for name, split in self.splits.items()}
     prompts.check_descriptions(data, sum(names.values(), ()))
     for key, classes in names.items():

@@ -15,7 +15,7 @@ from xclip_jax.errors import UserError
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.weights import apply, architecture, native, remote, rules
 from xclip_jax.weights.configs import beside, processor, tokenizer_files
-from xclip_jax.weights.configs.section import read_json
+from xclip_jax.weights.configs.section import MOST, read_json
 from xclip_jax.weights.files import archive
 from xclip_jax.weights.native import Weights
 
@@ -121,9 +121,9 @@ def read(
   """
   if heads not in ('file', 'reference'):
     raise UserError(f"heads must be 'file' or 'reference', got {heads!r}")
-  for field, value in (('num_frames', num_frames), ('image_size', image_size)):
-    if value is not None and (not isinstance(value, int) or value < 1):
-      raise UserError(f'{field} must be a whole number from 1, got {value!r}')
+  for field, value, most in (('num_frames', num_frames, MOST), ('image_size', image_size, 1 << 14)):
+    if value is not None and (not isinstance(value, int) or not 1 <= value <= most):
+      raise UserError(f'{field} must be a whole number from 1 to {most}, got {value!r}')
   name, known = os.fspath(source), KNOWN.get(os.fspath(source))
   if files.is_remote(source):
     with remote.local_copy(name) as copy:

@@ -23,7 +23,7 @@ from xclip_jax.errors import ExistsError, UserError
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.parallel import tree_names
 from xclip_jax.weights import apply
-from xclip_jax.weights.configs.section import MOST, is_number, is_numbers, read_json, show
+from xclip_jax.weights.configs.section import is_number, is_numbers, read_json, show
 from xclip_jax.weights.files import archive
 
 FORMAT, VERSION = 'xclip-jax', 1
@@ -36,6 +36,7 @@ RESAMPLE = {
   'pillow-hamming': 5,
 }
 _FILTERS = ('opencv', *RESAMPLE)
+_LARGEST_STATISTIC, _LARGEST_RATIO = 1e9, 1 << 14
 _RESIZES = ('short_side', 'stretch', 'fit', 'none')
 
 
@@ -64,14 +65,18 @@ class Preprocess:
   def __post_init__(self):
     for name in ('mean', 'std'):
       value = getattr(self, name)
-      if not isinstance(value, tuple) or not is_numbers(list(value), 3):
+      if not isinstance(value, tuple | list) or not is_numbers(list(value), 3):
         raise UserError(f'{name} must be three numbers, found {value!r}')
-    if not all(self.std):
-      raise UserError(f'std must not be 0, found {self.std!r}')
+      object.__setattr__(self, name, tuple(value))          # hashable
+    if min(self.std) <= 0 or max(map(abs, self.mean + self.std)) > _LARGEST_STATISTIC:
+      raise UserError(
+        f'mean and std must be at most {_LARGEST_STATISTIC:g}, and std above 0, found '
+        f'{self.mean!r} and {self.std!r}')
     for name, least in (('resize_ratio', 1e-6), ('second_ratio', 0)):
       value = getattr(self, name)
-      if not is_number(value) or not least <= value <= MOST:
-        raise UserError(f'{name} must be a number from {least} to {MOST}, found {value!r}')
+      if not is_number(value) or not least <= value <= _LARGEST_RATIO:
+        raise UserError(
+          f'{name} must be a number from {least} to {_LARGEST_RATIO}, found {value!r}')
     for name, choices in (('filter', _FILTERS), ('resize', _RESIZES)):
       if getattr(self, name) not in choices:
         raise UserError(f'{name} must be one of {", ".join(choices)}, found '
@@ -83,6 +88,15 @@ class Preprocess:
 # The statistics of X-CLIP's training, which are not those of CLIP.
 REFERENCE = Preprocess()
 HUGGING_FACE = Preprocess(resize_ratio=1.0, filter='pillow')
+
+
+# Fields that every folder has held since the first version of the format, and that neither shapes
+# nor defaults tell.
+_REQUIRED = {
+  XCLIPConfig: {'vision_heads', 'text_heads', 'mit_heads', 'prompt_heads', 'vision_activation',
+                'text_activation', 'mit_activation', 'prompt_activation'},
+  Preprocess: {'mean', 'std', 'resize_ratio', 'filter'},
+}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -131,7 +145,12 @@ def save(
       'dialect': weights.dialect, 'licence': weights.licence,
     }
     files.write_json(temporary / 'config.json', config)
-    files.write_json(temporary / 'preprocess.json', dataclasses.asdict(weights.preprocess))
+    # Fields younger than the format are written where they matter, so that earlier programs read
+    # all other folders.
+    preprocess = {
+      name: value for name, value in dataclasses.asdict(weights.preprocess).items()
+      if name in _REQUIRED[Preprocess] or value != getattr(REFERENCE, name)}
+    files.write_json(temporary / 'preprocess.json', preprocess)
     files.write_text(
       temporary / 'LICENSE',
       f'Weights converted by xclip-jax from: {source or "unknown"}\n'
@@ -209,7 +228,10 @@ def read(folder: str | os.PathLike) -> Weights:
                       f'{preprocess[key]!r}')
     preprocess[key] = tuple(preprocess[key])
   preprocess = _record(Preprocess, preprocess, folder / 'preprocess.json', 'its top level')
-  template = _read_template(content.get('template', '{}'), folder / 'config.json')
+  try:
+    template = parse_template(content.get('template', '{}'))
+  except UserError as error:
+    raise UserError(f'{folder / "config.json"}: {error}') from error
   for key in ('source', 'dialect', 'licence'):
     if not isinstance(content.get(key, ''), str):
       raise UserError(f'{folder / "config.json"}: {key} must be a text, found {show(content[key])}')
@@ -222,12 +244,12 @@ def read(folder: str | os.PathLike) -> Weights:
   )
 
 
-def _read_template(value: Any, path: Path) -> str | tuple[str, ...]:
-  """Returns a prompt template, or several, each with {} for the label."""
+def parse_template(value: Any) -> str | tuple[str, ...]:
+  """Returns the prompt template, or several, of a JSON value; each holds {} for the label."""
   templates = value if isinstance(value, list) else [value]
   if not templates or not all(isinstance(x, str) and '{}' in x for x in templates):
-    raise UserError(f'{path}: template must be a text with {{}} for the label, or a list of such '
-                    f'texts, found {show(value)}')
+    raise UserError('template must be a text with {} for the label, or a list of such texts, found '
+                    f'{show(value)}')
   return tuple(templates) if isinstance(value, list) else value
 
 
@@ -239,9 +261,14 @@ def _record(cls: type, content: Any, path: Path, field: str) -> Any:
   if unknown:
     raise UserError(f'{path}, {field}: there is no field {sorted(unknown)[0]!r}; remove it')
   try:
-    return cls(**content)
+    record = cls(**content)
   except (TypeError, UserError) as error:          # TypeError: a text where a number is compared
     raise UserError(f'{path}, {field}: {error}') from error
+  missing = _REQUIRED[cls] - content.keys()
+  if missing:
+    raise UserError(f'{path}, {field}: the field {sorted(missing)[0]!r} is missing; convert the '
+                    'weights again')
+  return record
 
 
 def _check_params(flat: Mapping[str, np.ndarray], config: XCLIPConfig, path: Path) -> None:

@@ -104,10 +104,7 @@ def _read_run(workdir: files.AnyPath) -> native.Weights:
     raise UserError(f'{file} is missing, so {workdir} is not the --workdir of a run of train.py')
   from xclip_jax.storage import checkpoints as checkpoints_lib  # Orbax takes seconds to import
   from xclip_jax.storage import state
-  config, data = _read_run_config(file)
-  preprocess = native.Preprocess(
-    tuple(data['mean']), tuple(data['std']), data['eval_resize'], 'opencv')
-  template = tuple(data.get('templates', ())) or data['template']
+  config, preprocess, template = _read_run_config(file)
   abstract = jax.eval_shape(lambda: state.init_params(XCLIP(config), jax.random.key(0)))
   with checkpoints_lib.Checkpoints(workdir) as checkpoints:
     step = checkpoints.best_step()
@@ -122,8 +119,14 @@ def _read_run(workdir: files.AnyPath) -> native.Weights:
   )
 
 
-def _read_run_config(file: files.AnyPath) -> tuple[XCLIPConfig, dict[str, Any]]:
-  """Returns the architecture and `config.data` of a run's config.json; UserError names the file."""
+def _read_run_config(
+  file: files.AnyPath
+) -> tuple[XCLIPConfig, native.Preprocess, str | tuple[str, ...]]:
+  """Returns architecture, preprocessing and template of a run's config.json.
+
+  Raises:
+    UserError: names the file and the field.
+  """
   refuse = lambda reason: UserError(
     f'{file} is not the configuration of a run: {reason}; name the --workdir of a run')
   try:
@@ -143,6 +146,9 @@ def _read_run_config(file: files.AnyPath) -> tuple[XCLIPConfig, dict[str, Any]]:
     if not native.is_numbers(data[key], 3):
       raise refuse(f'data.{key} must be three numbers, found {data[key]!r}')
   try:
-    return config_of_run(model), data
+    preprocess = native.Preprocess(
+      tuple(data['mean']), tuple(data['std']), data['eval_resize'], 'opencv')
+    template = native.parse_template(data.get('templates') or data['template'])
+    return config_of_run(model), preprocess, template
   except (TypeError, UserError) as error:          # TypeError: a text where a number is compared
     raise refuse(error) from error

@@ -174,7 +174,7 @@ def show_description(d: 'inspection.Description') -> str:
   for note in d.notes:
     row('note', note)
   for problem in d.problems:
-    row('! problem', problem)
+    row('! problem', '; '.join(problem.split('\n  ')).replace(':; ', ': '))
   return '\n'.join([*lines, *_tensor_lines(d.entries)])
 
 

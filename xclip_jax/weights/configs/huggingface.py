@@ -55,6 +55,9 @@ _MODEL_TYPES = {
   'vision_config': ('xclip_vision_model', 'clip_vision_model'),
 }
 
+_OF_NEW_MODULES = frozenset(
+  key for table in (_NEW_HEADS, _NEW_SHAPES) for _, key, *_ in table.values()) | {
+  'prompt_hidden_act'}
 # Fields that every config of transformers has or had, and that inference with CLIP never reads:
 # of generation, training, labels of other heads, outputs, and the dtype, which the tensors tell.
 _WITHOUT_EFFECT = frozenset("""
@@ -66,7 +69,7 @@ encoder_no_repeat_ngram_size experts_implementation exponential_decay_length_pen
 finetuning_task forced_bos_token_id forced_eos_token_id gradient_checkpointing id2label
 initializer_factor initializer_range is_composition is_decoder is_encoder_decoder label2id
 length_penalty logit_scale_init_value max_length min_length no_repeat_ngram_size num_beam_groups
-num_beams num_return_sequences output_attentions output_hidden_states output_scores pad_token_id
+num_beams num_labels num_return_sequences output_attentions output_hidden_states output_scores pad_token_id
 prefix problem_type projection_dim prompt_alpha prompt_attention_dropout
 prompt_projection_dropout pruned_heads remove_invalid_values repetition_penalty return_dict
 return_dict_in_generate sep_token_id suppress_tokens task_specific_params temperature
@@ -156,6 +159,8 @@ def _check_rest(
   for name, section in sections.items():
     section.ignore(_WITHOUT_EFFECT)
     section.ignore(('eos_token_id',))
+    if is_clip:
+      section.ignore(_OF_NEW_MODULES)
     section.choice('model_type', _MODEL_TYPES[name], '', 'the weights are of another kind of model')
     section.choice('tokenizer_class', tokenizer_files.CLASSES, None,
                    'texts are written with CLIP\'s tokenizer')

@@ -54,7 +54,7 @@ def read(folder: Path, image_size: int) -> tuple[native.Preprocess, list[str]]:
   """
   section = None
   if (folder / NESTING_FILE).is_file():
-    outer = Section(folder / NESTING_FILE, read_json(folder / NESTING_FILE))
+    outer = Section(NESTING_FILE, read_json(folder / NESTING_FILE))
     outer.ignore(_BESIDE_NESTED)
     outer.off('auto_map', 'the processor has code of its own, which is never run')
     if outer.value('image_processor') is not None:
@@ -65,10 +65,10 @@ def read(folder: Path, image_size: int) -> tuple[native.Preprocess, list[str]]:
     outer.ignore(('video_processor',))
     outer.close()
   if section is None and (folder / FILE).is_file():
-    section = Section(folder / FILE, read_json(folder / FILE))
+    section = Section(FILE, read_json(folder / FILE))
   if section is None:
     return native.HUGGING_FACE, [
-      f'no {FILE} or {NESTING_FILE} beside the weights: frames are prepared as for '
+      f'neither {FILE} nor {NESTING_FILE} says how frames are prepared: it is done as for '
       'microsoft/xclip-base-patch32']
   return _read_section(section, image_size)
 
@@ -113,15 +113,15 @@ def _read_statistics(
   for key, default in (('image_mean', _PROCESSORS[cls].mean), ('image_std', _PROCESSORS[cls].std)):
     value = section.value(key)
     if normalizes and value is None:
-      notes.append(f'{section.path(key)} is missing in {Path(section.source).name}: '
+      notes.append(f'{section.path(key)} is missing in {section.source}: '
                    f'{"/".join(f"{x:g}" for x in default)} is taken, as {cls} of transformers does')
     value = list(default) if value is None else [value] * 3 if is_number(value) else value
     if not is_numbers(value, 3):
       raise section.refuse(key, 'it must be three numbers')
     statistics[key] = value
-  if min(map(abs, statistics['image_std'])) < 1e-6 or max(
-      map(abs, [*statistics['image_std'], *statistics['image_mean']])) > 1e6:
-    raise section.refuse('image_std', 'pixels are divided by it, so it must not be 0 or huge')
+  for key, least in (('image_mean', -1000), ('image_std', 1e-6)):
+    if not all(least <= x <= 1000 for x in statistics[key]):
+      raise section.refuse(key, f'numbers from {least} to 1000 are wanted')
   if not normalizes:
     statistics = {'image_mean': [0.0] * 3, 'image_std': [1.0] * 3}
   mean, std = (

@@ -3,7 +3,6 @@
 import json
 import math
 from collections.abc import Collection, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from xclip_jax import files
@@ -56,13 +55,13 @@ class Section:
   """Reads the fields of one JSON object; `close` refuses those that nothing has asked for.
 
   Fields:
-    source: file that the object is from, for messages.
+    source: name of the file that the object is from, for messages.
     name: dotted name of the object in the file; '' for the whole file.
     content: the object.
   """
 
-  def __init__(self, source: str | Path, content: Mapping[str, Any], name: str = ''):
-    self.source, self.name = str(source), name
+  def __init__(self, source: str, content: Mapping[str, Any], name: str = ''):
+    self.source, self.name = source, name
     self.content, self._known = content, set()
 
   def __contains__(self, key: str) -> bool:
@@ -126,7 +125,8 @@ class Section:
     for x in choices:
       if same(x) or numbers(x):
         return x
-    raise self.refuse(key, f'only {" or ".join(map(show, choices))} is supported: {why}')
+    named = ' or '.join(show(x) for x in choices if x not in (None, ''))
+    raise self.refuse(key, f'only {named} is supported: {why}')
 
   def off(self, key: str, why: str) -> None:
     """Refuses a field that is not null, false, 0, or an empty text, list or object."""

@@ -20,15 +20,15 @@ def check(folder: Path) -> None:
   """
   config, vocabulary, whole = (folder / name for name in FILES)
   if config.is_file():
-    Section(config, read_json(config)).choice('tokenizer_class', CLASSES, None, _WHY)
+    Section(config.name, read_json(config)).choice('tokenizer_class', CLASSES, None, _WHY)
   if vocabulary.is_file():
-    _compare(vocabulary, read_json(vocabulary))
+    _compare(vocabulary.name, read_json(vocabulary))
   elif whole.is_file():
-    model = Section(whole, read_json(whole)).section('model')
-    _compare(whole, model.section('vocab').content)
+    model = Section(whole.name, read_json(whole)).section('model')
+    _compare(whole.name, model.section('vocab').content)
 
 
-def _compare(file: Path, ids: Mapping[str, Any]) -> None:
+def _compare(file: str, ids: Mapping[str, Any]) -> None:
   """Raises UserError unless every token of CLIP's has CLIP's id."""
   _, _, wanted = tokenizer.vocabulary()
   differing = ((token, i) for token, i in wanted.items() if ids.get(token) != i)

@@ -131,13 +131,13 @@ def remarks(weights: native.Weights, target: str) -> list[str]:
 
 
 def _remarks_on_hf(weights: native.Weights) -> list[str]:
-  lines, short_side = [], huggingface.short_side(weights.preprocess, weights.config.image_size)
+  lines = []
   if weights.preprocess.filter == 'opencv':
     lines.append(
       'preprocessor_config.json resizes with an antialiased filter, as Hugging Face always does; '
       'these weights were used with one that is not (OpenCV\'s), so pixels, and probabilities '
-      f'after them, differ a little. The short side is {short_side} before the '
-      f'{weights.config.image_size} crop, as it was')
+      'after them, differ a little. Sizes are as they were: '
+      f'{_describe_size(weights.preprocess, weights.config.image_size)}')
   if weights.config.vocab_size != tokenizer.Tokenizer.vocab_size:
     lines.append(
       f'no tokenizer files: the vocabulary has {weights.config.vocab_size} tokens, CLIP\'s has '
@@ -149,8 +149,23 @@ def describe_preprocess(preprocess: native.Preprocess, image_size: int) -> str:
   """Returns one line that says how a frame becomes input of the model."""
   numbers = lambda values: '/'.join(f'{x:g}' for x in values)
   return (
-    f'short side {huggingface.short_side(preprocess, image_size)} ({preprocess.filter}), centre '
-    f'{image_size}, mean {numbers(preprocess.mean)}, std {numbers(preprocess.std)}')
+    f'{_describe_size(preprocess, image_size)}, mean {numbers(preprocess.mean)}, std '
+    f'{numbers(preprocess.std)}')
+
+
+def _describe_size(preprocess: native.Preprocess, image_size: int) -> str:
+  pixels = huggingface.resized_pixels(preprocess, image_size)
+  match sorted(pixels):
+    case []:
+      resized = 'no resizing'
+    case ['height', 'width']:
+      resized = f'stretched to {pixels["height"]} x {pixels["width"]} ({preprocess.filter})'
+    case ['max_height', 'max_width']:
+      resized = f'within {pixels["max_height"]} x {pixels["max_width"]} ({preprocess.filter})'
+    case _:
+      limit = f', long side at most {pixels["longest_edge"]}' if 'longest_edge' in pixels else ''
+      resized = f'short side {pixels["shortest_edge"]}{limit} ({preprocess.filter})'
+  return f'{resized}, centre {image_size}'
 
 
 def count_parameters(params: Any, target: str) -> int:

@@ -43,20 +43,34 @@ def write_tokenizer(folder: Path, context_length: int) -> None:
   })
 
 
-def short_side(preprocess: native.Preprocess, image_size: int) -> int:
-  """Returns the pixels of a frame's short side after resizing, before the crop."""
-  return int(preprocess.resize_ratio * image_size)
+def resized_pixels(preprocess: native.Preprocess, image_size: int) -> dict[str, int]:
+  """Returns the size of a frame after resizing, before the crop, as transformers has it.
+
+  It is empty if frames are not resized.
+  """
+  first, second = (                                # 230 / 224 * 224 < 230
+    int(ratio * image_size + 1e-6) for ratio in (
+      preprocess.resize_ratio, preprocess.second_ratio))
+  match preprocess.resize:
+    case 'none':
+      return {}
+    case 'stretch':
+      return {'height': first, 'width': second}
+    case 'fit':
+      return {'max_height': first, 'max_width': second}
+  return {'shortest_edge': first} | ({'longest_edge': second} if second else {})
 
 
 def hf_preprocessor(weights: native.Weights) -> dict[str, Any]:
   """Returns the preprocessing as transformers.VideoMAEImageProcessor has it."""
   unit = lambda values: [round(x / 255, 8) for x in values]
   size = weights.config.image_size
+  pixels = resized_pixels(weights.preprocess, size)
   return {
     'image_processor_type': 'VideoMAEImageProcessor',
-    'do_resize': True,
-    'size': {'shortest_edge': short_side(weights.preprocess, size)},
-    'resample': 2,
+    'do_resize': bool(pixels),
+    'size': pixels or {'shortest_edge': size},
+    'resample': native.RESAMPLE.get(weights.preprocess.filter, native.RESAMPLE['pillow']),
     # Without crop_size transformers crops to 224, whatever the model takes.
     'do_center_crop': True,
     'crop_size': {'height': size, 'width': size},

@@ -93,6 +93,7 @@ def _score(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
   """Returns the scores of every set by its name, and the settings that led to them."""
   from xclip_jax.evaluation import scorer as scorer_lib
+  from xclip_jax.text import tokenizer
 
   views = scorer_lib.Views(
     arguments.clips, arguments.crops, arguments.views, arguments.resize, arguments.sampling,
@@ -101,7 +102,10 @@ def _score(
   scorer, params = model
   scores = {}
   for x in sets:
-    text = scorer.encode_texts(params, x.unique_texts, templates, arguments.truncate)
+    # Of a class, half a name would be another class: captions alone may be cut.
+    with tokenizer.advise('shorten it' + (', or cut it with --truncate' if x.kind == 'captions'
+                                          else '')):
+      text = scorer.encode_texts(params, x.unique_texts, templates, arguments.truncate)
     scores[x.name] = x.score(scorer, params, text, views, arguments.average, progress)
   return scores, {
     'templates': templates, 'average': arguments.average, 'clips': arguments.clips,

@@ -47,8 +47,7 @@ def add_commands(commands: Any) -> None:
     commands, 'retrieval', retrieval, 'find videos by captions, and captions by videos',
     'xclip eval retrieval captions.csv --weights runs/captions -o results/captions')
   command.add_argument('list', metavar='CAPTIONS', help='CSV with path,caption')
-  command.add_argument('--truncate', action='store_true',
-                       help='cut captions that are too long for the model')
+  options.add_truncate(command, 'captions')
 
 
 def _add(

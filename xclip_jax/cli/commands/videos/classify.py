@@ -23,6 +23,7 @@ def add_commands(commands: Any) -> None:
   command.add_argument('videos', nargs='+', metavar='VIDEO', help=options.VIDEOS)
   options.add_model_options(command)
   options.add_label_options(command)
+  options.add_truncate(command, 'labels')
   command.add_argument('--top', type=options.at_least(1), default=5, metavar='COUNT',
                        help='number of labels to show for a video (default: %(default)s)')
   options.add_csv_output(command)
@@ -49,7 +50,7 @@ def classify(arguments: argparse.Namespace) -> int:
     table = output.Table(files) if '-' not in (arguments.csv, arguments.json) else None
     classifier, times = inputs.open_classifier(arguments)
     labels = labels or inputs.stored_labels(classifier)
-    results = zip(files, classifier.classify_each(files, labels), strict=True)
+    results = zip(files, classifier.classify_each(files, labels, arguments.truncate), strict=True)
     results = output.show_progress(
       results, total=len(files), unit='video', quiet=arguments.quiet)
     answers, failed, begun = [], [], time.perf_counter()

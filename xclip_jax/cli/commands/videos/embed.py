@@ -20,6 +20,7 @@ def add_commands(commands: Any) -> None:
   command.add_argument('videos', nargs='*', metavar='VIDEO', help=options.VIDEOS)
   options.add_model_options(command)
   options.add_label_options(command)
+  options.add_truncate(command, 'labels')
   options.add_output(command, vector_files.HELP)
   options.add_quiet(command)
 
@@ -60,7 +61,7 @@ def _compute(
 
   text_features = video_features = None
   if labels:
-    text_features = classifier.embed_text(labels)
+    text_features = classifier.embed_text(labels, arguments.truncate)
     if not np.isfinite(text_features).all():
       raise UserError(f'{arguments.weights}: {inputs.NOT_FINITE}')
   paths, rows, failed = [], [], []
