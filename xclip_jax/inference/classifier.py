@@ -183,8 +183,7 @@ class Classifier:
   ) -> Iterator[Answer | VideoError]:
     """Yields for each video in turn its Answer, or the error that names the video.
 
-    The iterable of videos may be endless: only the next few are held. For `labels` and `truncate`
-    see `classify`.
+    The iterable of videos may be endless: only the next few are held. Options: see `classify`.
 
     Raises:
       UserError: labels are missing, empty, repeated or too long; before any video is read.
@@ -221,8 +220,7 @@ class Classifier:
   def embed_text(self, labels: Sequence[str], truncate: bool = False) -> np.ndarray:
     """Encodes K labels, each in the template, to float32 [K, E]; not normalised.
 
-    Raises:
-      UserError: labels are missing, empty or, without `truncate`, too long.
+    `truncate` cuts labels that are too long for the model; else they are a UserError.
     """
     labels = _check_labels(labels)
     return np.asarray(self._text_features(labels, truncate))[:len(labels)].copy()
