@@ -247,9 +247,9 @@ def stages(path: str, rounds: int) -> dict[str, float]:
   spent = dict.fromkeys(('demux', 'decode', 'convert', 'resize'), 0.0)
   to_rgb = decode._to_rgb
 
-  def timed_to_rgb(frame):
+  def timed_to_rgb(*frame):
     begin = time.process_time()
-    rgb = to_rgb(frame)
+    rgb = to_rgb(*frame)
     spent['convert'] += time.process_time() - begin
     return rgb
 

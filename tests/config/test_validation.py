@@ -42,8 +42,8 @@ WRONG = {
 FREE = {                                        # any number, any text, True and False
   'seed', 'data.root', 'data.train', 'data.val', 'data.classes', 'data.videos', 'data.split_files',
   'data.zero_shot', 'data.zero_shot_classes', 'data.zero_shot_root', 'data.descriptions',
-  'data.truncate_captions', 'augment.reverse', 'train.extend_schedule', 'train.freeze_text',
-  'train.init_from', 'train.init_resample', 'optim.lag_steps', 'report',
+  'data.truncate_captions', 'data.square_pixels', 'augment.reverse', 'train.extend_schedule',
+  'train.freeze_text', 'train.init_from', 'train.init_resample', 'optim.lag_steps', 'report',
 }
 
 

@@ -148,8 +148,8 @@ def test_very_many_texts_are_scored_as_few_are(root, monkeypatch):
 def reads(monkeypatch):
   """Paths of the videos that are read from now on."""
   paths, read = [], decode.read_video
-  monkeypatch.setattr(decode, 'read_video', lambda video, choose, seconds, path: (
-    paths.append(path) or read(video, choose, seconds, path)))
+  monkeypatch.setattr(decode, 'read_video', lambda video, choose, seconds, path, **options: (
+    paths.append(path) or read(video, choose, seconds, path, **options)))
   return paths
 
 

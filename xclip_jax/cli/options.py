@@ -145,12 +145,15 @@ def add_model_options(command: CommandParser) -> None:
   command.add_argument('--merge-tokens', type=int, metavar='COUNT',
                        help='pairs of similar patches to merge in each block of the vision tower: '
                        'faster, less exact (default: 0)')
+  command.add_argument('--square-pixels', action='store_true', default=None,
+                       help='scale frames of files whose pixels are not square, as players do '
+                       '(default: as the weights were trained, mostly not)')
 
 
 def open_options(arguments: argparse.Namespace) -> dict[str, Any]:
   """Returns the options of `weights.opening.open_weights` that were given."""
   options = {'heads': arguments.heads, 'num_frames': arguments.frames, 'dtype': arguments.dtype,
-             'merge_tokens': arguments.merge_tokens}
+             'merge_tokens': arguments.merge_tokens, 'square_pixels': arguments.square_pixels}
   return {name: value for name, value in options.items() if value is not None}
 
 

@@ -80,6 +80,7 @@ class Data:
   """Frames from the whole video (sparse, the reference) or `stride` apart (dense)."""
   stride: Positive = 4            # frames from one frame of a dense clip to the next
   clip_seconds: NotNegative = 60.0    # a video not read by then counts as unreadable; 0: no limit
+  square_pixels: bool = False     # scale frames of files whose pixels are not square, as players do
   max_bad_share: Share = 0.05     # stop once more than this share of files is unreadable
   mean: Annotated[tuple[float, ...], Triple()] = (123.675, 116.28, 103.53)
   """ImageNet RGB mean, 0..255; X-CLIP does not use CLIP's."""

@@ -199,7 +199,8 @@ class Scorer:
         config.image_size, self.resize_ratio(views), self.preprocess.filter, views.crops)
     sampler = sampling.ClipSampler(
       config.num_frames, views.sampling, views.stride, views.choice)
-    return pipeline.eval_batches(videos, transform, sampler, share, self.reading, views.clips)
+    reading = dataclasses.replace(self.reading, square_pixels=self.preprocess.square_pixels)
+    return pipeline.eval_batches(videos, transform, sampler, share, reading, views.clips)
 
   def score(
     self, params: Any, videos: pipeline.Source, text: jax.Array | np.ndarray,

@@ -44,7 +44,8 @@ class ClipReader:
     choose_frames = lambda count: sampling.test_indices(count, self.num_frames)
     if isinstance(video, str | os.PathLike):
       name = os.fspath(video)
-      frames = decode.read_video(video, choose_frames, _SECONDS)
+      frames = decode.read_video(
+        video, choose_frames, _SECONDS, square_pixels=self.preprocess.square_pixels)
     else:
       name, frames = 'a video given as frames', np.asarray(video)
       if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:

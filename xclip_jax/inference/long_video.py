@@ -111,9 +111,10 @@ def _sampled_frames(
   classifier: Classifier, video: str | os.PathLike, every: int
 ) -> Iterator[tuple[float, np.ndarray]]:
   """Yields (seconds, uint8 [H, W, 3]) of one frame of every few, resized and cropped."""
-  transform = augment.EvalTransform.of(
-    classifier.weights.preprocess, classifier.config.image_size)
-  _, frames = decode.read_frames(video, seconds=_SECONDS)
+  preprocess = classifier.weights.preprocess
+  transform = augment.EvalTransform.of(preprocess, classifier.config.image_size)
+  _, frames = decode.read_frames(
+    video, seconds=_SECONDS, square_pixels=preprocess.square_pixels)
   for number, (seconds, frame) in enumerate(frames):
     if number % every == 0:
       yield seconds, transform(frame[None])[0]

@@ -59,7 +59,10 @@ class Evaluation:
     self._sets = {name: _evaluation_set(name, split, task)
                   for name, split in splits.items() if name != 'train'}
     self._scorer = Scorer(
-      model, Preprocess(tuple(data.mean), tuple(data.std), data.eval_resize), mesh,
+      model,
+      Preprocess(tuple(data.mean), tuple(data.std), data.eval_resize,
+                 square_pixels=data.square_pixels),
+      mesh,
       config.eval.batch_size, pipeline.Reading(data.workers, data.threads, data.clip_seconds))
 
   def encode_text(self, params: Any, names: str) -> jax.Array:

@@ -173,5 +173,6 @@ def read_batches(job: Job, first: int) -> pipeline.Batches:
       job.model.config.num_frames, config.data.sampling, config.data.stride),
     pipeline.HostShare(size, mesh_lib.host_rows(job.mesh, size)),
     pipeline.TrainStream(config.seed, first, config.augment.repeats),
-    pipeline.Reading(config.data.workers, config.data.threads, config.data.clip_seconds),
+    pipeline.Reading(config.data.workers, config.data.threads, config.data.clip_seconds,
+                     config.data.square_pixels),
   )

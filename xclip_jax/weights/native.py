@@ -53,6 +53,7 @@ class Preprocess:
       keeps the shape within a height and a width; 'none' crops alone.
     second_ratio: for 'short_side' the most that the long side may become, 0 without a limit; for
       'stretch' and 'fit' the width. Over image_size.
+    square_pixels: before that, scale the width of frames whose pixels are not square.
   """
 
   mean: tuple[float, ...] = (123.675, 116.28, 103.53)
@@ -61,6 +62,7 @@ class Preprocess:
   filter: str = 'opencv'
   resize: str = 'short_side'
   second_ratio: float = 0.0
+  square_pixels: bool = False
 
   def __post_init__(self):
     for name in ('mean', 'std'):
@@ -81,6 +83,8 @@ class Preprocess:
       if getattr(self, name) not in choices:
         raise UserError(f'{name} must be one of {", ".join(choices)}, found '
                         f'{getattr(self, name)!r}')
+    if not isinstance(self.square_pixels, bool):
+      raise UserError(f'square_pixels must be true or false, found {self.square_pixels!r}')
     if self.resize in ('stretch', 'fit') and not self.second_ratio:
       raise UserError(f'second_ratio, the width of {self.resize!r}, must be above 0')
 

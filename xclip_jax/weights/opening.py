@@ -22,11 +22,13 @@ class OpenOptions:
     dtype: operands of matrix products: 'float32', 'bfloat16', or 'int8', which is bfloat16 with
       kernels of 8 bits.
     merge_tokens: pairs of patches merged in each vision block (docs/speed.md).
+    square_pixels: whether frames whose pixels are not square are scaled, as players do.
     heads, num_frames, image_size, seed, new_modules: see `weights.hub.read`.
   """
 
   dtype: str | None = None
   merge_tokens: int | None = None
+  square_pixels: bool | None = None
   heads: str = 'file'
   num_frames: int | None = None
   image_size: int | None = None
@@ -54,7 +56,11 @@ def open_weights(source: str | os.PathLike, **options: Any) -> native.Weights:
       config, dtype='bfloat16' if int8 else chosen.dtype, int8_kernels=int8)
   if chosen.merge_tokens is not None:
     config = dataclasses.replace(config, merge_tokens=chosen.merge_tokens)
-  return dataclasses.replace(weights, config=with_available_attention(config))
+  preprocess = weights.preprocess
+  if chosen.square_pixels is not None:
+    preprocess = dataclasses.replace(preprocess, square_pixels=chosen.square_pixels)
+  return dataclasses.replace(
+    weights, config=with_available_attention(config), preprocess=preprocess)
 
 
 def _open(source: str | os.PathLike, options: OpenOptions) -> native.Weights:
@@ -147,7 +153,8 @@ def _read_run_config(
       raise refuse(f'data.{key} must be three numbers, found {data[key]!r}')
   try:
     preprocess = native.Preprocess(
-      tuple(data['mean']), tuple(data['std']), data['eval_resize'], 'opencv')
+      tuple(data['mean']), tuple(data['std']), data['eval_resize'], 'opencv',
+      square_pixels=data.get('square_pixels', False))
     template = native.parse_template(data.get('templates') or data['template'])
     return config_of_run(model), preprocess, template
   except (TypeError, UserError) as error:          # TypeError: a text where a number is compared

@@ -92,8 +92,8 @@ def test_repeats_visit_the_videos_in_the_order_of_the_stream_without(listed):
 def test_a_video_is_read_once_for_all_its_repeats(listed, monkeypatch):
   lengths, read = [], pipeline.decode.read_video
 
-  def note(*args):
-    frames = read(*args)
+  def note(*args, **options):
+    frames = read(*args, **options)
     if threading.current_thread() is threading.main_thread():     # not what earlier tests left over
       lengths.append(len(frames))
     return frames

@@ -163,10 +163,10 @@ class Counted:
 def test_a_restart_reads_no_video_of_the_steps_before(folder, setting, monkeypatch, step):
   read, opened = pipeline.decode.read_video, []
 
-  def note(path, *args):
+  def note(path, *args, **options):
     if threading.current_thread() is threading.main_thread():   # not what earlier tests left over
       opened.append(path)
-    return read(path, *args)
+    return read(path, *args, **options)
 
   monkeypatch.setattr(pipeline.decode, 'read_video', note)
   counted = Counted(listed(folder))

@@ -214,7 +214,7 @@ def test_a_slow_file_is_given_up_in_time_and_its_thread_ends(tmp_path):
 def test_slow_decoding_is_given_up_between_two_pictures(tmp_path, monkeypatch):
   path = write(tmp_path / 'a.mp4')
   to_rgb = decode._to_rgb
-  monkeypatch.setattr(decode, '_to_rgb', lambda frame: time.sleep(0.1) or to_rgb(frame))
+  monkeypatch.setattr(decode, '_to_rgb', lambda *frame: time.sleep(0.1) or to_rgb(*frame))
   with pytest.raises(decode.VideoError, match=r'a\.mp4: not read within 0\.25 s'):
     decode.read_video(path, np.arange, seconds=0.25)
   assert gone()

@@ -319,3 +319,64 @@ def test_an_absurd_entry_of_an_archive_costs_itself_only(shard, clip, kind, size
   shard.write_bytes(bytes(header) + bytes(1024))
   with pytest.raises(decode.VideoError, match=r'my shard\.tar/absurd\.mp4: cannot be read as a'):
     decode.count_frames(f'{shard}/absurd.mp4')
+
+
+def colored(path, *parts):
+  """A video of a frame every half second: (colour, seconds)."""
+  frames = np.concatenate([
+    np.broadcast_to(np.uint8(color), (2 * seconds, 32, 32, 3)) for color, seconds in parts])
+  path.parent.mkdir(parents=True, exist_ok=True)
+  return videos.write_video(path, frames, fps=2)
+
+
+RED, GREEN, BLUE = (200, 20, 20), (20, 200, 20), (20, 20, 200)
+
+
+def test_clips_of_whole_uploads_are_their_spans(tmp_path):
+  head = 'label,youtube_id,time_start,time_end,split\n'
+  write(tmp_path / 'train.csv', head + 'red,up,0,10,train\ngreen,up,10,20,train\n'
+        'green,cut,30,40,train\nblue,wide,5,15,train\n')
+  write(tmp_path / 'val.csv', head + 'blue,up,25.5,35.5,val\n')
+  colored(tmp_path / 'videos/up.mp4', (RED, 10), (GREEN, 10), (BLUE, 20))
+  colored(tmp_path / 'videos/cut.mp4', (GREEN, 10))
+  colored(tmp_path / 'videos/wide.mp4', (BLUE, 13))         # cut, from an earlier key frame
+  splits = open_data('kinetics', tmp_path, videos='videos')
+  assert seen(splits['train'], tmp_path) == [
+    ('videos/up.mp4#t=0,10', 'red'), ('videos/up.mp4#t=10,20', 'green'),
+    ('videos/cut.mp4', 'green'), ('videos/wide.mp4', 'blue')]
+  assert seen(splits['val'], tmp_path) == [('videos/up.mp4#t=25.5,35.5', 'blue')]
+  for split in splits.values():
+    for row in (split.videos[i] for i in range(len(split.videos))):
+      frames = decode.read_video(row['path'], np.arange)
+      channel = {'red': 0, 'green': 1, 'blue': 2}[split.classes.names[row['label']]]
+      assert (frames.mean((1, 2)).argmax(-1) == channel).all()
+      assert len(frames) == (26 if 'wide' in row['path'] else 20)
+  assert main.main(['data', 'lists', 'kinetics', str(tmp_path), '--videos', 'videos', '-o',
+                    str(tmp_path / 'lists')]) == 0
+  classes = annotations.read_classes(tmp_path / 'lists/classes.csv')
+  listed = annotations.read_annotations(tmp_path / 'lists/train.csv', tmp_path, classes)
+  assert [example.path for example in listed] == [
+    splits['train'].videos[i]['path'] for i in range(4)]
+
+
+def test_one_file_is_not_two_clips(tmp_path):
+  head = 'label,youtube_id,time_start,time_end,split\n'
+  write(tmp_path / 'train.csv', head + 'red,up,0,10,train\ngreen,up,10,20,train\n')
+  colored(tmp_path / 'videos/up.mp4', (RED, 10))
+  with pytest.raises(ValueError, match=r'line 3: .*up\.mp4 would be this clip and that of line 2'):
+    public_formats.read_kinetics(tmp_path / 'train.csv', tmp_path / 'videos')
+
+
+def test_a_list_may_give_the_times_of_its_rows(tmp_path):
+  colored(tmp_path / 'a.mp4', (RED, 10), (GREEN, 10))
+  path = write(tmp_path / 'list.csv', 'path,label,time_start,time_end\n'
+               'a.mp4,kick ball,0,9.5\na.mp4,run,10,\na.mp4,null,,\n')
+  examples = annotations.read_annotations(path, tmp_path, CLASSES)
+  assert [x.path.removeprefix(f'{tmp_path}/') for x in examples] == [
+    'a.mp4#t=0,9.5', 'a.mp4#t=10', 'a.mp4']
+  assert [decode.count_frames(x.path) for x in examples] == [19, 20, 40]
+  for row in ('a.mp4,run,5,5', 'a.mp4,run,x,5', 'a.mp4,run,-1,5', 'a.mp4,run,0,inf',
+              'a.mp4,run,nan,5'):
+    write(path, f'path,label,time_start,time_end\n{row}\n')
+    with pytest.raises(ValueError, match='line 2: time_start and time_end must be seconds'):
+      annotations.read_annotations(path, tmp_path, CLASSES)

@@ -15,20 +15,22 @@ _RESTARTS = 3     # times that killed workers are replaced
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """Holds the number of decoding processes and threads, and the time limit for one video.
+  """Holds the number of decoding processes and threads, and how one video is read.
 
-  None of them changes a batch, except that a video over the time limit counts as unreadable.
+  The numbers change no batch, except that a video over the time limit counts as unreadable.
 
   Fields:
     workers: number of decoding processes; 0: threads of this process only.
     threads: number of decoding threads, in each worker if there are any. In training each holds a
       batch in memory, in evaluation a row.
     clip_seconds: time limit for reading one video; 0: none.
+    square_pixels: scale the width of frames whose pixels are not square.
   """
 
   workers: int = 0
   threads: int = 4
   clip_seconds: float = 0.0
+  square_pixels: bool = False
 
 
 class Batches:

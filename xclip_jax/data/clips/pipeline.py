@@ -122,7 +122,7 @@ def train_batches(
     .seed(stream.seed % 2**32)
     .shuffle()
     .repeat()
-    .random_map(_TrainClip(source, transform, sampler, repeats, reading.clip_seconds))
+    .random_map(_TrainClip(source, transform, sampler, repeats, reading))
   )
   videos = np.unique(rows // repeats)
   dataset = _HostRows(clips, share.batch_size // repeats, videos)
@@ -165,7 +165,7 @@ def eval_batches(
   rows = share.check_rows(source)
   padded = -(-len(source) // share.batch_size) * share.batch_size
   videos = grain.MapDataset.range(padded).map(
-    _EvalClip(source, transform, sampler, clips, reading.clip_seconds))
+    _EvalClip(source, transform, sampler, clips, reading))
   return Batches(
     _HostRows(videos, share.batch_size, rows), reading, endless=False, rows=len(rows))
 
@@ -209,7 +209,7 @@ class _TrainClip:
   transform: augment.TrainTransform
   sampler: sampling.ClipSampler
   repeats: int
-  clip_seconds: float
+  reading: Reading
 
   def __call__(self, element: dict, rng: np.random.Generator) -> dict:
     clips, error = self._read(element, rng)
@@ -234,7 +234,7 @@ class _TrainClip:
     transform = lambda frames: [
       self.transform.row(clip, rng) for clip in np.split(frames, self.repeats)
     ]
-    return _read(element, choose, transform, self.clip_seconds)
+    return _read(element, choose, transform, self.reading)
 
   def _rows(self, clips: list[dict[str, np.ndarray]], element: dict, **failure: Any) -> dict:
     rows = [_row(clip, element, **failure) for clip in clips]
@@ -261,7 +261,7 @@ class _EvalClip:
   transform: augment.EvalTransform
   sampler: sampling.ClipSampler
   clips: int
-  clip_seconds: float
+  reading: Reading
 
   def __call__(self, row: int) -> dict:
     if row >= len(self.source):
@@ -269,7 +269,7 @@ class _EvalClip:
     element = self.source[row]
     randint = np.random.default_rng(element['index']).integers
     choose = lambda count: self.sampler.test(count, self.clips, randint).ravel()
-    video, error = _read(element, choose, self.transform, self.clip_seconds)
+    video, error = _read(element, choose, self.transform, self.reading)
     if video is None:
       return _row(self._black(), element, mask=False, failed=row, error=error)
     # [(crops,) clips * T, S, S, 3] -> [V, T, S, S, 3], without V if it is 1.
@@ -284,14 +284,16 @@ class _EvalClip:
 
 def _read(
   element: dict, choose: Callable[[int], np.ndarray], transform: Callable[[np.ndarray], Any],
-  seconds: float,
+  reading: Reading,
 ) -> tuple[Any, str]:
   """Returns (transformed frames, '') or (None, reason) if the file cannot be read as a video."""
   path = element['path']
   if 'error' in element:
     return None, f'{path}: {element["error"]}'
   try:
-    return transform(decode.read_video(element.get('video', path), choose, seconds, path)), ''
+    return transform(decode.read_video(
+      element.get('video', path), choose, reading.clip_seconds, path,
+      square_pixels=reading.square_pixels)), ''
   except decode.VideoError as error:
     return None, str(error)
   except (cv2.error, MemoryError) as error:  # from absurd picture sizes

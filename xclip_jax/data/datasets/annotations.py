@@ -14,7 +14,10 @@ from xclip_jax import files
 from xclip_jax.data.datasets import tables, text_lists
 from xclip_jax.data.datasets.text_lists import Rows
 from xclip_jax.data.datasets.text_lists import is_reference_list as is_reference_list
+from xclip_jax.data.video import times
 from xclip_jax.errors import UserError
+
+_SPAN = ('time_start', 'time_end')      # columns
 
 
 @dataclasses.dataclass(frozen=True)
@@ -242,7 +245,8 @@ def read_rows(
   ids as labels, as lists for PySlowFast do; a comma or a blank separates the two. Columns of a
   `.txt` are path and label, those of a `.parquet` its own. Lines at the beginning that start with a
   hash and a blank are comments. A path may hold bytes that are not UTF-8, which become surrogates,
-  as in `os.fsdecode`.
+  as in `os.fsdecode`. Columns time_start and time_end, seconds of the span of a video that
+  a row is about, become the end of its path (`name.mp4#t=10,20`).
 
   Args:
     path: the list.
@@ -262,6 +266,8 @@ def read_rows(
     columns, rows = _table_rows(path, content)
   else:
     columns, rows = text_lists.read(path, content, required, header)
+  if 'path' in columns and not set(_SPAN).isdisjoint(columns):
+    columns = _join_spans(path, columns, rows)
   missing = set(required) - set(columns)
   if missing and is_reference_list(path):
     raise UserError(f'{path}: a .txt list has a path and a label; {header} needs a CSV')
@@ -281,6 +287,18 @@ def _table_rows(path: str | os.PathLike, content: bytes) -> tuple[list[str], Row
   columns, rows = tables.read(path, content)
   return columns, [(number, dict(zip(columns, fields, strict=True)))
                    for number, fields in enumerate(rows, start=2)]
+
+
+def _join_spans(
+  path: str | os.PathLike, columns: list[str], rows: list[tuple[int, dict[str, str]]]
+) -> list[str]:
+  """Moves the times of rows to the end of their paths; returns the columns that are left."""
+  for line, row in rows:
+    begin, end = (row.pop(name, '') for name in _SPAN)
+    if (begin or end) and row['path']:
+      span = times.parse_span(begin, end, f'{path}, line {line}')
+      row['path'] = times.join_span(row['path'], span)
+  return [name for name in columns if name not in _SPAN]
 
 
 def absolute(path: str, root: str | os.PathLike, where: str) -> str:

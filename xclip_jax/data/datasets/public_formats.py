@@ -15,6 +15,7 @@ from typing import Any
 from xclip_jax import files
 from xclip_jax.data.datasets import annotations, folders
 from xclip_jax.data.datasets.annotations import ClassList, Example
+from xclip_jax.data.video import streams, times
 from xclip_jax.errors import UserError
 
 
@@ -84,14 +85,16 @@ def read_kinetics(
     path: CSV with at least label, youtube_id, time_start, time_end (seconds).
     videos: folder that is searched, at any depth, for `<youtube_id>_<start>_<end>` with six digits
       each, or else `<youtube_id>`, and the suffix of a video. Among several matches, a file in a
-      folder with the name of the class is taken, else the first by path.
+      folder with the name of the class is taken, else the first by path. Of `<youtube_id>` that
+      lasts longer than the clip and until its end, the whole upload, only the clip is read.
     classes: classes of the training split; None: the labels of this list, in order.
 
   Returns:
     the classes and the Listing. Absent videos are left out: many are gone from the web.
 
   Raises:
-    UserError: a row is malformed, its label is none of `classes`, or no video is present.
+    UserError: a row is malformed, its label is none of `classes`, no video is present, or several
+      clips of an upload are listed and the one file of it is none of them for certain.
   """
   columns = ('label', 'youtube_id', 'time_start', 'time_end')
   _, rows = annotations.read_rows(path, columns)
@@ -101,25 +104,35 @@ def read_kinetics(
   for file in _videos_in(videos):
     files_by_stem.setdefault(Path(file).stem, []).append(file)
   examples, expected = [], ''
+  whole: dict[str, tuple[int, times.Span]] = {}          # files that are a clip as they are
   for line, row in rows:
-    where, label = f'{path}, line {line}', row['label']
+    where, label, name = f'{path}, line {line}', row['label'], row['youtube_id']
     if label not in ids:
       raise UserError(f'{where}: label {label!r} is none of the {len(ids)} classes of training')
-    try:
-      times = [int(float(row[name])) for name in ('time_start', 'time_end')]
-    except (ValueError, OverflowError) as error:   # OverflowError: infinity
-      raise UserError(f'{where}: time_start and time_end must be seconds ({error})') from error
-    name = row['youtube_id']
-    timed_name = f'{name}_{times[0]:06d}_{times[1]:06d}'
+    span = times.parse_span(row['time_start'] or 'missing', row['time_end'] or 'missing', where)
+    timed_name = f'{name}_{int(span.begin):06d}_{int(span.end):06d}'
     expected = f'{timed_name}.mp4 or {name}.mp4'
     matches = files_by_stem.get(timed_name) or files_by_stem.get(name)
-    if matches:
-      in_class = [x for x in matches if Path(x).parent.name in (label, label.replace(' ', '_'))]
-      examples.append(Example((in_class or matches)[0], ids[label]))
+    if not matches:
+      continue
+    in_class = [x for x in matches if Path(x).parent.name in (label, label.replace(' ', '_'))]
+    file = (in_class or matches)[0]
+    if Path(file).stem == name and _is_upload(file, span):
+      file = times.join_span(file, span)
+    elif whole.setdefault(file, (line, span))[1] != span:
+      raise UserError(f'{where}: {file} would be this clip and that of line {whole[file][0]}, and '
+                      f'is not long enough to hold both; name the clips {timed_name}.mp4')
+    examples.append(Example(file, ids[label]))
   if not examples:
     raise UserError(f'{path}: 0 of {len(rows)} videos are present; {videos} holds no file such as '
                     f'{expected}')
   return classes, Listing(examples, len(rows))
+
+
+def _is_upload(file: str, span: times.Span) -> bool:
+  """Returns whether a file is longer than a clip and reaches its end, so that it was not cut."""
+  seconds = streams.read_duration(file)
+  return seconds is not None and span.is_shorter_than(seconds) and span.is_part_of(seconds)
 
 
 def read_hmdb51(

@@ -37,7 +37,13 @@ _DEMUXERS = (
   'sgi_pipe sunrast_pipe tiff_pipe vbn_pipe webp_pipe xbm_pipe xpm_pipe xwd_pipe '
   'aac ac3 aiff amr ape au caf dts eac3 flac mp3 tta w64 wav wv')
 
-_OPTIONS = {'format_whitelist': ','.join(_DEMUXERS.split()), 'protocol_whitelist': 'file'}
+MAX_PIXELS = 2 ** 26       # of a picture: 8192 x 8192, more than any camera's video
+# FFmpeg allocates nothing for larger pictures, neither to decode them nor to find out what a file
+# holds. Also an option of decoders.
+LIMIT = {'max_pixels': str(MAX_PIXELS)}
+
+_OPTIONS = LIMIT | {
+  'format_whitelist': ','.join(_DEMUXERS.split()), 'protocol_whitelist': 'file'}
 
 # Metadata such as titles may be in any encoding. PyAV 19 tolerates that without an option.
 _LENIENT: dict[str, Any] = (

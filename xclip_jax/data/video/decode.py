@@ -5,29 +5,23 @@ Containers give wrong numbers of frames, and seeking by number returns neighbour
 frames are counted there, and only the packets that the chosen frames depend on are decoded.
 """
 
-import contextlib
+import collections
 import fractions
 import io
 import itertools
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import av
 import numpy as np
-from av.error import FFmpegError
-from av.stream import Disposition
 
-from xclip_jax.assets import bundled
-from xclip_jax.data.reading import damage, opening, pictures, time_limits
+from xclip_jax.data.reading import damage, pictures, time_limits
 from xclip_jax.data.reading.damage import Damage
 from xclip_jax.data.reading.opening import VideoError as VideoError
-from xclip_jax.data.video import archives, bitstream
-from xclip_jax.errors import UserError
+from xclip_jax.data.video import bitstream, color, geometry, images, streams, times
+from xclip_jax.data.video.streams import Source
 
-# Timestamps identify frames in these files. In all others (AVI, MPEG) frames are counted.
-_TIMED_CONTAINERS = {'mp4', 'webm'}
-_TIMED_CODECS = {'h264', 'hevc', 'vp8', 'vp9', 'av1'}
 _NEVER_SKIP = {'av1'}  # its decoder fixes with the first packet whether it skips pictures
 
 
@@ -37,6 +31,7 @@ def read_video(
   seconds: float = 0.0,
   name: str = '',
   report: damage.Report | None = None,
+  square_pixels: bool = False,
 ) -> np.ndarray:
   """Decodes chosen frames of a video, exactly.
 
@@ -44,7 +39,8 @@ def read_video(
 
   Args:
     file: path, also into an archive (`shard.tar/name.mp4`, `shard.array_record/17`); 'sample:NAME',
-      a clip in the package (`assets.bundled`); or the file's contents.
+      a clip in the package (`assets.bundled`); or the file's contents. A path may end in a span,
+      `name.mp4#t=10,20`: seconds from the start of the file; its frames are those of the video.
     choose: maps the number of frames in the video to the chosen indices, in any order and with
       repeats. If fewer frames can be decoded than the file has packets for (a stream that starts in
       the middle of a group of pictures, a damaged file), it is called again with their number.
@@ -52,6 +48,7 @@ def read_video(
     name: name of the file in messages; its path by default.
     report: called with each note about damage that the read has met, and about a picture that
       changes its size; None: damage is logged.
+    square_pixels: scale the width of frames whose pixels are not square, as players do.
 
   Returns:
     uint8 [T, H, W, 3], RGB, upright, in the order of the indices. Frames of other sizes are scaled
@@ -62,7 +59,7 @@ def read_video(
     StorageError: so many reads hang in this process that the storage must be gone.
   """
   if not seconds:
-    return _read(file, choose, lambda: None, name, report)
+    return _read(file, choose, lambda: None, name, report, square_pixels)
   deadline = time.monotonic() + seconds
   reason = f'not read within {seconds:g} s; if it is only slow, raise data.clip_seconds'
   name = name or ('video in memory' if isinstance(file, bytes | io.BytesIO) else os.fspath(file))
@@ -71,38 +68,107 @@ def read_video(
     if time.monotonic() > deadline:
       raise VideoError(f'{name}: {reason}')
 
-  work = lambda: _read(file, choose, check, name, report)
+  work = lambda: _read(file, choose, check, name, report, square_pixels)
   return time_limits.run(work, seconds, VideoError(f'{name}: {reason}'))
 
 
 def _read(
   file, choose: Callable[[int], np.ndarray], check: Callable[[], None], name: str,
-  report: damage.Report | None,
+  report: damage.Report | None, square_pixels: bool,
 ) -> np.ndarray:
   found = Damage()
-  with _opened(file, name) as (name, file, stream):
-    stored = pictures.find(file, stream)
-    if stored:
-      return pictures.read(name, stored, choose, report)
-    packets = _demux(name, stream, check, found)
-    shown = _shown(stream, packets, check)
+  with streams.opened(file, name, square_pixels) as source:
+    stored = pictures.find(source.file, source.stream)
+    if source.num_webp or stored:
+      first, last = _within(source, lambda: _picture_times(source))
+      if source.num_webp:
+        return _read_webp(source, [first + int(i) for i in choose(last - first)])
+      return pictures.read(source.name, stored[first:last], choose, report)
+    packets = _demux(source, check, found)
+    shown = _shown(source.stream, packets, check)
     if not shown:
-      raise VideoError(f'{name}: none of its {len(packets)} video packets is a picture to show')
+      raise VideoError(
+        f'{source.name}: none of its {len(packets)} video packets is a picture to show')
     count = len(shown)
-    chosen = [int(i) for i in choose(count)]
-    frames = _by_timestamp(stream, packets, shown, set(chosen), check)
+    first, last = _within(source, lambda: _times(source, packets, shown, check), count)
+    chosen = [first + int(i) for i in choose(last - first)]
+    frames = _by_timestamp(source, packets, shown, set(chosen), check)
     if frames is None:
-      frames, count = _by_counting(stream, packets, set(chosen), check, found)
+      frames, count = _by_counting(source, packets, set(chosen), check, found)
       lost = found.undecodable and count < len(shown)
       if count and (lost or not set(chosen) <= frames.keys()):
-        chosen = [int(i) for i in choose(count)]
-        frames, _ = _by_counting(stream, packets, set(chosen), check)
+        first, last = _within(source, lambda: _decoded_times(source, packets, check), count)
+        chosen = [first + int(i) for i in choose(last - first)]
+        frames, _ = _by_counting(source, packets, set(chosen), check)
     if not set(chosen) <= frames.keys():
-      raise VideoError(f'{name}: {count or "none"} of its {len(packets)} video packets can be '
-                       'decoded' + ', and later frames are asked for' * bool(count))
+      raise VideoError(f'{source.name}: {count or "none"} of its {len(packets)} video packets can '
+                       'be decoded' + ', and later frames are asked for' * bool(count))
     frames = pictures.match_sizes(frames, found)
-    damage.tell(name, found.notes(count), report)
-    return np.stack([frames[i] for i in chosen])
+    damage.tell(source.name, found.notes(count), report)
+    return _stack(chosen, frames)
+
+
+def _within(
+  source: Source, find_times: Callable[[], list[float]], count: int | None = None
+) -> tuple[int, int]:
+  """Returns the first frame in the span of a source, and the first after it.
+
+  Args:
+    source: the video.
+    find_times: returns the time of each frame; only called if the source has a span.
+    count: number of frames of a source without a span, if it is known already.
+  """
+  if source.span is None:
+    return 0, len(find_times()) if count is None else count
+  seconds = find_times()
+  streams.check_span(source, source.span, max(seconds, default=0))
+  inside = [i for i, second in enumerate(seconds) if source.span.holds(second)]
+  if not inside:
+    raise VideoError(f'{source.name}: shows no new frame {source.span}')
+  return inside[0], inside[-1] + 1
+
+
+def _times(
+  source: Source, packets: list[av.Packet], shown: list[av.Packet], check: Callable[[], None]
+) -> list[float]:
+  """Returns the seconds of each frame."""
+  if times.are_trusted(source.stream, packets):
+    return [float(tick * source.time_base) for tick in sorted(times.ticks(x) for x in shown)]
+  return _decoded_times(source, packets, check)
+
+
+def _decoded_times(
+  source: Source, packets: list[av.Packet], check: Callable[[], None]
+) -> list[float]:
+  """Returns the seconds of each frame that can be decoded."""
+  decoder = source.stream.codec_context
+  decoder.flush_buffers()
+  decoder.skip_frame = 'DEFAULT'
+  return [second for second, _ in _play(source, packets, check, Damage())]
+
+
+def _picture_times(source: Source) -> list[float]:
+  """Returns the seconds of each picture of an animated WebP, or of each JPEG frame."""
+  if source.num_webp:
+    return [second for second, _ in images.play_webp(source.file)]
+  return [float(entry.timestamp * source.time_base) for entry in source.stream.index_entries]
+
+
+def _stack(chosen: list[int], frames: dict[int, np.ndarray]) -> np.ndarray:
+  """Returns the chosen frames as one array; empties `frames`, so that few are held twice."""
+  stacked = np.empty((len(chosen), *frames[chosen[0]].shape), np.uint8)
+  left = collections.Counter(chosen)
+  for row, index in enumerate(chosen):
+    left[index] -= 1
+    stacked[row] = frames[index] if left[index] else frames.pop(index)
+  return stacked
+
+
+def _read_webp(source: Source, chosen: list[int]) -> np.ndarray:
+  wanted = set(chosen)
+  return _stack(chosen, {
+    i: _to_rgb(frame, source.look)
+    for i, (_, frame) in enumerate(images.play_webp(source.file)) if i in wanted})
 
 
 def count_frames(file: str | os.PathLike | bytes | io.BytesIO) -> int:
@@ -110,13 +176,20 @@ def count_frames(file: str | os.PathLike | bytes | io.BytesIO) -> int:
 
   Damage inside of packets is not noticed; `read_video` may decode fewer frames.
   """
-  with _opened(file) as (name, _, stream):
-    packets = _demux(name, stream, lambda: None, Damage())
-    return len(_shown(stream, packets, lambda: None))
+  check = lambda: None
+  with streams.opened(file) as source:
+    if source.num_webp:
+      first, last = _within(source, lambda: _picture_times(source), source.num_webp)
+    else:
+      packets = _demux(source, check, Damage())
+      shown = _shown(source.stream, packets, check)
+      first, last = _within(source, lambda: _times(source, packets, shown, check), len(shown))
+    return last - first
 
 
 def read_frames(
   file: str | os.PathLike | bytes, report: damage.Report | None = None, seconds: float = 0.0,
+  square_pixels: bool = False,
 ) -> tuple[fractions.Fraction, Iterator[tuple[float, np.ndarray]]]:
   """Decodes a whole video, frame after frame, in the order of the indices of `read_video`.
 
@@ -126,112 +199,84 @@ def read_frames(
     file: path or contents, as `read_video` takes them.
     report: as in `read_video`; called at the end.
     seconds: time limit for the next frame; 0: none. With a limit, decoding has its own thread.
+    square_pixels: as in `read_video`.
 
   Returns:
     frames a second, 25 if the file does not say; and an iterator over (seconds, uint8 [H, W, 3]).
-    All frames have the size of the first. Seconds follow from the rate if the file has no usable
-    times. The iterator raises VideoError if no frame can be decoded, or one not in time.
+    All frames have the size of the first. Seconds count from the start of the file and always grow;
+    they follow from the rate if the file has no usable times. The iterator raises VideoError if no
+    frame can be decoded, or one not in time.
   """
   def frames():
-    found = Damage()
-    with _opened(file) as (name, _, stream):
-      assert stream.time_base is not None
-      first, latest = None, None
-      number = 0
-      for packet in itertools.chain(damage.read_packets(stream, lambda: None, found), [None]):
-        for frame in damage.decode_packet(stream.codec_context, packet, found):
-          moment = None if frame.pts is None else float(frame.pts * stream.time_base)
-          if moment is None or (latest is not None and moment <= latest):
-            moment = float(number / rate) if latest is None else latest + float(1 / rate)
-          rgb = _to_rgb(frame)
-          found.add_size(rgb.shape[1], rgb.shape[0])
-          first = rgb.shape if first is None else first
-          latest = moment
-          number += 1
-          yield moment, pictures.fit(rgb, *first[:2])
-      if not number:
-        raise VideoError(f'{name}: none of its video packets can be decoded')
-      damage.tell(name, found.notes(number), report)
+    with streams.opened(file, square_pixels=square_pixels) as source:
+      yield from _frames(source, report)
 
   def open_rate():
-    with _opened(file) as (_, _, stream):
-      # A rate that is not told is None or, since PyAV 19, zero in PyAV's own kind of fraction.
-      return stream.average_rate or fractions.Fraction(25)
+    with streams.opened(file) as source:
+      return source.rate
 
   if not seconds:
-    told = open_rate()
+    return open_rate(), frames()
+  name = 'video in memory' if isinstance(file, bytes) else os.fspath(file)
+  late = VideoError(f'{name}: no frame was read within {seconds:g} s')
+  return (time_limits.run(open_rate, seconds, late),
+          time_limits.iterate(frames(), seconds, late))
+
+
+def _frames(
+  source: Source, report: damage.Report | None
+) -> Iterator[tuple[float, np.ndarray]]:
+  """Yields (seconds, uint8 [H, W, 3]) of each frame of a source or, if it has one, of its span."""
+  found, check, span = Damage(), lambda: None, source.span
+  if source.num_webp:
+    played: Iterable = images.play_webp(source.file)
   else:
-    name = 'video in memory' if isinstance(file, bytes) else os.fspath(file)
-    late = VideoError(f'{name}: no frame was read within {seconds:g} s')
-    told = time_limits.run(open_rate, seconds, late)
-  rate = fractions.Fraction(told.numerator, told.denominator)
-  return rate, time_limits.iterate(frames(), seconds, late) if seconds else frames()
+    packets = damage.read_packets(source.stream, check, found)
+    played = _play(source, times.settle(source.stream, packets), check, found)
+  first, number, moment = None, 0, 0.0
+  for moment, frame in played:
+    if span is not None and not span.holds(moment):
+      if moment < span.begin:
+        continue
+      break
+    rgb = _to_rgb(frame, source.look)
+    found.add_size(rgb.shape[1], rgb.shape[0])
+    first = rgb.shape if first is None else first
+    number += 1
+    yield moment, pictures.fit(rgb, *first[:2])
+  if span is not None:
+    streams.check_span(source, span, moment)
+    if not number:
+      raise VideoError(f'{source.name}: shows no new frame {span}')
+  damage.tell(source.name, found.notes(number), report)
 
 
-def _resolve(name: str) -> str:
-  """Returns the path of a video; that of a sample clip in the package for 'sample:NAME'."""
-  if os.path.lexists(name):
-    return name
-  try:
-    return bundled.resolve_sample(name)
-  except UserError as error:
-    raise VideoError(str(error)) from error
+def _play(
+  source: Source, packets: Iterable[av.Packet], check: Callable[[], None], found: Damage
+) -> Iterator[tuple[float, av.VideoFrame]]:
+  """Decodes all packets; yields each frame and its time in seconds, which always grows."""
+  latest, number = None, 0
+  for packet in itertools.chain(packets, [None]):
+    check()
+    for frame in damage.decode_packet(source.stream.codec_context, packet, found):
+      moment = None if frame.pts is None else float(frame.pts * source.time_base)
+      if moment is None or (latest is not None and moment <= latest):
+        step = float(1 / source.rate)
+        moment = number * step if latest is None else latest + step
+      latest = moment
+      number += 1
+      yield moment, frame
+  if not number:
+    raise VideoError(f'{source.name}: none of its video packets can be decoded')
 
 
-@contextlib.contextmanager
-def _opened(
-  file, called: str = ''
-) -> Iterator[tuple[str, io.BytesIO | str, av.VideoStream]]:
-  """Opens a video; yields its name for messages, its path or contents, and its video stream."""
-  if isinstance(file, bytes):
-    file = io.BytesIO(file)
-  in_memory = isinstance(file, io.BytesIO)
-  name = called or ('video in memory' if in_memory else os.fspath(file))
-  try:
-    if not in_memory:
-      file = _resolve(os.fspath(file))
-      if archives.is_member(file):
-        file = io.BytesIO(archives.read(file))
-    with opening.open_container(file, name) as container:
-      cover_art = Disposition.attached_pic           # of a sound file, which is no video
-      streams = [s for s in container.streams.video if not s.disposition & cover_art]
-      if not streams:
-        raise VideoError(f'{name}: has no video stream')
-      stream = streams[0]
-      if stream.codec_context is None:
-        raise VideoError(f'{name}: its video is of a kind that FFmpeg does not know')
-      # One thread a decoder: callers run many decoders, and FFmpeg's frame threads can deadlock
-      # with the interpreter lock. For the same reason this module must not touch av.logging.
-      stream.codec_context.thread_type = 'NONE'
-      stream.codec_context.thread_count = 1
-      yield name, file, stream
-  except (FFmpegError, OSError) as error:
-    reason = getattr(error, 'strerror', None) or error
-    raise VideoError(f'{name}: cannot be read as a video ({reason})') from error
-
-
-def _demux(
-  name: str, stream: av.VideoStream, check: Callable[[], None], found: Damage
-) -> list[av.Packet]:
-  """Reads all packets, in decoding order."""
-  packets = list(damage.read_packets(stream, check, found))
+def _demux(source: Source, check: Callable[[], None], found: Damage) -> list[av.Packet]:
+  """Reads all packets, in decoding order, with times from the start of the file."""
+  read = damage.read_packets(source.stream, check, found)
+  packets = list(times.settle(source.stream, read))
   if all(packet.is_discard for packet in packets):
-    raise VideoError(f'{name}: has a video stream without frames')
+    raise VideoError(f'{source.name}: has a video stream without frames')
   return packets
-
-
-def _is_timed(stream: av.VideoStream, packets: list[av.Packet]) -> bool:
-  """Returns whether timestamps identify the pictures of the packets."""
-  decoder = stream.codec_context
-  times = [packet.pts for packet in packets]
-  return (
-    not _TIMED_CONTAINERS.isdisjoint(stream.container.format.name.split(','))
-    and decoder.codec.canonical_name in _TIMED_CODECS
-    and None not in times
-    and len(set(times)) == len(times)
-    # Some phones write decoding times here: ascending, although the pictures are reordered.
-    and not (decoder.has_b_frames and times == sorted(x for x in times if x is not None))
-  )
 
 
 def _shown(
@@ -240,12 +285,13 @@ def _shown(
   """Returns the packets whose pictures a full decode shows."""
   decoder = stream.codec_context
   shown = bitstream.shown(decoder, packets)
-  if not shown or not _is_timed(stream, packets):
+  if not shown or not times.are_trusted(stream, packets):
     return shown
   # A file cut out of a longer one without encoding may start with pictures that need others from
   # before the cut. The first decoded picture tells how many of them are lost.
   start = packets[0]
-  if bitstream.starts_group(decoder, start) and all(_pts(x) >= _pts(start) for x in shown):
+  begin = times.ticks(start)
+  if bitstream.starts_group(decoder, start) and all(times.ticks(x) >= begin for x in shown):
     return shown
   first = None
   for packet in [*packets, None]:
@@ -254,26 +300,20 @@ def _shown(
       first = frames[0].pts
       break
   decoder.flush_buffers()
-  return shown if first is None else [packet for packet in shown if _pts(packet) >= first]
-
-
-def _pts(packet: av.Packet) -> int:
-  """Returns the timestamp of a packet in a file whose packets all have one."""
-  assert packet.pts is not None
-  return packet.pts
+  return shown if first is None else [packet for packet in shown if times.ticks(packet) >= first]
 
 
 def _by_timestamp(
-  stream: av.VideoStream, packets: list[av.Packet], shown: list[av.Packet],
+  source: Source, packets: list[av.Packet], shown: list[av.Packet],
   chosen: set[int], check: Callable[[], None],
 ) -> dict[int, np.ndarray] | None:
   """Decodes only the packets that chosen frames need; None if timestamps cannot be trusted."""
-  if not _is_timed(stream, packets):
+  if not times.are_trusted(source.stream, packets):
     return None
-  decoder = stream.codec_context
+  decoder = source.stream.codec_context
   skips = decoder.codec.canonical_name not in _NEVER_SKIP
-  times = sorted(_pts(packet) for packet in shown)
-  index_of = {times[i]: i for i in chosen}
+  shown_at = sorted(times.ticks(packet) for packet in shown)
+  index_of = {shown_at[i]: i for i in chosen}
   keys = [i for i, p in enumerate(packets) if p.is_keyframe]
   frames = {}
   position, latest = 0, None
@@ -284,7 +324,7 @@ def _by_timestamp(
     # starting key packet is chosen by time.
     start = next((
       k for k in reversed(keys)
-      if _pts(packets[k]) <= target and bitstream.starts_group(decoder, packets[k])
+      if times.ticks(packets[k]) <= target and bitstream.starts_group(decoder, packets[k])
     ), 0)
     if start > position:
       decoder.flush_buffers()
@@ -303,7 +343,7 @@ def _by_timestamp(
           return None
         latest = frame.pts
         if frame.pts in index_of:
-          frames[index_of[frame.pts]] = _to_rgb(frame)
+          frames[index_of[frame.pts]] = _to_rgb(frame, source.look)
       if found.undecodable:
         return None
       if latest is not None and latest > target and index_of[target] not in frames:
@@ -313,14 +353,14 @@ def _by_timestamp(
 
 
 def _by_counting(
-  stream: av.VideoStream, packets: list[av.Packet], chosen: set[int],
+  source: Source, packets: list[av.Packet], chosen: set[int],
   check: Callable[[], None], found: Damage | None = None,
 ) -> tuple[dict[int, np.ndarray], int]:
   """Decodes from the start to the last chosen frame; returns frames and number of decoded ones.
 
   With `found`, a damaged stream is decoded to its end, so that all damage is counted.
   """
-  decoder = stream.codec_context
+  decoder = source.stream.codec_context
   decoder.flush_buffers()
   decoder.skip_frame = 'DEFAULT'
   frames, count = {}, 0
@@ -329,7 +369,7 @@ def _by_counting(
     check()
     for frame in damage.decode_packet(decoder, packet, met):
       if count in chosen:
-        frames[count] = _to_rgb(frame)
+        frames[count] = _to_rgb(frame, source.look)
       count += 1
     is_damaged = found is not None and (found.undecodable or found.concealed)
     if len(frames) == len(chosen) and not is_damaged:
@@ -337,7 +377,14 @@ def _by_counting(
   return frames, count
 
 
-def _to_rgb(frame: av.VideoFrame) -> np.ndarray:
-  """Converts a frame with the file's own colour matrix and range, and turns it upright."""
-  rgb = frame.to_ndarray(format='rgb24', threads=1)
-  return np.rot90(rgb, k=round(frame.rotation / 90))
+def _to_rgb(frame: av.VideoFrame | np.ndarray, look: streams.Look) -> np.ndarray:
+  """Converts a frame to RGB for an ordinary screen, and turns it upright."""
+  orientation = look.orientation
+  if isinstance(frame, np.ndarray):
+    rgb = frame
+  else:
+    rgb = color.to_rgb(frame, look.tags)
+    orientation = geometry.of_frame(frame) if orientation is None else orientation
+  if look.pixel_aspect:
+    rgb = geometry.square_pixels(rgb, look.pixel_aspect)
+  return geometry.turn_upright(rgb, orientation or geometry.Orientation())
