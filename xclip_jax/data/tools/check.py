@@ -14,7 +14,7 @@ import numpy as np
 from xclip_jax.data import workers
 from xclip_jax.data.datasets import annotations
 from xclip_jax.data.reading import damage
-from xclip_jax.data.video import archives, decode
+from xclip_jax.data.video import archives, decode, times
 from xclip_jax.errors import UserError
 
 KINDS = {                     # kind of problem -> what it means
@@ -185,12 +185,13 @@ class _Inspect:
   full: bool
 
   def __call__(self, path: str) -> _File:
-    inside = archives.is_member(path)
-    if not inside and not os.path.exists(path):
+    file, _ = times.split_span(path)
+    inside = archives.is_member(file)
+    if not inside and not os.path.exists(file):
       return _File(0, 'missing', 'no such file')
     notes: list[damage.Note] = []
     try:
-      size = archives.size(path) if inside else os.path.getsize(path)
+      size = archives.size(file) if inside else os.path.getsize(file)
       count = self._count_all(path, notes) if self.full else self._count(path, notes)
     except (decode.VideoError, MemoryError) as error:
       return _File(0, 'undecodable', str(error).removeprefix(f'{path}: '))
@@ -221,7 +222,11 @@ class _Inspect:
 
 
 def _digest(path: str) -> str:
+  """Returns what two paths share if they name the same span of the same content."""
+  path, span = times.split_span(path)
   if archives.is_member(path):
-    return hashlib.sha256(archives.read(path)).hexdigest()
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()
+    digest = hashlib.sha256(archives.read(path)).hexdigest()
+  else:
+    with open(path, 'rb') as file:
+      digest = hashlib.file_digest(file, 'sha256').hexdigest()
+  return digest if span is None else times.join_span(digest, span)

@@ -29,7 +29,7 @@ from array_record.python import array_record_module  # pyright: ignore[reportAtt
 from xclip_jax import files
 from xclip_jax.data import workers
 from xclip_jax.data.reading import damage
-from xclip_jax.data.video import archives, decode, encode
+from xclip_jax.data.video import archives, decode, encode, times
 from xclip_jax.errors import UserError
 
 VERSION = 1                   # of the stored files; raised when they must be prepared again
@@ -153,7 +153,8 @@ def _encode(path: str, encoding: encode.Encoding) -> tuple[bytes, dict[str, Any]
   """Returns the content of a stored video and facts about it, or the reason why it failed."""
   notes: list[damage.Note] = []
   try:
-    size = archives.size(path) if archives.is_member(path) else os.path.getsize(path)
+    file, _ = times.split_span(path)
+    size = archives.size(file) if archives.is_member(file) else os.path.getsize(file)
     encoded = encode.encode(path, encoding, notes.append, _STALLED_SECONDS)
   except OSError as error:
     return error.strerror or str(error)
