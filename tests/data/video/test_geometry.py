@@ -62,7 +62,7 @@ def write(path, image, matrix=None, aspect=None, frames=2):
   return str(path)
 
 
-@pytest.mark.parametrize('name', ['a.mp4', 'a.mov'])
+@pytest.mark.parametrize('name', ['a.mp4', 'a.mov', 'a.mkv'])
 @pytest.mark.parametrize('matrix', MATRICES, ids=str)
 def test_turned_and_mirrored_recordings_are_upright(tmp_path, name, matrix):
   path = write(tmp_path / name, picture(), matrix)

@@ -95,6 +95,8 @@ def start_of(stream: av.VideoStream) -> int:
 def settle(stream: av.VideoStream, packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
   """Yields packets of a stream, in the order of the file, with times from the start of the file."""
   clock = _Clock(stream)
+  if clock.is_right:
+    yield from packets
   for packet in packets:
     clock.settle(packet)
     yield packet
@@ -115,6 +117,11 @@ class _Clock:
     rate = stream.average_rate or _DEFAULT_RATE
     self._step = round(self._ticks / float(rate))      # ticks a picture
     self._latest: int | None = None
+
+  @property
+  def is_right(self) -> bool:
+    """Returns whether all timestamps are those of the file's start already."""
+    return not self._offset and not self._may_jump
 
   def settle(self, packet: av.Packet) -> None:
     """Changes the timestamps of the next packet in the file."""
