@@ -8,6 +8,7 @@ import pytest
 
 import videos
 from benchmarks.data import barcode_videos
+from xclip_jax.data.reading import damage
 from xclip_jax.data.video import decode, times
 
 N = 60
@@ -122,6 +123,17 @@ def test_a_span_has_the_frames_of_a_full_decode(tmp_path, name):
     rows = list(decode.read_frames(span)[1])
     np.testing.assert_allclose([s for s, _ in rows], [seconds[i] for i in inside])
     np.testing.assert_array_equal(np.stack([frame for _, frame in rows]), got)
+
+
+@pytest.mark.parametrize('name', ['a.mp4', 'a.mkv'])
+def test_a_span_of_a_long_video_is_read_without_the_rest(tmp_path, monkeypatch, name):
+  path, read = write(tmp_path / name), []
+  read_packets = damage.read_packets
+  monkeypatch.setattr(damage, 'read_packets', lambda *arguments: (
+    read.append(packet.pts) or packet for packet in read_packets(*arguments)))
+  frames = decode.read_video(f'{path}#t=2,2.5', np.arange)
+  assert [videos.read_barcode(frame) for frame in frames] == list(range(32, 40))
+  assert 8 <= len(read) < 24                                  # of 60; a group has 12
 
 
 def test_a_span_in_a_joined_recording_counts_from_its_start(tmp_path):

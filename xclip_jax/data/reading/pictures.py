@@ -1,5 +1,6 @@
 """Pictures of a video: JPEG frames that encode.py stored, and frames of several sizes."""
 
+import collections
 import contextlib
 import functools
 import io
@@ -77,6 +78,16 @@ def match_sizes(frames: dict[int, np.ndarray], found: Damage) -> dict[int, np.nd
     return frames
   width, height = found.sizes[0]
   return {number: fit(frame, height, width) for number, frame in frames.items()}
+
+
+def stack(chosen: list[int], frames: dict[int, np.ndarray]) -> np.ndarray:
+  """Returns the chosen frames as one array; empties `frames`, so that few are held twice."""
+  stacked = np.empty((len(chosen), *frames[chosen[0]].shape), np.uint8)
+  left = collections.Counter(chosen)
+  for row, index in enumerate(chosen):
+    left[index] -= 1
+    stacked[row] = frames[index] if left[index] else frames.pop(index)
+  return stacked
 
 
 def fit(frame: np.ndarray, height: int, width: int) -> np.ndarray:

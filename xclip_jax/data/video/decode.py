@@ -5,7 +5,6 @@ Containers give wrong numbers of frames, and seeking by number returns neighbour
 frames are counted there, and only the packets that the chosen frames depend on are decoded.
 """
 
-import collections
 import fractions
 import io
 import itertools
@@ -84,28 +83,43 @@ def _read(
       if source.num_webp:
         return _read_webp(source, [first + int(i) for i in choose(last - first)])
       return pictures.read(source.name, stored[first:last], choose, report)
-    packets = _demux(source, check, found)
-    shown = _shown(source.stream, packets, check)
-    if not shown:
-      raise VideoError(
-        f'{source.name}: none of its {len(packets)} video packets is a picture to show')
-    count = len(shown)
-    first, last = _within(source, lambda: _times(source, packets, shown, check), count)
-    chosen = [first + int(i) for i in choose(last - first)]
-    frames = _by_timestamp(source, packets, shown, set(chosen), check)
-    if frames is None:
-      frames, count = _by_counting(source, packets, set(chosen), check, found)
-      lost = found.undecodable and count < len(shown)
-      if count and (lost or not set(chosen) <= frames.keys()):
-        first, last = _within(source, lambda: _decoded_times(source, packets, check), count)
-        chosen = [first + int(i) for i in choose(last - first)]
-        frames, _ = _by_counting(source, packets, set(chosen), check)
-    if not set(chosen) <= frames.keys():
-      raise VideoError(f'{source.name}: {count or "none"} of its {len(packets)} video packets can '
-                       'be decoded' + ', and later frames are asked for' * bool(count))
-    frames = pictures.match_sizes(frames, found)
-    damage.tell(source.name, found.notes(count), report)
-    return _stack(chosen, frames)
+    near = streams.read_near(
+      source, damage.read_packets(source.stream, check, found),
+      lambda packet: bitstream.starts_group(source.stream.codec_context, packet))
+    if source.span is None or (near and times.are_trusted(source.stream, near)):
+      return _read_chosen(source, near or _demux(source, check, found), choose, check, found,
+                          report)
+  found = Damage()
+  with streams.opened(file, name, square_pixels) as source:     # from its beginning again
+    return _read_chosen(source, _demux(source, check, found), choose, check, found, report)
+
+
+def _read_chosen(
+  source: Source, packets: list[av.Packet], choose: Callable[[int], np.ndarray],
+  check: Callable[[], None], found: Damage, report: damage.Report | None,
+) -> np.ndarray:
+  """Decodes the frames that `choose` picks among those that the packets show."""
+  shown = _shown(source.stream, packets, check)
+  if not shown:
+    raise VideoError(
+      f'{source.name}: none of its {len(packets)} video packets is a picture to show')
+  count = len(shown)
+  first, last = _within(source, lambda: _times(source, packets, shown, check), count)
+  chosen = [first + int(i) for i in choose(last - first)]
+  frames = _by_timestamp(source, packets, shown, set(chosen), check)
+  if frames is None:
+    frames, count = _by_counting(source, packets, set(chosen), check, found)
+    lost = found.undecodable and count < len(shown)
+    if count and (lost or not set(chosen) <= frames.keys()):
+      first, last = _within(source, lambda: _decoded_times(source, packets, check), count)
+      chosen = [first + int(i) for i in choose(last - first)]
+      frames, _ = _by_counting(source, packets, set(chosen), check)
+  if not set(chosen) <= frames.keys():
+    raise VideoError(f'{source.name}: {count or "none"} of its {len(packets)} video packets can '
+                     'be decoded' + ', and later frames are asked for' * bool(count))
+  frames = pictures.match_sizes(frames, found)
+  damage.tell(source.name, found.notes(count), report)
+  return pictures.stack(chosen, frames)
 
 
 def _within(
@@ -154,19 +168,9 @@ def _picture_times(source: Source) -> list[float]:
   return [float(entry.timestamp * source.time_base) for entry in source.stream.index_entries]
 
 
-def _stack(chosen: list[int], frames: dict[int, np.ndarray]) -> np.ndarray:
-  """Returns the chosen frames as one array; empties `frames`, so that few are held twice."""
-  stacked = np.empty((len(chosen), *frames[chosen[0]].shape), np.uint8)
-  left = collections.Counter(chosen)
-  for row, index in enumerate(chosen):
-    left[index] -= 1
-    stacked[row] = frames[index] if left[index] else frames.pop(index)
-  return stacked
-
-
 def _read_webp(source: Source, chosen: list[int]) -> np.ndarray:
   wanted = set(chosen)
-  return _stack(chosen, {
+  return pictures.stack(chosen, {
     i: _to_rgb(frame, source.look)
     for i, (_, frame) in enumerate(images.play_webp(source.file)) if i in wanted})
 

@@ -125,9 +125,8 @@ def read_near(
 ) -> list[av.Packet] | None:
   """Reads the packets that the span of a source needs; None if they cannot be told.
 
-  They begin with the key picture before the span, and reach to the first packet that is decoded
-  after the span. Their frames are those of a full decode; whether `times.are_trusted` is the
-  caller's to ask.
+  They begin with the key picture before the span, and end where no picture of it can follow. Their
+  frames are those of a full decode; whether `times.are_trusted` is the caller's to ask.
 
   Args:
     source: a video with a span. The file is read from another position afterwards.
@@ -139,14 +138,20 @@ def read_near(
     return None
   begin = round(span.begin / source.time_base)
   container = cast(InputContainer, stream.container)
-  container.seek(begin + times.start_of(stream), stream=stream)
+  try:
+    container.seek(begin + times.start_of(stream), stream=stream)
+  except FFmpegError:                                 # the file has no index, or a damaged one
+    return None
   near: list[av.Packet] = []
   for packet in times.settle(stream, packets):
-    if packet.pts is None or packet.dts is None:
+    if packet.pts is None or not (
+        near or (packet.pts <= begin and starts_group(packet))):
       return None
-    if not near and not (packet.pts <= begin and starts_group(packet)):
-      return None
-    if packet.dts * source.time_base > span.end:      # no picture is shown before it is decoded
+    # No picture is shown before it is decoded, nor before the start of its group. Matroska has no
+    # times of decoding.
+    is_bound = packet.dts is not None or starts_group(packet)
+    bound = packet.pts if packet.dts is None else packet.dts
+    if is_bound and bound * source.time_base > span.end:
       break
     near.append(packet)
   return near or None
