@@ -1,6 +1,7 @@
 """Pictures are upright, of their true shape, and of a size that memory holds."""
 
 import fractions
+import gc
 import io
 import itertools
 import resource
@@ -70,6 +71,19 @@ def test_turned_and_mirrored_recordings_are_upright(tmp_path, name, matrix):
   assert got.shape == want.shape
   assert np.abs(got.astype(int) - want).mean() < 12      # H.264 blurs the edges of colours
   np.testing.assert_array_equal(got, next(iter(decode.read_frames(path)[1]))[1])
+
+
+def test_frames_are_freed_without_the_garbage_collector(tmp_path):
+  path = write(tmp_path / 'a.mp4', picture(), MATRICES[2], frames=60)
+  count = lambda: sum(isinstance(x, av.VideoFrame) for x in gc.get_objects())
+  gc.collect()
+  gc.disable()
+  try:
+    before = count()
+    assert len(list(decode.read_frames(path)[1])) == 60
+    assert count() - before < 5
+  finally:
+    gc.enable()
 
 
 @pytest.mark.parametrize('suffix', ['jpg', 'png', 'webp', 'tiff', 'avif'])

@@ -79,7 +79,8 @@ def _read(
   with streams.opened(file, name, square_pixels) as source:
     stored = pictures.find(source.file, source.stream)
     if source.num_webp or stored:
-      first, last = _within(source, lambda: _picture_times(source))
+      count = source.num_webp or len(stored)
+      first, last = _within(source, lambda: _picture_times(source), count)
       if source.num_webp:
         return _read_webp(source, [first + int(i) for i in choose(last - first)])
       return pictures.read(source.name, stored[first:last], choose, report)
@@ -123,17 +124,17 @@ def _read_chosen(
 
 
 def _within(
-  source: Source, find_times: Callable[[], list[float]], count: int | None = None
+  source: Source, find_times: Callable[[], list[float]], count: int
 ) -> tuple[int, int]:
   """Returns the first frame in the span of a source, and the first after it.
 
   Args:
     source: the video.
     find_times: returns the time of each frame; only called if the source has a span.
-    count: number of frames of a source without a span, if it is known already.
+    count: number of frames.
   """
   if source.span is None:
-    return 0, len(find_times()) if count is None else count
+    return 0, count
   seconds = find_times()
   streams.check_span(source, source.span, max(seconds, default=0))
   inside = [i for i, second in enumerate(seconds) if source.span.holds(second)]
@@ -383,12 +384,10 @@ def _by_counting(
 
 def _to_rgb(frame: av.VideoFrame | np.ndarray, look: streams.Look) -> np.ndarray:
   """Converts a frame to RGB for an ordinary screen, and turns it upright."""
-  orientation = look.orientation
   if isinstance(frame, np.ndarray):
-    rgb = frame
+    rgb, orientation = frame, look.orientation or geometry.Orientation()
   else:
-    rgb = color.to_rgb(frame, look.tags)
-    orientation = geometry.of_frame(frame) if orientation is None else orientation
+    rgb, orientation = color.to_rgb(frame, look.tags), look.find_orientation(frame)
   if look.pixel_aspect:
     rgb = geometry.square_pixels(rgb, look.pixel_aspect)
-  return geometry.turn_upright(rgb, orientation or geometry.Orientation())
+  return geometry.turn_upright(rgb, orientation)

@@ -37,8 +37,11 @@ def from_exif(number: int | None) -> Orientation:
 
 def of_frame(frame: av.VideoFrame) -> Orientation:
   """Returns the orientation of a frame's display matrix, which containers and streams give."""
+  # A frame and the list of its side data hold each other until the garbage collector comes. A
+  # small copy has the same list.
+  small = frame.reformat(width=16, height=16, format='gray', threads=1)
   try:
-    matrix = frame.side_data.get('DISPLAYMATRIX')
+    matrix = small.side_data.get('DISPLAYMATRIX')
   except ValueError:
     # PyAV 18 lists no side data of a frame if it does not know the kind of one of them.
     turns = round(frame.rotation / 90) % 4                          # counterclockwise

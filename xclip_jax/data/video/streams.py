@@ -28,6 +28,15 @@ class Look(NamedTuple):
   tags: color.Tags                              # the container's
   orientation: geometry.Orientation | None      # of a picture file; None: each frame has its own
   pixel_aspect: float                           # width over height of a pixel; 0: left as it is
+  orientations: dict[int, geometry.Orientation]     # of frames so far, by their rotation in degrees
+
+  def find_orientation(self, frame: av.VideoFrame) -> geometry.Orientation:
+    """Returns the orientation of a frame, that of an earlier one with the same rotation."""
+    if self.orientation is not None:
+      return self.orientation
+    if frame.rotation not in self.orientations:
+      self.orientations[frame.rotation] = geometry.of_frame(frame)
+    return self.orientations[frame.rotation]
 
 
 class Source(NamedTuple):
@@ -105,7 +114,7 @@ def _describe(
     rate = fractions.Fraction(len(webp) / (sum(webp) or len(webp) / 25)).limit_denominator(1000)
   base = stream.time_base or fractions.Fraction(1, 1000)
   return Source(
-    name, file, stream, span, len(webp), Look(color.read_tags(codec), orientation, aspect),
+    name, file, stream, span, len(webp), Look(color.read_tags(codec), orientation, aspect, {}),
     fractions.Fraction(rate.numerator, rate.denominator),
     fractions.Fraction(base.numerator, base.denominator))
 
