@@ -135,8 +135,8 @@ def _outcome(kind: Kind, path: pathlib.Path) -> str:
       if isinstance(cause, MemoryError):
         return 'memory'
       cause = cause.__cause__
-    message = str(error)
-    if any(ord(x) < 32 or 127 <= ord(x) < 160 for x in message):
+    message = errors.explain(error)       # as a person sees it
+    if any(x != '\n' and (ord(x) < 32 or 127 <= ord(x) < 160) for x in message):
       return 'control characters'
     return 'refused' if path.name in message or str(path.parent) in message else 'unnamed'
 
