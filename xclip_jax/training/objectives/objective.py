@@ -177,7 +177,7 @@ def _mean_hits(hits: Bool[AnyArray, ' B'], mask: Bool[AnyArray, ' B']) -> Float[
 
 
 def compute_initial_bias(
-  model: XCLIP, config: Any, params: Any, batch: dict[str, AnyArray], text: AnyArray,
+  model: XCLIP, config: Any, params: Any, batch: dict[str, AnyArray], text: AnyArray | None,
   class_prompts: prompts.Prompts | None = None,
 ) -> Float[AnyArray, '']:
   """Computes the logit bias that makes the mean logit the log-odds of a positive pair.
@@ -193,6 +193,7 @@ def compute_initial_bias(
     share = jnp.sum(same & mask & mask[:, None]) / jnp.maximum(mask.sum() ** 2, 1)
     text = text_features.encode(model, params, ids)
   else:
+    assert text is not None                      # texts of classes, which captions have not
     share = (1 / text.shape[0] if class_prompts is None else 1 / len(class_prompts.counts)
              ) if train.task == 'single-label' else batch['labels'].mean()
     if not train.freeze_text:
