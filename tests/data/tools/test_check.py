@@ -67,7 +67,7 @@ def run(*args):
 
 
 def test_every_kind_of_bad_row_is_found_before_training(store, bad_list):
-  found = check.check_list(bad_list, store, store / 'classes.csv', num_frames=4)
+  found = check.check_list(bad_list, store, store / 'classes.csv', check.Inspection(4))
   assert {x.path: x.kind for x in found.problems} == BAD | {'e.mp4': 'label', 'd.mp4': 'duplicate'}
   assert (found.present, found.listed) == (14, 15)
   reasons = {x.path: x.reason for x in found.problems}
@@ -94,9 +94,9 @@ def test_what_is_lost_of_a_video_is_named_and_a_change_of_size_is_noted(store, t
   (tmp_path / 'sizes.mjpeg').write_bytes(pictures[0] * 4 + pictures[1] * 4)
   listed = write_list(tmp_path, 'a.csv', [
     (name, '0', '') for name in ('a.mp4', 'end.mp4', 'one.mp4', 'sizes.mjpeg')])
-  options = dict(num_frames=4, classes_path=store / 'classes.csv')
+  classes = store / 'classes.csv'
   for full, want in ((False, {'end.mp4'}), (True, {'end.mp4', 'one.mp4'})):
-    found = check.check_list(listed, tmp_path, full=full, **options)
+    found = check.check_list(listed, tmp_path, classes, check.Inspection(4, full))
     assert {x.path: x.kind for x in found.problems} == dict.fromkeys(want, 'damaged')
     assert found.problems[0].reason == '9 of 24 frames cannot be decoded and are left out'
     assert [(x.path, x.kind) for x in found.notes] == [('sizes.mjpeg', 'resized')]
@@ -108,8 +108,9 @@ def test_what_is_lost_of_a_video_is_named_and_a_change_of_size_is_noted(store, t
 
 
 def test_worker_processes_find_the_same(store, bad_list):
-  one, two = (check.check_list(bad_list, store, store / 'classes.csv', num_frames=4, processes=n)
-              for n in (1, 2))
+  one, two = (
+    check.check_list(bad_list, store, store / 'classes.csv', check.Inspection(4), processes=n)
+    for n in (1, 2))
   assert one == two
 
 
@@ -176,7 +177,7 @@ def test_class_names_that_clash_are_a_problem(store, tmp_path, capsys, text, mes
 def test_other_kinds_of_lists_are_checked_too(store):
   several = write_list(store, 'several.csv', [('a.mp4', '0;2'), ('b.mp4', '0;0')],
                        ('path', 'label'))
-  options = dict(num_frames=4)
+  options = dict(inspection=check.Inspection(4))
   found = check.check_list(several, store, store / 'classes.csv', **options)
   assert [(x.line, x.kind) for x in found.problems] == [(3, 'label')]
   captions = write_list(store, 'captions.csv', [('a.mp4', 'x'), ('a.mp4', 'y'), ('b.mp4', '')],

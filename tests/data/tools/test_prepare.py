@@ -132,7 +132,8 @@ def test_jpeg_frames_are_prepared_and_checked_like_any_list(store, tmp_path):
   encoding = Encoding('jpeg', short_side=32, fps=8)
   report = make(store, tmp_path, encoding=encoding, per_shard=0)
   assert report.shards == 1 and report.frames == sum((10 + n + 1) // 2 for n in range(COUNT))
-  found = check.check_list(tmp_path / 'train.csv', tmp_path, tmp_path / 'classes.csv', num_frames=5)
+  found = check.check_list(
+    tmp_path / 'train.csv', tmp_path, tmp_path / 'classes.csv', check.Inspection(5))
   assert (found.present, found.listed, found.problems) == (COUNT, COUNT, ())
   path = f'{tmp_path}/{read(tmp_path / "train.csv")[3][0]}'
   frames = decode.read_video(path, np.arange)

@@ -180,6 +180,7 @@ def test_a_list_of_records_is_checked_as_one_of_files(tmp_path, contents):
   (tmp_path / 'classes.csv').write_text('id,name\n0,open\n')
   (tmp_path / 'a.csv').write_text('path,label\n' + ''.join(
     f'a.array_record/{n},open\n' for n in range(6)))
-  found = check.check_list(tmp_path / 'a.csv', tmp_path, tmp_path / 'classes.csv', num_frames=8)
+  found = check.check_list(
+    tmp_path / 'a.csv', tmp_path, tmp_path / 'classes.csv', check.Inspection(8))
   assert {x.path[-1]: x.kind for x in found.problems} == {
     '1': 'short', '3': 'duplicate', '4': 'undecodable', '5': 'missing'}

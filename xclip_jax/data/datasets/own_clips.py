@@ -136,8 +136,8 @@ def usable(clips: Clips, num_frames: int, progress: Any = None) -> Clips:
   with tempfile.TemporaryDirectory() as folder:
     lists = write_lists(Path(folder), clips, {'all': clips.clips})
     _, rows = annotations.read_rows(lists['all'], ('path',))
-    findings = check.check_list(lists['all'], clips.root, lists['classes'], num_frames=num_frames,
-                                progress=progress)
+    findings = check.check_list(lists['all'], clips.root, lists['classes'],
+                                check.Inspection(num_frames), progress=progress)
   # A name with a line break takes several lines.
   by_line = {line: clip for (line, _), clip in zip(rows, clips.clips, strict=True)}
   show = lambda line: os.path.relpath(by_line[int(line)].path, clips.root)

@@ -64,6 +64,19 @@ class Findings:
 
 
 @dataclasses.dataclass(frozen=True)
+class Inspection:
+  """Says what is looked at in each file.
+
+  Fields:
+    num_frames: T; a video with fewer frames is a problem.
+    full: decode all frames, so that no damage is missed.
+  """
+
+  num_frames: int
+  full: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class _File:
   """Describes a file: size in bytes, a problem if it has one, and its notes as (kind, text)."""
 
@@ -80,7 +93,7 @@ class _File:
 
 def check_list(
   path: str | os.PathLike, root: str | os.PathLike, classes_path: str | os.PathLike | None,
-  *, num_frames: int, full: bool = False, processes: int = 1,
+  inspection: Inspection, *, processes: int = 1,
   progress: Callable[..., Iterable] | None = None,
 ) -> Findings:
   """Checks the label and the file of each row of a list, and finds duplicates.
@@ -92,8 +105,7 @@ def check_list(
     path: a list as `annotations.read_annotations` or `read_captions` takes it.
     root: folder that relative paths start from.
     classes_path: class list; None for a list of captions, which has no classes.
-    num_frames: T; a video with fewer frames is a problem.
-    full: decode all frames, so that no damage is missed.
+    inspection: what is looked at in each file.
     processes: number of reading processes; 1: this one. With more, call it under a `__main__`
       guard.
     progress: wraps an iterable as tqdm does, given `total` and `desc`.
@@ -117,7 +129,7 @@ def check_list(
   paths = list(dict.fromkeys(file for _, _, file in lines))     # a file may be listed again
   progress = progress or (lambda items, **_: items)
   crashed = _File(0, 'undecodable', 'reading it crashes the decoder')
-  results = workers.unordered(_Inspect(num_frames, full), paths, processes, crashed)
+  results = workers.unordered(_Inspect(inspection), paths, processes, crashed)
   inspected = dict(progress(results, total=len(paths), desc='decoding'))
   by_size = collections.Counter(x.size for x in inspected.values() if x.is_whole)
   suspects = [x for x in paths if inspected[x].is_whole and by_size[inspected[x].size] > 1]
@@ -181,8 +193,7 @@ def _check_labels(rows: list, path: Any, classes_path: Any) -> Iterator[Problem]
 class _Inspect:
   """Reads frames of a file and returns its _File; a class, so that it can be pickled."""
 
-  num_frames: int
-  full: bool
+  inspection: Inspection
 
   def __call__(self, path: str) -> _File:
     file, _ = times.split_span(path)
@@ -192,7 +203,7 @@ class _Inspect:
     notes: list[damage.Note] = []
     try:
       size = archives.size(file) if inside else os.path.getsize(file)
-      count = self._count_all(path, notes) if self.full else self._count(path, notes)
+      count = self._count_all(path, notes) if self.inspection.full else self._count(path, notes)
     except (decode.VideoError, MemoryError) as error:
       return _File(0, 'undecodable', str(error).removeprefix(f'{path}: '))
     except OSError as error:
@@ -200,8 +211,8 @@ class _Inspect:
       return _File(0, 'missing' if error.errno == errno.ENOENT else 'undecodable', reason)
     other = tuple((note.kind, note.text) for note in notes if note.kind != damage.DAMAGED)
     lost = '; '.join(note.text for note in notes if note.kind == damage.DAMAGED)
-    if count < self.num_frames:
-      short = f'{count} frames, a clip needs {self.num_frames}'
+    if count < self.inspection.num_frames:
+      short = f'{count} frames, a clip needs {self.inspection.num_frames}'
       return _File(size, 'short', f'{short}; {lost}' if lost else short, other)
     return _File(size, 'damaged' if lost else '', lost, other)
 
@@ -211,7 +222,8 @@ class _Inspect:
 
     def choose(count: int) -> np.ndarray:
       counts.append(count)
-      return np.unique(np.arange(self.num_frames + 1) * max(count - 1, 0) // self.num_frames)
+      parts = self.inspection.num_frames
+      return np.unique(np.arange(parts + 1) * max(count - 1, 0) // parts)
 
     decode.read_video(path, choose, _SECONDS, report=notes.append)
     return counts[-1]

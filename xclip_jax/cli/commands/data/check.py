@@ -56,7 +56,7 @@ def check(arguments: argparse.Namespace) -> int:
     result = check_tool.check_list(
       path, list_files.root_of(arguments),
       list_files.classes_of(arguments) if 'label' in names else None,
-      num_frames=arguments.frames, full=arguments.full, processes=arguments.processes,
+      check_tool.Inspection(arguments.frames, arguments.full), processes=arguments.processes,
       progress=functools.partial(output.show_progress, unit='file', quiet=arguments.quiet),
     )
     summary = f'{path}: {result.present} of {result.listed} present'
