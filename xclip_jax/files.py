@@ -78,6 +78,16 @@ def check_scheme(name: str | os.PathLike, field: str, bucket: bool = True) -> No
     'path')
 
 
+def check_text(path: str | os.PathLike, field: str) -> None:
+  """Raises UserError if a path holds bytes that are not UTF-8, for libraries that take text."""
+  try:
+    os.fspath(path).encode()
+  except UnicodeEncodeError as error:
+    name = os.fsencode(path).decode(errors='backslashreplace')
+    raise UserError(f'{field}={name}: the path must be UTF-8 text, for the libraries that write '
+                    'there; choose another folder') from error
+
+
 def is_remote(path: str | os.PathLike) -> bool:
   """Tells whether a path lies in a bucket."""
   return os.fspath(path).startswith('gs://')

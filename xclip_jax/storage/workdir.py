@@ -38,6 +38,7 @@ def open_folder(config: Any, workdir: str | os.PathLike) -> AnyPath:
   path = files.as_path(workdir, 'workdir')
   if isinstance(path, Path):
     path = path.resolve()
+    files.check_text(path, 'workdir')
   check_places(config.data)
   files.as_path(config.train.init_from, 'config.train.init_from')
   processes.run_on_all_processes(lambda: files.check_bucket(path, jax.process_index()))

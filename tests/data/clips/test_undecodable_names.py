@@ -23,6 +23,23 @@ BROKEN, WHOLE = os.fsdecode(b'\xff.mp4'), os.fsdecode(b'\xe9\xfe.mp4')
 TRAIN = augment.TrainTransform(S, 'center', flip=0, color_jitter=0, grayscale=0)
 
 
+def test_folders_that_libraries_cannot_write_to_are_refused_before_any_work(
+    folder, tmp_path, capsys):
+  odd = os.fsdecode(b'donn\xe9es')
+  (tmp_path / 'a.csv').write_text('path,label\na.mp4,0\n')
+  (tmp_path / 'classes.csv').write_text('id,name\n0,a\n')
+  for argv in (
+    ['finetune', str(folder), '--weights', 'toy', '-o', str(tmp_path / odd)],
+    ['data', 'prepare', str(tmp_path / 'a.csv'), '-o', str(tmp_path / odd)],
+  ):
+    assert main.main(argv) == 2
+    assert r'donn\xe9es: the path must be UTF-8 text' in capsys.readouterr().err
+  (tmp_path / odd).mkdir()
+  (tmp_path / odd / 'a.array_record').write_bytes(b'any')
+  with pytest.raises(decode.VideoError, match='the path of an ArrayRecord file must be UTF-8'):
+    decode.count_frames(tmp_path / odd / 'a.array_record' / '0')
+
+
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
   """Two classes of two videos each; in one class both names are no UTF-8, and one is broken."""

@@ -78,6 +78,7 @@ def finetune(arguments: argparse.Namespace) -> int:
     raise UserError('--base-classes and --base-root belong to --base, which is not given')
   with startup.paused_collector():
     startup.prepare_compilation(arguments.quiet)
+    from xclip_jax import files
     from xclip_jax.data.datasets import own_clips
     from xclip_jax.evaluation import video_lists
     from xclip_jax.training.finetuning import finetune as tuning
@@ -85,6 +86,8 @@ def finetune(arguments: argparse.Namespace) -> int:
     from xclip_jax.training.finetuning import recipe as recipes
     from xclip_jax.weights import opening
 
+  folder = Path(os.path.abspath(arguments.output))
+  files.check_text(folder, '--output')
   clips = own_clips.read(arguments.place, arguments.root)
   output.say(f'{len(clips.clips)} clips, {len(clips.classes)} labels'
              f'{", several for a clip" if clips.is_multi_label else ""}; looking at each')
@@ -97,7 +100,6 @@ def finetune(arguments: argparse.Namespace) -> int:
   clips = own_clips.usable(clips, weights.config.num_frames)
   _say_left_out(clips)
   clips = own_clips.split(clips, arguments.val_share, arguments.seed)
-  folder = Path(os.path.abspath(arguments.output))
   given = arguments.weights
   given = os.path.abspath(given) if os.path.exists(given) else given
   config = recipes.recipe(clips, weights, given, folder, recipes.Options(

@@ -141,6 +141,7 @@ def make_plan(
     raise UserError(
       f'{listed.path}, line 1: a column label or caption is wanted, found {columns}')
   folder, path = os.path.abspath(folder), os.fspath(listed.path)
+  files.check_text(folder, '--output')
   if os.path.realpath(folder) == os.path.realpath(os.path.dirname(os.path.abspath(path))):
     raise UserError(f'{folder} is the folder of {path}, whose name the new list will have; choose '
                     'another folder')

@@ -102,6 +102,11 @@ def _read_record(archive: str, name: str) -> bytes:
 def _record_reader(archive: str, version: tuple) -> Any:
   """Opens a file of records; any number of threads may read from it by record number."""
   del version                 # part of the key: a file that was replaced is opened anew
+  if not archive.isascii():
+    try:
+      archive.encode()
+    except UnicodeEncodeError as error:          # the library takes text alone
+      raise OSError(errno.EINVAL, 'the path of an ArrayRecord file must be UTF-8 text') from error
   reader = array_record_module.ArrayRecordReader(
     archive, options=_AT_RANDOM, file_reader_buffer_size=32768)
   if not reader.ok():         # ArrayRecord raises nothing; the file would seem to hold no records
