@@ -129,7 +129,8 @@ def check_list(
   paths = list(dict.fromkeys(file for _, _, file in lines))     # a file may be listed again
   progress = progress or (lambda items, **_: items)
   crashed = _File(0, 'undecodable', 'reading it crashes the decoder')
-  results = workers.unordered(_Inspect(inspection), paths, processes, crashed)
+  inspect = _Inspect(inspection.num_frames, inspection.full)
+  results = workers.unordered(inspect, paths, processes, crashed)
   inspected = dict(progress(results, total=len(paths), desc='decoding'))
   by_size = collections.Counter(x.size for x in inspected.values() if x.is_whole)
   suspects = [x for x in paths if inspected[x].is_whole and by_size[inspected[x].size] > 1]
@@ -193,7 +194,8 @@ def _check_labels(rows: list, path: Any, classes_path: Any) -> Iterator[Problem]
 class _Inspect:
   """Reads frames of a file and returns its _File; a class, so that it can be pickled."""
 
-  inspection: Inspection
+  num_frames: int
+  full: bool
 
   def __call__(self, path: str) -> _File:
     file, _ = times.split_span(path)
@@ -203,7 +205,7 @@ class _Inspect:
     notes: list[damage.Note] = []
     try:
       size = archives.size(file) if inside else os.path.getsize(file)
-      count = self._count_all(path, notes) if self.inspection.full else self._count(path, notes)
+      count = self._count_all(path, notes) if self.full else self._count(path, notes)
     except (decode.VideoError, MemoryError) as error:
       return _File(0, 'undecodable', str(error).removeprefix(f'{path}: '))
     except OSError as error:
@@ -211,8 +213,8 @@ class _Inspect:
       return _File(0, 'missing' if error.errno == errno.ENOENT else 'undecodable', reason)
     other = tuple((note.kind, note.text) for note in notes if note.kind != damage.DAMAGED)
     lost = '; '.join(note.text for note in notes if note.kind == damage.DAMAGED)
-    if count < self.inspection.num_frames:
-      short = f'{count} frames, a clip needs {self.inspection.num_frames}'
+    if count < self.num_frames:
+      short = f'{count} frames, a clip needs {self.num_frames}'
       return _File(size, 'short', f'{short}; {lost}' if lost else short, other)
     return _File(size, 'damaged' if lost else '', lost, other)
 
@@ -222,8 +224,7 @@ class _Inspect:
 
     def choose(count: int) -> np.ndarray:
       counts.append(count)
-      parts = self.inspection.num_frames
-      return np.unique(np.arange(parts + 1) * max(count - 1, 0) // parts)
+      return np.unique(np.arange(self.num_frames + 1) * max(count - 1, 0) // self.num_frames)
 
     decode.read_video(path, choose, _SECONDS, report=notes.append)
     return counts[-1]
