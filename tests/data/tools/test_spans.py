@@ -24,7 +24,7 @@ def test_spans_of_one_file_are_not_duplicates_and_wrong_ones_are_found(store):
     ('up.mp4', 0, 0, 1), ('up.mp4', 1, 1, 2), ('up.mp4', 0, 1, 2), ('copy.mp4', 0, 0, 1),
     ('up.mp4', 0, 2, 9), ('gone.mp4', 0, 0, 1), ('up.mp4', 0, 3, 3.1),
   ], ('path', 'label', 'time_start', 'time_end'))
-  found = check.check_list(path, store, store / 'classes.csv', num_frames=4)
+  found = check.check_list(path, store, store / 'classes.csv', check.Inspection(4))
   assert [(x.line, x.kind) for x in found.problems] == [
     (4, 'duplicate'), (5, 'duplicate'), (6, 'undecodable'), (7, 'missing'), (8, 'short')]
   assert found.present == 6
