@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import videos
+from xclip_jax.data.reading import damage
 from xclip_jax.data.video import decode, encode
 
 N = 40
@@ -154,3 +155,11 @@ def test_a_long_video_is_not_held_in_memory(tmp_path):
   next(stream)
   gc.collect()
   assert sum(isinstance(x, av.Packet) for x in gc.get_objects()) < 5
+
+
+def test_a_file_that_would_fill_the_memory_costs_itself_only(whole, monkeypatch):
+  monkeypatch.setattr(damage, '_MOST_BYTES', 5000)
+  for read in (decode.count_frames, lambda path: decode.read_video(path, np.arange)):
+    with pytest.raises(decode.VideoError, match=r'whole\.mp4: its pictures take more than 0\.0 GB'):
+      read(whole)
+  assert sum(1 for _ in decode.read_frames(whole)[1]) == N     # as `xclip windows` reads it

@@ -8,7 +8,8 @@ import contextlib
 import dataclasses
 import functools
 import logging
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import cast
 
 import av
@@ -16,6 +17,10 @@ from av.container import InputContainer
 from av.error import FFmpegError, InvalidDataError
 
 from xclip_jax.data import bad_files
+from xclip_jax.data.reading.opening import VideoError
+
+# Chosen frames are read from all packets of a video, which are held. One file must not end a run.
+_MOST_BYTES = os.sysconf('SC_PHYS_PAGES') * os.sysconf('SC_PAGE_SIZE') // 2
 
 DAMAGED, RESIZED = 'damaged', 'resized'    # kinds of notes
 
@@ -112,6 +117,18 @@ def read_packets(
     yield held
   elif held is not None:
     found.torn = True
+
+
+def hold(packets: Iterable[av.Packet], name: str) -> list[av.Packet]:
+  """Collects packets; VideoError if they would take half of the memory of this machine."""
+  held, size = [], 0
+  for packet in packets:
+    size += packet.size
+    if size > _MOST_BYTES:
+      raise VideoError(f'{name}: its pictures take more than {_MOST_BYTES / 1e9:.1f} GB, half of '
+                       'the memory; cut it into shorter files, or use `xclip windows`')
+    held.append(packet)
+  return held
 
 
 def decode_packet(

@@ -278,7 +278,7 @@ def _play(
 def _demux(source: Source, check: Callable[[], None], found: Damage) -> list[av.Packet]:
   """Reads all packets, in decoding order, with times from the start of the file."""
   read = damage.read_packets(source.stream, check, found)
-  packets = list(times.settle(source.stream, read))
+  packets = damage.hold(times.settle(source.stream, read), source.name)
   if all(packet.is_discard for packet in packets):
     raise VideoError(f'{source.name}: has a video stream without frames')
   return packets
