@@ -140,9 +140,9 @@ def test_a_pixel_that_no_camera_has_is_left_as_it_is():
     assert geometry.square_pixels(image, aspect) is image
 
 
-def large_gif():
-  """Says that it is 16000 x 16000, in a few bytes."""
-  return (b'GIF89a' + struct.pack('<HH', 16000, 16000) + b'\xf0\0\0' + bytes(3) + b'\xff' * 3
+def large_gif(side=16000):
+  """Says that it is so large, in a few bytes."""
+  return (b'GIF89a' + struct.pack('<HH', side, side) + b'\xf0\0\0' + bytes(3) + b'\xff' * 3
           + (b',' + struct.pack('<HHHH', 0, 0, 1, 1) + b'\0\x02\x02D\x01\0') * 8 + b';')
 
 
@@ -164,6 +164,13 @@ def test_a_picture_that_fills_the_memory_is_refused_by_its_size(content):
     with pytest.raises(decode.VideoError, match='more than 67108864 pixels'):
       read(content)
   assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10       # KiB
+
+
+def test_frames_that_fill_the_memory_together_are_refused_before_they_are_decoded(monkeypatch):
+  content = large_gif(8000)
+  monkeypatch.setattr(decode, '_by_timestamp', None)
+  with pytest.raises(decode.VideoError, match='32 frames of 8000 x 8000 pixels take more than 4 G'):
+    decode.read_video(content, lambda count: np.arange(32) % count)
 
 
 @pytest.mark.parametrize('suffix', ['webp', 'avif', 'gif', 'png'])

@@ -107,6 +107,7 @@ def _read_chosen(
   count = len(shown)
   first, last = _within(source, lambda: _times(source, packets, shown, check), count)
   chosen = [first + int(i) for i in choose(last - first)]
+  streams.check_memory(source, len(chosen))
   frames = _by_timestamp(source, packets, shown, set(chosen), check)
   if frames is None:
     frames, count = _by_counting(source, packets, set(chosen), check, found)

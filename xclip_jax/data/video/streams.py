@@ -21,6 +21,8 @@ from xclip_jax.errors import UserError
 # Pictures beside a video. FFmpeg marks them by themselves in MP4, Matroska and sound files.
 _BESIDE = Disposition.attached_pic | Disposition.timed_thumbnails | Disposition.dependent
 
+_MAX_BYTES = 1 << 32      # of the frames of a clip: 43 of 8K
+
 
 class Look(NamedTuple):
   """Says how decoded frames become upright RGB."""
@@ -164,6 +166,15 @@ def read_near(
       break
     near.append(packet)
   return near or None
+
+
+def check_memory(source: Source, count: int) -> None:
+  """Raises VideoError if so many frames of a source take more memory than any clip should."""
+  codec = source.stream.codec_context
+  if count * codec.width * codec.height * 3 > _MAX_BYTES:
+    raise VideoError(
+      f'{source.name}: {count} frames of {codec.width} x {codec.height} pixels take more than '
+      f'{_MAX_BYTES >> 30} GiB, the most that is read at once; scale it down')
 
 
 def read_duration(file: str | os.PathLike | bytes | io.BytesIO) -> float | None:
