@@ -21,6 +21,8 @@ import tempfile
 import time
 from collections.abc import Callable
 
+from av.error import FFmpegError
+
 from xclip_jax import errors
 
 SECONDS, MEMORY = 5, 1 << 30
@@ -132,7 +134,8 @@ def _outcome(kind: Kind, path: pathlib.Path) -> str:
       return type(error).__name__
     cause: BaseException | None = error
     while cause is not None:
-      if isinstance(cause, MemoryError):
+      # FFmpeg's own error of this name refuses a size that a file asks for.
+      if isinstance(cause, MemoryError) and not isinstance(cause, FFmpegError):
         return 'memory'
       cause = cause.__cause__
     message = errors.explain(error)       # as a person sees it
