@@ -163,3 +163,17 @@ def test_a_file_that_would_fill_the_memory_costs_itself_only(whole, monkeypatch)
     with pytest.raises(decode.VideoError, match=r'whole\.mp4: its pictures take more than 0\.0 GB'):
       read(whole)
   assert sum(1 for _ in decode.read_frames(whole)[1]) == N     # as `xclip windows` reads it
+
+
+def test_a_decoder_that_cannot_be_opened_is_the_files_fault(tmp_path):
+  path = tmp_path / 'a.avi'
+  videos.write_video(path, videos.barcode_frames(6, 48, 64), codec='mpeg4')
+  content = bytearray(path.read_bytes())
+  # Bits a pixel and the codec become zero: pixels without compression, of a kind that nothing says.
+  bits = content.index(b'strf') + 8 + 14
+  content[bits:bits + 6] = bytes(6)
+  path.write_bytes(content)
+  for read in (lambda: decode.read_video(path, lambda n: np.arange(2)),
+               lambda: list(decode.read_frames(path)[1])):
+    with pytest.raises(decode.VideoError, match=r'a\.avi: none of its .*can be decoded'):
+      read()

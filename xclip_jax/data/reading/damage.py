@@ -140,6 +140,11 @@ def decode_packet(
   except FFmpegError:
     found.undecodable += 1
     return []
+  except ValueError:               # PyAV's, of a decoder that could not be opened before
+    if decoder.is_open:
+      raise
+    found.undecodable += 1
+    return []
   found.concealed += sum(frame.is_corrupt for frame in frames)
   return frames
 
