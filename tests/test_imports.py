@@ -38,6 +38,8 @@ LIBRARIES = {
   'weights': {'huggingface_hub', 'jax', 'numpy'},
   'weights.configs': set(),
   'weights.export': {'numpy', 'tqdm'},
+  'weights.files': {'numpy'},
+  'weights.state_dicts': {'numpy'},
   'storage': {'etils', 'flax', 'jax', 'numpy', 'optax', 'orbax', 'tensorboardX'},
   'text': {'etils', 'ftfy', 'jax', 'numpy', 'regex'},
   'models': {'flax', 'jax', 'jaxtyping', 'numpy'},
@@ -54,7 +56,7 @@ LIBRARIES = {
   'files': {'etils', 'fsspec', 'google', 'numpy'},
   'assets': set(),
   'errors': set(),
-  'text_format': {'numpy'},
+  'text_format': set(),
 }
 
 

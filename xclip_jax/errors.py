@@ -8,6 +8,8 @@ whose memory is full. Every other exception keeps its traceback, followed by `RE
 import errno
 import traceback
 
+from xclip_jax.text_format import printable
+
 REPORT = (
   'This is a bug in xclip-jax. Please report it where you got the package, with the lines above '
   'and the command; CONTRIBUTING.md says what helps.')
@@ -50,17 +52,17 @@ def is_out_of_device_memory(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-  """Returns the message of an error without line breaks."""
-  return ' '.join(str(error).split()) or type(error).__name__
+  """Returns the message of an error without line breaks and control characters."""
+  return printable(' '.join(str(error).split())) or type(error).__name__
 
 
 def explain(error: BaseException) -> str:
   """Returns what a person is shown of an error: its message, or its traceback and `REPORT`."""
   if isinstance(error, UserError):
-    return str(error)
+    return printable(str(error), keep='\n')
   if is_out_of_device_memory(error):
     reason = one_line(error).removeprefix('RESOURCE_EXHAUSTED: ')[:200].rstrip('. ')
     return f'the memory of the device is full: {reason}. {_LESS_MEMORY}'
   if is_shown_in_one_line(error):
     return one_line(error)
-  return ''.join(traceback.format_exception(error)) + REPORT
+  return printable(''.join(traceback.format_exception(error)), keep='\n\t') + REPORT

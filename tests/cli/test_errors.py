@@ -10,7 +10,7 @@ import jax
 import pytest
 
 from xclip_jax import errors
-from xclip_jax.cli import main, options, output_files
+from xclip_jax.cli import main, options, output, output_files
 
 STRANGE = '/no/such/file\n.mp4'
 
@@ -49,6 +49,17 @@ def raising(error):
 ])
 def test_what_the_user_can_mend_is_one_line_and_code_2(error, line, run):
   assert run(raising(error)) == (2, '', f'xclip: {line}\n')
+
+
+def test_control_characters_of_files_reach_no_terminal(run, capsys):
+  text = 'a.pt: dtype \x1b[31m\x9b2J\r\x07\u202e is not read:\n  second line'
+  shown = 'a.pt: dtype \\x1b[31m\\x9b2J\\r\\x07\\u202e is not read:\n  second line'
+  assert run(raising(errors.UserError(text))) == (2, '', f'xclip: {shown}\n')
+  _, _, err = run(raising(KeyError('\x1b[31m')))
+  assert '\x1b' not in err and err.count('\n') > 3
+  output.say(text)
+  output.print_past_bar(text)
+  assert capsys.readouterr() == (f'{shown}\n', f'xclip: {shown}\n')
 
 
 @pytest.mark.parametrize('error', [

@@ -79,7 +79,7 @@ def test_nothing_is_overwritten_unasked(weights, folder, tmp_path):
 
 
 def test_a_failed_save_leaves_the_old_weights_alone(weights, folder, tmp_path, monkeypatch):
-  def fail(*_):
+  def fail(*_, **__):
     raise OSError('No space left on device')
   monkeypatch.setattr(native.archive, 'write_safetensors', fail)
   with pytest.raises(OSError, match='No space'):
@@ -87,6 +87,16 @@ def test_a_failed_save_leaves_the_old_weights_alone(weights, folder, tmp_path, m
   assert [p.name for p in tmp_path.iterdir()] == ['weights']
   monkeypatch.undo()
   jax.tree.map(np.testing.assert_array_equal, native.read(folder).params, weights.params)
+
+
+def test_a_flipped_bit_is_noticed_unless_checksums_are_skipped(weights, folder):
+  path = folder / 'params.safetensors'
+  data = bytearray(path.read_bytes())
+  data[-100] ^= 4
+  path.write_bytes(data)
+  with pytest.raises(UserError, match=r'params\.safetensors: has damaged data'):
+    native.read(folder)
+  native.read(folder, checksums=False)
 
 
 @pytest.mark.parametrize('change, words', [

@@ -148,12 +148,26 @@ def add_model_options(command: CommandParser) -> None:
   command.add_argument('--square-pixels', action='store_true', default=None,
                        help='scale frames of files whose pixels are not square, as players do '
                        '(default: as the weights were trained, mostly not)')
+  add_file_options(command)
+
+
+def add_file_options(command: argparse.ArgumentParser) -> None:
+  """Adds which model of a file to read, and how carefully."""
+  command.add_argument('--subtree', metavar='KEY',
+                       help='key or prefix of the model to take from a file that holds several, as '
+                       'state_dict_ema; . is the one without any (default: the model itself rather '
+                       'than its average or its teacher)')
+  command.add_argument('--skip-checksums', action='store_true',
+                       help='do not compare weights with the checksums in their file: a little '
+                       'faster, and a damaged file goes unnoticed')
 
 
 def open_options(arguments: argparse.Namespace) -> dict[str, Any]:
   """Returns the options of `weights.opening.open_weights` that were given."""
   options = {'heads': arguments.heads, 'num_frames': arguments.frames, 'dtype': arguments.dtype,
-             'merge_tokens': arguments.merge_tokens, 'square_pixels': arguments.square_pixels}
+             'merge_tokens': arguments.merge_tokens, 'square_pixels': arguments.square_pixels,
+             'subtree': arguments.subtree,
+             'checksums': False if arguments.skip_checksums else None}
   return {name: value for name, value in options.items() if value is not None}
 
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TextIO
 
 from xclip_jax import errors
+from xclip_jax.text_format import printable
 
 FAILED_IN_PART = 1         # exit codes: some videos could not be used
 REFUSED = 2                # the user's input cannot be used
@@ -46,13 +47,6 @@ class Table:
       space = ' ' * (self._width - columns(first))
       lines.append(f'{first}{space}  {100 * probability:5.1f} %  {printable(label)}')
     print_past_bar('\n'.join(lines))
-
-
-def printable(text: str) -> str:
-  """Escapes characters that would move the cursor, and bytes of a path that are no text."""
-  return ''.join(
-    x if x.isprintable() else x.encode('unicode_escape').decode('ascii') for x in text
-  )
 
 
 def columns(text: str) -> int:
@@ -108,8 +102,11 @@ def _with_lines(items: Iterable[Any], total: int, unit: str, desc: str) -> Itera
 
 
 def print_past_bar(text: str, file: TextIO | None = None) -> None:
-  """Prints a line on a stream (default: standard output); a progress bar moves out of its way."""
-  file = file or sys.stdout
+  """Prints lines on a stream (default: standard output); a progress bar moves out of the way.
+
+  Control characters, which a text of a file may hold, are escaped.
+  """
+  file, text = file or sys.stdout, printable(text, keep='\n\t')
   if 'tqdm' in sys.modules:
     sys.modules['tqdm'].tqdm.write(text, file=file)
   else:

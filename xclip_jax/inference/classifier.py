@@ -34,6 +34,7 @@ from xclip_jax.models.xclip import (
   encode_pixels,
 )
 from xclip_jax.text import prompts, tokenizer, vocabulary
+from xclip_jax.text_format import printable
 from xclip_jax.weights import native
 from xclip_jax.weights.opening import open_weights
 
@@ -353,7 +354,8 @@ def load(
       `ViT-B/16`.
     template: text around every label, with {} for it; default: the template of the weights.
     **options: fields of `weights.opening.OpenOptions`: dtype ('float32', 'bfloat16' or 'int8'),
-      merge_tokens, heads, num_frames, image_size, seed.
+      merge_tokens, heads, num_frames, image_size, seed, subtree,
+      checksums.
 
   Raises:
     UserError: no weights have that name, or they cannot be read; the message says what to do.
@@ -361,7 +363,7 @@ def load(
   """
   weights = open_weights(source, **options)
   for note in weights.notes:
-    print(f'{weights.source}: {note}', file=sys.stderr)
+    print(printable(f'{weights.source}: {note}'), file=sys.stderr)
   if template is not None:
     weights = dataclasses.replace(weights, template=template)
   return Classifier(weights)

@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 import jax
 
 from xclip_jax.errors import UserError
+from xclip_jax.text_format import printable
 
 GONE = ('another process of this run is gone, so this one stops, too. Start the same command on '
         'all hosts again; training goes on from its last checkpoint.')
@@ -222,7 +223,7 @@ def exit_code(error: BaseException) -> int:
 
 def print_message(error: BaseException) -> int:
   """Prints an error without its traceback; returns the exit code, for `fail`."""
-  print(f'error: {error}', file=sys.stderr, flush=True)
+  print('error: ' + printable(str(error), keep='\n'), file=sys.stderr, flush=True)
   return 1
 
 

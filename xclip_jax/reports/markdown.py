@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from xclip_jax.evaluation.scores import Scores
-from xclip_jax.text_format import percent
+from xclip_jax.text_format import percent, printable
 
 LISTED_CLASSES = 40    # a page of more classes lists the best and the worst ten
 LISTED_FAILURES = 20
@@ -43,5 +43,5 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def escape(text: str) -> str:
-  """Escapes text for Markdown and puts it on one line."""
-  return re.sub(r'([\\`*_<>|\[\]#$~&])', r'\\\1', ' '.join(str(text).split()))
+  """Escapes text for Markdown and puts it on one line, without control characters."""
+  return re.sub(r'([\\`*_<>|\[\]#$~&])', r'\\\1', printable(' '.join(str(text).split())))

@@ -25,6 +25,7 @@ from xclip_jax.storage import metrics_log
 from xclip_jax.text import captions as captions_lib
 from xclip_jax.text import prompts, vocabulary
 from xclip_jax.text.tokenizer import write_prompts
+from xclip_jax.text_format import printable
 from xclip_jax.weights.native import Preprocess
 
 if TYPE_CHECKING:
@@ -122,8 +123,8 @@ class Evaluation:
       print(f'report: {files.shown(page)}')
     for name, x in scores.items():
       if x.failed:
-        print(f'{name}: {len(x.failed)} of {x.expected} videos could not be read; one is '
-              f'{next(iter(x.failed.values()))}')
+        reason = printable(next(iter(x.failed.values())))
+        print(f'{name}: {len(x.failed)} of {x.expected} videos could not be read; one is {reason}')
     print(line)
     return results
 

@@ -18,6 +18,7 @@ from xclip_jax.parallel import processes
 from xclip_jax.storage import state as state_lib
 from xclip_jax.storage import workdir as workdir_lib
 from xclip_jax.storage.checkpoints import Checkpoints
+from xclip_jax.text_format import printable
 from xclip_jax.training import optimizer
 from xclip_jax.training.job import Job
 from xclip_jax.training.objectives import anchoring
@@ -182,7 +183,7 @@ def _read_weights(config: Any, model: XCLIPConfig) -> Any:
     )
   if jax.process_index() == 0:
     for note in weights.notes:
-      print(f'{source}: {note}')
+      print(printable(f'{source}: {note}'))
   return weights.params
 
 

@@ -19,6 +19,9 @@ _DEPTHS = {
   'vision': 'vision_layers', 'text': 'text_layers', 'mit': 'mit_layers', 'prompt': 'prompt_layers',
 }
 
+_SCALARS = {'logit_scale', 'logit_bias'}
+_MOST_PROBLEMS = 1000       # lines of one error
+
 
 @functools.cache
 def abstract_params(config: XCLIPConfig) -> Any:
@@ -53,10 +56,14 @@ def detect_dialect(names: Iterable[str]) -> str:
     return 'huggingface' if is_xclip else 'huggingface_clip'
   if any(name.startswith('visual.layer1.') for name in names):
     raise UserError('these are weights of a CLIP ResNet; only its vision transformers (ViT-*) fit')
-  raise UserError(
-    'not the names of a CLIP or X-CLIP state dict (OpenAI, official X-CLIP, Hugging Face, '
-    f'open_clip); {len(names)} names, such as {sorted(names)[:5]}'
-  )
+  raise UserError(explain_unknown_names(names))
+
+
+def explain_unknown_names(names: Iterable[str]) -> str:
+  """Returns what people are told about names that no dialect has."""
+  names = sorted(names)
+  return ('not the names of a CLIP or X-CLIP state dict (OpenAI, official X-CLIP, Hugging Face, '
+          f'open_clip); {len(names)} names, such as {[x[:200] for x in names[:5]]}')
 
 
 def to_params(
@@ -65,7 +72,8 @@ def to_params(
   """Turns a foreign state dict into our float32 parameters.
 
   float32 arrays are not copied: the result holds views in another layout. Weights of CLIP are
-  completed to an X-CLIP: new modules are drawn from the reference's initial distributions.
+  completed to an X-CLIP: new modules are drawn from the reference's initial distributions. A
+  logit_bias is left out where the model has none: it changes no softmax over labels.
 
   Args:
     state: foreign names -> arrays of any float dtype.
@@ -76,8 +84,40 @@ def to_params(
   Raises:
     UserError: lists every unknown key, every missing parameter and every shape that differs.
   """
+  flat, problems = _lay_out(state, dialect)
+  want = tree_names.flatten(abstract_params(config))
+  for rule in rules.OPTIONAL:
+    if rule.ours[0] not in want:
+      flat.pop(rule.ours[0], None)
+  for key in _SCALARS & flat.keys():        # open_clip may write them as [1]
+    if flat[key].size == 1:
+      flat[key] = flat[key].reshape(())
+  is_new = lambda name: tree_names.matches(rules.NEW_PARAMETERS, name)
+  is_clip = dialect in rules.CLIP_DIALECTS
+  problems += [
+    f'missing {key!r}' for key in want.keys() - flat.keys() if not (is_clip and is_new(key))
+  ]
+  problems += [f'no place for {key!r}' for key in flat.keys() - want.keys()]
+  problems += [
+    f'{key!r} is {list(flat[key].shape)}, the model wants {list(want[key].shape)}'
+    for key in want.keys() & flat.keys() if flat[key].shape != want[key].shape
+  ]
+  if problems:
+    raise UserError(
+      f'these weights do not fit the model ({len(problems)} differences):\n  '
+      + '\n  '.join(sorted(problems)[:_MOST_PROBLEMS])
+    )
+  if want.keys() - flat.keys():
+    flat = _draw(config, is_new, seed) | flat
+  return tree_names.unflatten({key: flat[key] for key in want})
+
+
+def _lay_out(
+  state: Mapping[str, np.ndarray], dialect: str
+) -> tuple[dict[str, np.ndarray], list[str]]:
+  """Returns a state dict under our names and in our layouts, and what is not known of it."""
   flat, problems = {}, []
-  table = [(_pattern(rule.theirs), rule) for rule in rules.DIALECTS[dialect]]
+  table = [(_pattern(rule.theirs), rule) for rule in (*rules.DIALECTS[dialect], *rules.OPTIONAL)]
   for key, array in state.items():
     if any(re.fullmatch(pattern, key) for pattern in rules.IGNORED):
       continue
@@ -94,25 +134,7 @@ def to_params(
       problems.append(f'{key!r} is {shape}, which cannot be laid out as {rule.ours}')
       parts = []
     flat |= {_numbered(n, match): x for n, x in zip(rule.ours, parts, strict=bool(parts))}
-  want = tree_names.flatten(abstract_params(config))
-  is_new = lambda name: tree_names.matches(rules.NEW_PARAMETERS, name)
-  is_clip = dialect in rules.CLIP_DIALECTS
-  problems += [
-    f'missing {key!r}' for key in want.keys() - flat.keys() if not (is_clip and is_new(key))
-  ]
-  problems += [f'no place for {key!r}' for key in flat.keys() - want.keys()]
-  problems += [
-    f'{key!r} is {list(flat[key].shape)}, the model wants {list(want[key].shape)}'
-    for key in want.keys() & flat.keys() if flat[key].shape != want[key].shape
-  ]
-  if problems:
-    raise UserError(
-      f'these weights do not fit the model ({len(problems)} differences):\n  '
-      + '\n  '.join(sorted(problems))
-    )
-  if want.keys() - flat.keys():
-    flat |= _draw(config, is_new, seed)
-  return tree_names.unflatten({key: flat[key] for key in want})
+  return flat, problems
 
 
 def _draw(config: XCLIPConfig, chosen: Any, seed: int) -> dict[str, np.ndarray]:

@@ -33,7 +33,8 @@ def infer_config(
   Raises:
     UserError: a key that every such file has is missing, or the config contradicts the shapes.
   """
-  fields = _infer_sizes(state, dialect, num_frames)
+  fields: dict[str, Any] = _infer_sizes(state, dialect, num_frames)
+  fields['logit_bias'] = 'logit_bias' in state
   fields |= reference_heads(fields)
   if dialect in rules.CLIP_DIALECTS:     # the new modules are in no file, so any head count fits
     fields |= {k: max(fields[k], 1) for k in ('mit_heads', 'prompt_heads')}

@@ -7,7 +7,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from xclip_jax import files
 from xclip_jax.assets import bundled
@@ -18,6 +18,7 @@ from xclip_jax.weights.configs import beside, processor, tokenizer_files
 from xclip_jax.weights.configs.section import MOST, read_json
 from xclip_jax.weights.files import archive
 from xclip_jax.weights.native import Weights
+from xclip_jax.weights.state_dicts import adapters, foreign_folders, search
 
 
 class Known(NamedTuple):
@@ -94,19 +95,15 @@ KNOWN: Mapping[str, Known] = {
     'L/14', 'of CLIP, ImageNet zero-shot 79.2 top-1'),
 }
 
+_MOST_LISTED = 20         # keys of a file in one note
 _OPENAI_ADDRESS = 'https://openaipublic.azureedge.net/clip/models/{sha256}/{file}'
 
 
-def read(
-  source: str | os.PathLike, *, heads: str = 'file', num_frames: int | None = None,
-  image_size: int | None = None, seed: int = 0, new_modules: XCLIPConfig | None = None,
-) -> Weights:
-  """Reads weights of any kind.
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+  """Options of reading weights; None: as the weights say.
 
-  Args:
-    source: 'toy', the small model in the package; a name in KNOWN; another name on the Hugging
-      Face hub (`owner/name`); a file (TorchScript archive, torch.save, safetensors, index of
-      shards); or a folder (ours, or as Hugging Face or open_clip write them).
+  Fields:
     heads: where a config beside the weights disagrees with the reference's rule of width // 64:
       'file' follows the config, 'reference' the rule.
     num_frames: T; another one than the weights were trained with interpolates MIT positions. For
@@ -114,34 +111,62 @@ def read(
     image_size: interpolates patch positions.
     seed: of the modules that weights of CLIP lack.
     new_modules: their sizes; default: the reference's.
+    subtree: key or prefix of the model to take from a file that holds several, such as
+      'state_dict_ema'; '.' is the model without any.
+    checksums: compare the parameters with the checksums in their file, which reads it once more.
+  """
+
+  heads: str = 'file'
+  num_frames: int | None = None
+  image_size: int | None = None
+  seed: int = 0
+  new_modules: XCLIPConfig | None = None
+  subtree: str | None = None
+  checksums: bool = True
+
+  def __post_init__(self):
+    if self.heads not in ('file', 'reference'):
+      raise UserError(f"heads must be 'file' or 'reference', got {self.heads!r}")
+    for field, most in (('num_frames', MOST), ('image_size', 1 << 14)):
+      value = getattr(self, field)
+      if value is not None and (not isinstance(value, int) or not 1 <= value <= most):
+        raise UserError(f'{field} must be a whole number from 1 to {most}, got {value!r}')
+
+
+def read(source: str | os.PathLike, **options: Any) -> Weights:
+  """Reads weights of any kind.
+
+  Args:
+    source: 'toy', the small model in the package; a name in KNOWN; another name on the Hugging
+      Face hub (`owner/name`); a file (TorchScript archive, torch.save, safetensors, index of
+      shards); or a folder (ours, or as Hugging Face, open_clip or PEFT write them).
+    **options: fields of `ReadOptions`.
 
   Raises:
     UserError: no weights have that name, or they cannot be read or do not fit; the message says
       what to do.
   """
-  if heads not in ('file', 'reference'):
-    raise UserError(f"heads must be 'file' or 'reference', got {heads!r}")
-  for field, value, most in (('num_frames', num_frames, MOST), ('image_size', image_size, 1 << 14)):
-    if value is not None and (not isinstance(value, int) or not 1 <= value <= most):
-      raise UserError(f'{field} must be a whole number from 1 to {most}, got {value!r}')
+  chosen = ReadOptions(**options)
   name, known = os.fspath(source), KNOWN.get(os.fspath(source))
   if files.is_remote(source):
     with remote.local_copy(name) as copy:
-      weights = read(copy, heads=heads, num_frames=num_frames, image_size=image_size, seed=seed,
-                     new_modules=new_modules)
+      weights = read(copy, **options)
     return weights if weights.dialect == 'native' else dataclasses.replace(weights, source=name)
   path = locate(source)
   if path.is_dir() and native.is_native(path):
-    weights = native.read(path)
-    if heads == 'reference':
-      config, told = _judge_heads(weights.config, heads)
+    search.check_no_subtree(source, chosen.subtree)
+    weights = native.read(path, chosen.checksums)
+    if chosen.heads == 'reference':
+      config, told = _judge_heads(weights.config, chosen.heads)
       notes = (f'config.json {told}',) if told else ()
       weights = dataclasses.replace(weights, config=config, notes=notes)
   else:
-    weights = _read_foreign(path, known, heads, num_frames, seed, new_modules)
+    foreign_folders.check(path)
+    adapter = adapters.find_folder(path)
+    weights = _read_adapted(adapter, chosen) if adapter else _read_foreign(path, known, chosen)
     if weights.source != name and not Path(name).exists():
       weights = dataclasses.replace(weights, source=name)
-  return resample(weights, num_frames, image_size)
+  return resample(weights, chosen.num_frames, chosen.image_size)
 
 
 def resample(weights: Weights, num_frames: int | None, image_size: int | None) -> Weights:
@@ -157,20 +182,36 @@ def resample(weights: Weights, num_frames: int | None, image_size: int | None) -
   return dataclasses.replace(weights, config=new, params=params, notes=weights.notes + changed)
 
 
+def _read_adapted(folder: Path, options: ReadOptions) -> Weights:
+  """Reads the model that an adapter was trained on, and merges the adapter into it."""
+  adapter = adapters.read(folder)
+  base = adapters.find_base(adapter)
+  try:
+    path = locate(base)
+    if adapters.find_folder(path) or (path.is_dir() and native.is_native(path)):
+      raise UserError(f'{path} is an adapter itself, or weights in our own format, which names '
+                      'parameters otherwise')
+  except UserError as error:
+    raise adapters.explain_unopened(adapter, error) from error
+  weights = _read_foreign(path, KNOWN.get(base), options, adapter)
+  note = f'merged with the adapter {folder}, of {len(adapter.tensors)} tensors'
+  return dataclasses.replace(weights, source=str(folder), notes=(*weights.notes, note))
+
+
 def _read_foreign(
-  path: Path, known: Known | None, heads: str, num_frames: int | None, seed: int,
-  new_modules: XCLIPConfig | None,
+  path: Path, known: Known | None, options: ReadOptions, adapter: adapters.Adapter | None = None
 ) -> Weights:
   """Reads weights in another format than ours."""
   path = beside.find_weights(path)
   contents = archive.read(path)
-  state, rest = archive.state_dict(contents)
+  found = search.find(contents, options.subtree, options.checksums)
+  dialect = found.dialect
+  state = adapters.merge(found.state, adapter) if adapter else found.state
   try:
-    dialect = apply.detect_dialect(state)
     is_clip = dialect in rules.CLIP_DIALECTS
     config_file, notes = beside.find_config(path, dialect)
     file_config = read_json(config_file) if config_file else None
-    frames = num_frames or (known.num_frames if known else 8)
+    frames = options.num_frames or (known.num_frames if known else 8)
     config = architecture.infer_config(
       state, dialect, file_config, frames, config_file.name if config_file else '')
     preprocess, more = read_preprocess(path.parent, dialect, config.image_size, known)
@@ -178,31 +219,26 @@ def _read_foreign(
       tokenizer_files.check(path.parent)
   except UserError as error:
     raise UserError(f'{path}: {error}') from error
-  notes += more
+  notes = [*found.notes, *notes, *more]
   if config_file is not None:
-    config, told = _judge_heads(config, heads)
+    config, told = _judge_heads(config, options.heads)
     notes += [f'{config_file.name} {told}'] if told else []
-  if is_clip and new_modules:
+  if is_clip and options.new_modules:
     like = {
-      k: v for k, v in vars(new_modules).items()
+      k: v for k, v in vars(options.new_modules).items()
       if k.split('_')[0] in ('messages', 'mit', 'prompt') or k == 'logit_bias'
     }
     config = dataclasses.replace(config, **like)
   if is_clip:
-    notes += _notes_on_clip(config, seed)
+    notes += _notes_on_clip(config, options.seed)
     if file_config is None and contents.kind != 'torchscript':
       notes.append(
         'no config beside the weights: QuickGELU is assumed, as in OpenAI\'s; most models trained '
         'with open_clip use exact GELU, and then open_clip_config.json must lie beside them'
       )
-  unused = sorted(str(key) for key in rest if key != '__metadata__')
-  if unused:
-    notes.append(f'not used: {", ".join(unused)}')
-  ignored = sorted(k for k in state if any(re.fullmatch(p, k) for p in rules.IGNORED))
-  if ignored:
-    notes.append(f'not parameters, not used: {", ".join(ignored)}')
+  notes += _notes_on_unused(found, config)
   try:
-    params = apply.to_params(state, dialect, config, seed)
+    params = apply.to_params(state, dialect, config, options.seed)
   except UserError as error:
     raise UserError(f'{path}: {error}') from error
   return Weights(
@@ -237,6 +273,21 @@ def _notes_on_clip(config: XCLIPConfig, seed: int) -> list[str]:
     return []
   modules = f'{", ".join(new[:-1])} and {new[-1]}' if new[1:] else new[0]
   return [f'weights of CLIP: {modules} modules are new, drawn from seed {seed}; train before use']
+
+
+def _notes_on_unused(found: search.StateDict, config: XCLIPConfig) -> list[str]:
+  """Returns notes on what is in a file and not in the model."""
+  notes = []
+  unused = sorted(str(key) for key in found.rest if key != '__metadata__')
+  if unused:
+    more = f' and {len(unused) - _MOST_LISTED} more' if unused[_MOST_LISTED:] else ''
+    notes.append(f'not used: {", ".join(unused[:_MOST_LISTED])}{more}')
+  if 'logit_bias' in found.state and not config.logit_bias:
+    notes.append('not used: logit_bias, which changes no softmax over labels')
+  ignored = sorted(k for k in found.state if any(re.fullmatch(p, k) for p in rules.IGNORED))
+  if ignored:
+    notes.append(f'not parameters, not used: {", ".join(ignored)}')
+  return notes
 
 
 def _judge_heads(config: XCLIPConfig, heads: str) -> tuple[XCLIPConfig, str]:
@@ -326,7 +377,7 @@ def _hub_folder(name: str) -> Path:
     raise UserError(
       f'the repository {name} {error}, in a folder that you download it to') from error
   patterns = [*([weights] if weights else [x for x, _ in beside.WEIGHT_FILES]),
-              *beside.DESCRIPTIONS, *(x for x in names if '-of-' in x)]
+              *beside.DESCRIPTIONS, *(x for x in names if '-of-' in x or x.startswith('adapter_'))]
   try:
     return Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
   except Exception as error:      # likewise

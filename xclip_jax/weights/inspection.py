@@ -18,14 +18,18 @@ from xclip_jax.weights import apply, architecture, hub, native, opening, rules
 from xclip_jax.weights.configs import beside
 from xclip_jax.weights.configs.section import read_json
 from xclip_jax.weights.files import archive
+from xclip_jax.weights.state_dicts import adapters, foreign_folders, search
 
 _PARTS = (
   (r'vision/blocks_.*/message_.*', 'message'), (r'vision/.*', 'vision'), (r'mit/.*', 'mit'),
   (r'prompt/.*', 'prompt'), (r'text/.*', 'text'), (r'logit_scale', 'logit_scale'),
+  (r'logit_bias', 'logit_bias'),
 )
 # Limits of what is described of a file that is no CLIP: tensors, other values, and nesting.
 _MOST_TENSORS, _MOST_LEAVES, _DEEPEST = 100_000, 100, 32
 _UNKNOWN, _IGNORED = 'unknown names', 'not parameters'
+_NO_CHECKSUMS = ('no checksums in {}: a damaged tensor is not noticed; compare the sha256 of the '
+                 'file with its publisher\'s')
 _RULE = f'the rule width // {architecture.HEAD_WIDTH}'
 
 
@@ -54,11 +58,17 @@ class Description:
   notes: list[str]
 
 
-def describe(source: str) -> Description:
+def describe(
+  source: str, subtree: str | None = None, checksums: bool = True
+) -> Description:
   """Describes whatever `opening.open_weights` opens, without converting an array.
 
   Weights that do not fit or lack a head count are described too, and so are the tensors of a file
   that is of no CLIP or X-CLIP; `problems` says what is wrong.
+
+  Args:
+    source: see `xclip_jax.load`.
+    subtree, checksums: see `weights.hub.ReadOptions`.
 
   Raises:
     UserError: the source does not exist, or is no file with tensors that can be read.
@@ -67,18 +77,24 @@ def describe(source: str) -> Description:
   if (folder / 'checkpoints').is_dir() or (folder / 'metrics.jsonl').is_file():
     return _describe_own_format(source, folder, opening.open_weights(source), 'run')
   path = hub.locate(source)
+  foreign_folders.check(path)
+  if adapters.find_folder(path):
+    return _describe_own_format(source, path, hub.read(source, subtree=subtree), 'merged adapter')
   if path.is_dir() and native.is_native(path):
-    return _describe_own_format(source, path, native.read(path), 'native folder')
-  return _describe_foreign(source, path)
+    search.check_no_subtree(source, subtree)
+    return _describe_own_format(source, path, native.read(path, checksums), 'native folder')
+  return _describe_foreign(source, path, subtree, checksums)
 
 
 def _describe_own_format(
   source: str, path: Path, weights: native.Weights, kind: str
 ) -> Description:
   flat = tree_names.flatten(weights.params)
-  stored = flat
-  if kind != 'run':                # reading widens float16, so the dtypes come from the file
-    stored, _ = archive.state_dict(archive.read(path / 'params.safetensors'))
+  stored, notes = flat, [*weights.notes]
+  if kind == 'native folder':      # reading widens float16, so the dtypes come from the file
+    contents = archive.read(path / 'params.safetensors')
+    stored, _ = archive.state_dict(contents)
+    notes += [] if contents.checksums else [_NO_CHECKSUMS.format('an older folder')]
   dtypes = {name: str(x.dtype) for name, x in stored.items()}
   files = sorted(p for p in path.rglob('*') if p.is_file()) if kind != 'run' else []
   origin = f' (from {weights.source}, {weights.dialect})' if weights.dialect != 'native' else ''
@@ -91,18 +107,24 @@ def _describe_own_format(
     heads=_heads(weights.config, 'config.json', tuple(architecture.WIDTHS)),
     preprocess=dataclasses.asdict(weights.preprocess), template=weights.template,
     licence=weights.licence, known=None, also_holds={}, problems=[],
-    notes=[*weights.notes, *([f'converted{origin}'] if origin and kind != 'run' else [])],
+    notes=[*notes, *([f'converted{origin}'] if origin and kind != 'run' else [])],
   )
 
 
-def _describe_foreign(source: str, path: Path) -> Description:
+def _describe_foreign(
+  source: str, path: Path, subtree: str | None, checksums: bool
+) -> Description:
   path = beside.find_weights(path)
   contents = archive.read(path)
   try:
-    state, rest = archive.state_dict(contents)
-    dialect = apply.detect_dialect(state)
+    found = search.find(contents, subtree, checksums)
+  except archive.ArchiveError:                       # damaged
+    raise
   except UserError as error:
+    if subtree is not None:
+      raise
     return _describe_unknown(source, contents, str(error).removeprefix(f'{path}: '))
+  state, dialect, rest = found.state, found.dialect, found.rest
   known, is_clip = hub.KNOWN.get(source), dialect in rules.CLIP_DIALECTS
   frames = known.num_frames if known else 8
   config_file, notes = beside.find_config(path, dialect)
@@ -119,6 +141,8 @@ def _describe_foreign(source: str, path: Path) -> Description:
     notes.append('weights of CLIP: message, integration and prompt modules will be drawn when read')
     if not config_file and contents.kind != 'torchscript':
       notes.append('no config beside the weights: QuickGELU is assumed')
+  if not contents.checksums:
+    notes.append(_NO_CHECKSUMS.format(f'a file of the kind {contents.kind}'))
   dtypes = _stored_dtypes(contents, state)
   return Description(
     source=source, **_files(contents), kind=contents.kind, dialect=dialect,
@@ -133,7 +157,7 @@ def _describe_foreign(source: str, path: Path) -> Description:
     preprocess=dataclasses.asdict(preprocess) if preprocess else None, template='{}',
     licence=known.licence if known else 'unknown', known=known._asdict() if known else None,
     also_holds={str(k): _summary(v) for k, v in rest.items() if k != '__metadata__'},
-    problems=problems, notes=notes,
+    problems=problems, notes=[*found.notes, *notes],
   )
 
 
@@ -210,7 +234,7 @@ def _infer_config(
 def _part(key: str, dialect: str) -> str:
   if any(tree_names.matches(pattern, key) for pattern in rules.IGNORED):
     return _IGNORED
-  for rule in rules.DIALECTS[dialect]:
+  for rule in (*rules.DIALECTS[dialect], *rules.OPTIONAL):
     if tree_names.matches(re.escape(rule.theirs).replace(r'\{i\}', r'\d+'), key):
       return tree_names.match(rule.ours[0].replace('{i}', '0'), _PARTS)
   return _UNKNOWN

@@ -161,8 +161,7 @@ def save(
       f'Licence of these weights: {weights.licence}\n'
     )
     archive.write_safetensors(
-      temporary / 'params.safetensors', params, {'format': FORMAT}
-    )
+      temporary / 'params.safetensors', params, {'format': FORMAT}, checksums=True)
     if weights.labels:
       files.write_text(temporary / 'labels.txt', '\n'.join(weights.labels) + '\n')
   return folder
@@ -203,11 +202,14 @@ def is_native(folder: Path) -> bool:
   return isinstance(content, dict) and content.get('format') == FORMAT
 
 
-def read(folder: str | os.PathLike) -> Weights:
+def read(folder: str | os.PathLike, checksums: bool = True) -> Weights:
   """Reads a folder with weights.
 
-  Parameters are float32: views of the file, not yet in memory, if it holds float32; float16 is
-  widened.
+  Parameters are float32: views of the file if it holds float32; float16 is widened.
+
+  Args:
+    folder: its path.
+    checksums: compare the parameters with the checksums that were written with them.
 
   Raises:
     UserError: a file is missing or damaged, or contradicts another.
@@ -239,7 +241,10 @@ def read(folder: str | os.PathLike) -> Weights:
   for key in ('source', 'dialect', 'licence'):
     if not isinstance(content.get(key, ''), str):
       raise UserError(f'{folder / "config.json"}: {key} must be a text, found {show(content[key])}')
-  flat, _ = archive.state_dict(archive.read(folder / 'params.safetensors'))
+  contents = archive.read(folder / 'params.safetensors')
+  flat, _ = archive.state_dict(contents)
+  if checksums:
+    contents.check(flat.values())
   _check_params(flat, config, folder / 'params.safetensors')
   return Weights(
     config, tree_names.unflatten({k: np.asarray(x, np.float32) for k, x in flat.items()}),

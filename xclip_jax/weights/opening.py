@@ -12,10 +12,11 @@ from xclip_jax.errors import UserError
 from xclip_jax.models.config import XCLIPConfig, config_of_run, with_available_attention
 from xclip_jax.models.xclip import XCLIP
 from xclip_jax.weights import hub, native, rules
+from xclip_jax.weights.state_dicts import search
 
 
 @dataclasses.dataclass(frozen=True)
-class OpenOptions:
+class OpenOptions(hub.ReadOptions):
   """Options of opening weights; None: as the weights say.
 
   Fields:
@@ -23,17 +24,12 @@ class OpenOptions:
       kernels of 8 bits.
     merge_tokens: pairs of patches merged in each vision block (docs/speed.md).
     square_pixels: whether frames whose pixels are not square are scaled, as players do.
-    heads, num_frames, image_size, seed, new_modules: see `weights.hub.read`.
+    others: see `weights.hub.ReadOptions`.
   """
 
   dtype: str | None = None
   merge_tokens: int | None = None
   square_pixels: bool | None = None
-  heads: str = 'file'
-  num_frames: int | None = None
-  image_size: int | None = None
-  seed: int = 0
-  new_modules: XCLIPConfig | None = None
 
 
 def open_weights(source: str | os.PathLike, **options: Any) -> native.Weights:
@@ -66,6 +62,7 @@ def open_weights(source: str | os.PathLike, **options: Any) -> native.Weights:
 def _open(source: str | os.PathLike, options: OpenOptions) -> native.Weights:
   folder = files.as_path(source, 'weights')
   if files.exists(folder / 'checkpoints'):
+    search.check_no_subtree(source, options.subtree)
     return hub.resample(_read_run(folder), options.num_frames, options.image_size)
   if files.exists(folder / 'metrics.jsonl'):
     raise UserError(f'{folder} is a run without a checkpoint yet; train until one is saved')
@@ -75,9 +72,9 @@ def _open(source: str | os.PathLike, options: OpenOptions) -> native.Weights:
       raise UserError(
         f'{folder} is a fine-tuning that has not finished: it has no folder weights; let the same '
         f'`xclip finetune` command go on, or take its training run {folder / "run"}')
-  return hub.read(
-    source, heads=options.heads, num_frames=options.num_frames, image_size=options.image_size,
-    seed=options.seed, new_modules=options.new_modules)
+  read_options = {field.name: getattr(options, field.name)
+                  for field in dataclasses.fields(hub.ReadOptions)}
+  return hub.read(source, **read_options)
 
 
 def _is_finetuning(folder: files.AnyPath) -> bool:

@@ -185,15 +185,19 @@ DIALECTS = {
   'official': OFFICIAL, 'huggingface': HUGGING_FACE,
   'openai': OPENAI, 'open_clip': OPEN_CLIP, 'huggingface_clip': HUGGING_FACE_CLIP,
 }
+# Parameters that a state dict of any dialect may have.
+OPTIONAL = tuple(_same('logit_bias', 'logit_bias'))
 CLIP_DIALECTS = ('openai', 'open_clip', 'huggingface_clip')
 # Parameters that X-CLIP has and CLIP lacks.
 NEW_PARAMETERS = r'vision/blocks_\d+/message_.*|mit/.*|prompt/.*|logit_bias'
 
-# Not parameters: buffers of old files, and the three scalars in OpenAI's archives.
+# Not parameters: buffers of old files, the three scalars in OpenAI's archives, and the number of
+# weights in an average.
 IGNORED = (
   r'(text|vision)_model\.embeddings\.position_ids',
   r'(text\.)?attn_mask',
   r'input_resolution|context_length|vocab_size',
+  r'n_averaged',
 )
 
 _INWARD = {

@@ -36,6 +36,37 @@ def test_a_transposed_tensor_is_right(write):
   np.testing.assert_array_equal(got, MATRIX.T)
 
 
+def with_metadata(array, metadata, dtype=None):
+  """As PyTorch saves a tensor whose sign or conjugate is pending, e.g. x.conj().imag."""
+  args = (*torch_files.tensor(array).args, *([dtype] if dtype else []), metadata)
+  return Call(Global('torch._utils', f'_rebuild_tensor_v{3 if dtype else 2}'), args)
+
+
+@pytest.mark.parametrize('dtype', [None, Global('torch', 'float32')])
+def test_a_pending_sign_is_followed(write, dtype):
+  for array in (MATRIX, np.array(4.5, np.float32)):
+    for metadata, want in (({'neg': True}, -array), ({'neg': False}, array), ({}, array)):
+      got = checks.read_tensor(write, with_metadata(array, metadata, dtype))
+      checks.same({'x': got}, {'x': np.asarray(want)})
+  got = checks.read_tensor(write, torch_files.parameter(MATRIX))
+  np.testing.assert_array_equal(got, MATRIX)
+
+
+def test_a_pending_conjugate_is_followed(write):
+  array = PLAIN['complex']
+  got = checks.read_tensor(write, with_metadata(array, {'conj': True}))
+  np.testing.assert_array_equal(got, array.conj())
+  got = checks.read_tensor(write, with_metadata(array, {'conj': True, 'neg': True}))
+  np.testing.assert_array_equal(got, -array.conj())
+
+
+@pytest.mark.parametrize('metadata', [
+  {'zero': True}, {'neg': 1}, {'neg': True, 'backend': 'x'}, [1], 'neg', Global('a', 'B')])
+def test_other_metadata_of_tensors_are_refused(write, metadata):
+  path = write({'x': with_metadata(MATRIX, metadata)})
+  checks.fails(path, "tensor 'x'", 'metadata', 'resolve_neg')
+
+
 def test_a_slice_of_a_storage_is_right(write):
   got = checks.read_tensor(
     write, torch_files.tensor(torch_files.storage(MATRIX), (2, 3), (12, 2), 1))

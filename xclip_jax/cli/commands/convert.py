@@ -60,6 +60,7 @@ def add_inspect_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument('source', metavar='SRC', help='workdir of a run, a folder or file with '
                       'weights, or a name such as microsoft/xclip-base-patch32')
   parser.add_argument('--json', action='store_true', help='print JSON, for programs')
+  options.add_file_options(parser)
 
 
 def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +78,7 @@ def add_reading_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     '--seed', type=int, default=0, metavar='NUMBER',
     help='seed of the modules that weights of CLIP lack (default: 0)')
+  options.add_file_options(parser)
 
 
 def convert(arguments: argparse.Namespace) -> int:
@@ -97,7 +99,7 @@ def convert(arguments: argparse.Namespace) -> int:
   print_notes(formats.remarks(weights, target))
   files = [path] if path.is_file() else [p for p in path.iterdir() if p.is_file()]
   size = sum(p.stat().st_size for p in files)
-  print(
+  output.print_past_bar(
     f'wrote {path} ({target}): {formats.count_parameters(weights.params, target):,} parameters, '
     f'{size / 2**20:,.1f} MiB, {time.perf_counter() - start:.1f} s')
   return 0
@@ -113,11 +115,12 @@ def inspect(arguments: argparse.Namespace) -> int:
   os.environ['JAX_PLATFORMS'] = os.environ.get('JAX_PLATFORMS') or 'cpu'
   from xclip_jax.weights import inspection
 
-  description = inspection.describe(arguments.source)
+  description = inspection.describe(
+    arguments.source, arguments.subtree, not arguments.skip_checksums)
   if arguments.json:
     print(json.dumps(dataclasses.asdict(description), indent=1))
   else:
-    print(show_description(description))
+    output.print_past_bar(show_description(description))
   return 0
 
 
@@ -127,7 +130,8 @@ def read_weights(arguments: argparse.Namespace) -> 'native.Weights':
 
   weights = opening.open_weights(
     arguments.source, heads=arguments.heads, num_frames=arguments.frames,
-    image_size=arguments.image_size, seed=arguments.seed)
+    image_size=arguments.image_size, seed=arguments.seed, subtree=arguments.subtree,
+    checksums=not arguments.skip_checksums)
   if arguments.heads == 'reference':
     fields = vars(weights.config)
     rule = architecture.reference_heads(fields)
@@ -141,7 +145,7 @@ def read_weights(arguments: argparse.Namespace) -> 'native.Weights':
 def print_notes(lines: Sequence[str]) -> None:
   """Prints lines, each marked as a note."""
   for line in lines:
-    print(f'note: {line}')
+    output.print_past_bar(f'note: {line}')
 
 
 def show_description(d: 'inspection.Description') -> str:

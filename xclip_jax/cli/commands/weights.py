@@ -105,7 +105,7 @@ def interpolate(arguments: argparse.Namespace) -> int:
     first, second = _open_both(arguments)
   mixed = interpolation.interpolate(first, second, arguments.alpha)
   folder = native.save(arguments.output, mixed, arguments.overwrite)
-  print(f'{os.path.relpath(folder)}: {mixed.source}')
+  output.print_past_bar(f'{os.path.relpath(folder)}: {mixed.source}')
   return 0
 
 

@@ -15,7 +15,7 @@ import pathlib
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import numpy as np
@@ -26,9 +26,10 @@ ArchiveError = tensors.ArchiveError
 Inert = unpickle.Inert
 write_torch = archive_writers.write_torch
 write_safetensors = archive_writers.write_safetensors
+CHECKSUMS = archive_writers.CHECKSUMS
 
 _OF_SAFETENSORS = {name: dtype for _, dtype, name in tensors.TYPES if name}
-_MAX_HEADER = 100_000_000           # safetensors' own bound
+_MAX_HEADER = 32 << 20    # of real files below 1 MB; parsed JSON takes thirty times its size
 _WRAPPERS = ('model', 'state_dict', 'model_state_dict', 'module')
 _COMPRESSED = {b'\x1f\x8b': 'gzip', b'BZh': 'bzip2', b'\xfd7zXZ': 'xz', b'(\xb5/\xfd': 'zstd',
                b'7z\xbc\xaf': '7z', b'Rar!': 'rar'}
@@ -42,10 +43,23 @@ class Contents:
     kind: 'torchscript', 'torch zip', 'torch legacy' or 'safetensors'.
     tree: nested dict / list / tuple of arrays, plain values and `Inert`.
     files: all files that were read.
+    checksums: of the arrays of each file that has any.
   """
   kind: str
   tree: Any = dataclasses.field(repr=False)
   files: tuple[pathlib.Path, ...]
+  checksums: tuple[tuple[pathlib.Path, tensors.Checksums], ...] = dataclasses.field(
+    default=(), repr=False)
+
+  def check(self, arrays: Collection[np.ndarray]) -> None:
+    """Compares the bytes of arrays of the tree with the checksums of their files, where there are.
+
+    Raises:
+      ArchiveError: names a file whose bytes are not those that were written.
+    """
+    for path, checksums in self.checksums:
+      with naming(path):
+        checksums.check(arrays)
 
 
 def read(path: str | os.PathLike) -> Contents:
@@ -60,7 +74,7 @@ def read(path: str | os.PathLike) -> Contents:
     ArchiveError: missing, damaged, dangerous or something else.
   """
   path = pathlib.Path(path)
-  with _naming(path):
+  with naming(path):
     data = _map(path)
     if _sniff(data) == 'index':
       return _read_index(path, data)
@@ -83,8 +97,8 @@ def state_dict(contents: Contents) -> tuple[dict[str, np.ndarray], dict[str, Any
   tree, rest = contents.tree, {}
   if isinstance(tree, unpickle.Module):
     arrays = {}
-    with _naming(contents.files[0]):
-      for name, value in _leaves(tree):
+    with naming(contents.files[0]):
+      for name, value in leaves(tree):
         (arrays if isinstance(value, np.ndarray) else rest)[name] = value
   else:
     if not isinstance(tree, dict):
@@ -116,7 +130,7 @@ def _holds_tensors(value: Any) -> bool:
     isinstance(k, str) and isinstance(v, np.ndarray) for k, v in value.items())
 
 
-def _leaves(module: unpickle.Module) -> Iterator[tuple[str, Any]]:
+def leaves(module: unpickle.Module) -> Iterator[tuple[str, Any]]:
   """Yields the dotted names of a module tree; bounded, as a file can nest a module in itself."""
   pending, count = [('', module, 0)], 0
   while pending:
@@ -132,7 +146,7 @@ def _leaves(module: unpickle.Module) -> Iterator[tuple[str, Any]]:
 
 
 @contextlib.contextmanager
-def _naming(path: pathlib.Path) -> Iterator[None]:
+def naming(path: pathlib.Path) -> Iterator[None]:
   """Turns whatever goes wrong with a file into an ArchiveError that names it."""
   try:
     yield
@@ -189,16 +203,16 @@ def _sniff(data: mmap.mmap) -> str:
 
 
 def _read_file(path: pathlib.Path, data: mmap.mmap) -> Contents:
-  kind = _sniff(data)
+  kind, checksums = _sniff(data), None
   if kind == 'zip':
-    kind, tree = torch_archive.read_zip(path, data)
+    kind, tree, checksums = torch_archive.read_zip(path, data)
   elif kind == 'pickle':
     kind, tree = 'torch legacy', torch_archive.read_legacy(data)
   elif kind == 'safetensors':
-    tree = _read_safetensors(data)
+    tree, checksums = _read_safetensors(data)
   else:
     raise ArchiveError('is an index, where weights were expected')
-  return Contents(kind, tree, (path,))
+  return Contents(kind, tree, (path,), ((path, checksums),) if checksums else ())
 
 
 def _read_index(path: pathlib.Path, data: mmap.mmap) -> Contents:
@@ -210,10 +224,10 @@ def _read_index(path: pathlib.Path, data: mmap.mmap) -> Contents:
   for shard in places.values():
     if not isinstance(shard, str) or not shard.strip('.') or set(shard) & set('/\\:\0'):
       raise ArchiveError(f'lists the shard {shard!r:.200}, which is not a plain file name')
-  kinds, tree, files = set(), {}, [path]
+  kinds, tree, files, checksums = set(), {}, [path], ()
   for shard in sorted(set(places.values())):
     file = path.parent / shard
-    with _naming(file):
+    with naming(file):
       contents = _read_file(file, _map(file))
       whole = contents.tree if isinstance(contents.tree, dict) else {}
       held = {name for name, value in whole.items() if isinstance(value, np.ndarray)}
@@ -226,9 +240,10 @@ def _read_index(path: pathlib.Path, data: mmap.mmap) -> Contents:
     kinds.add(contents.kind)
     tree |= whole
     files.append(file)
+    checksums += contents.checksums
   if len(kinds) > 1:
     raise ArchiveError(f'lists shards of different kinds: {sorted(kinds)}')
-  return Contents(kinds.pop(), tree, tuple(files))
+  return Contents(kinds.pop(), tree, tuple(files), checksums)
 
 
 # Safetensors.
@@ -247,7 +262,8 @@ def _json(raw: bytes) -> dict[str, Any]:
   return parsed
 
 
-def _read_safetensors(data: mmap.mmap) -> dict[str, Any]:
+def _read_safetensors(data: mmap.mmap) -> tuple[dict[str, Any], tensors.Checksums]:
+  """Reads a safetensors file; only those of `archive_writers` may have checksums."""
   size = int.from_bytes(data[:8], 'little')
   if size > _MAX_HEADER or 8 + size > len(data):
     raise ArchiveError(f'has a safetensors header of {size} bytes in a file of {len(data)}; '
@@ -260,7 +276,8 @@ def _read_safetensors(data: mmap.mmap) -> dict[str, Any]:
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
       raise ArchiveError('has metadata other than text')
     tree['__metadata__'] = metadata
-  spans = []
+  spans, checksums = [], tensors.Checksums()
+  sums = _json(metadata[CHECKSUMS].encode()) if metadata and CHECKSUMS in metadata else {}
   for name, entry in header.items():
     with _naming_tensor(name):
       dtype, shape, (begin, end) = entry['dtype'], entry['shape'], entry['data_offsets']
@@ -275,6 +292,8 @@ def _read_safetensors(data: mmap.mmap) -> dict[str, Any]:
                            f'of {len(buffer)}; download it again')
       tree[name] = tensors.typed(buffer[begin:end], dtype).reshape(shape)
       spans.append((begin, end))
+      if sums:
+        checksums.add(tree[name], name, buffer[begin:end], int(sums[name], 16))
   at = 0
   for begin, end in sorted(spans):
     if begin != at:
@@ -282,7 +301,7 @@ def _read_safetensors(data: mmap.mmap) -> dict[str, Any]:
     at = end
   if at != len(buffer):
     raise ArchiveError(f'has {len(buffer) - at} bytes after its last tensor')
-  return tree
+  return tree, checksums
 
 
 @contextlib.contextmanager

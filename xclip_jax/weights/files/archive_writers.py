@@ -7,6 +7,7 @@ import pathlib
 import pickle
 import struct
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from typing import Any, BinaryIO
 
@@ -17,6 +18,7 @@ from xclip_jax.weights.files import tensors as tensors_lib
 
 ArchiveError = tensors_lib.ArchiveError
 _CHUNK = 16 << 20
+CHECKSUMS = 'crc32'        # key in the metadata of safetensors
 
 
 def write_torch(
@@ -53,10 +55,22 @@ def write_torch(
 
 
 def write_safetensors(
-  path: str | os.PathLike, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
+  path: str | os.PathLike, tensors: Mapping[str, np.ndarray],
+  metadata: dict[str, str] | None = None, checksums: bool = False,
 ) -> None:
-  """Writes a safetensors file; `path` is replaced at once when the whole file is written."""
+  """Writes a safetensors file; `path` is replaced at once when the whole file is written.
+
+  Args:
+    path: of the file.
+    tensors: name -> array.
+    metadata: texts for the header.
+    checksums: also write the CRC-32 of each tensor into the metadata, which the format has no
+      other place for; `archive.Contents.check` compares them.
+  """
   path = pathlib.Path(path)
+  if checksums:
+    sums = {name: f'{_crc32(array):08x}' for name, array in tensors.items()}
+    metadata = (metadata or {}) | {CHECKSUMS: json.dumps(sums, separators=(',', ':'))}
   type_of = {dtype: name for _, dtype, name in tensors_lib.TYPES if name}
   header: dict[str, Any] = {} if metadata is None else {'__metadata__': metadata}
   # Every array at a multiple of 64 bytes, where the size of those before it allows: JAX then uses
@@ -79,6 +93,13 @@ def write_safetensors(
     for name in order:
       for chunk in _chunks(tensors[name]):
         file.write(chunk)
+
+
+def _crc32(array: np.ndarray) -> int:
+  value = 0
+  for chunk in _chunks(array):
+    value = zlib.crc32(chunk, value)
+  return value
 
 
 def _chunks(array: np.ndarray) -> Iterator[memoryview]:

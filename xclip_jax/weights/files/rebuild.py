@@ -28,7 +28,7 @@ class Inert:
 
 class Machine(Protocol):
   """Defines the attributes of the pickle machine that builders use."""
-  tensor: Callable[..., Any] | None
+  tensor: Callable[..., Any]
 
   def spend(self, amount: int) -> None: ...
   def where(self) -> str: ...
@@ -36,14 +36,14 @@ class Machine(Protocol):
   def named(self, function: Callable, *args: Any) -> Any: ...
 
 
-def as_key(key: Any, depth: int = 0) -> Any:
+def as_key(key: Any) -> Any:
   """Returns a key that hashes in bounded time and stack; other values become an `Inert`."""
-  if isinstance(key, str | bytes | bool | float | complex | Inert) or key is None:
+  if isinstance(key, str | bytes | bool | float | Inert) or key is None:
     return key
   if isinstance(key, int) and key.bit_length() <= 64:
     return key
-  if isinstance(key, tuple) and len(key) <= 64 and depth < 4:
-    return tuple(as_key(part, depth + 1) for part in key)
+  if isinstance(key, tuple) and len(key) <= 8 and not any(isinstance(x, tuple) for x in key):
+    return tuple(map(as_key, key))
   return Inert(f'{type(key).__module__}.{type(key).__qualname__}')
 
 
@@ -73,6 +73,26 @@ def _encode(machine: Machine, text: str, encoding: str = '') -> Any:
   return text.encode('latin-1')
 
 
+def _raw(machine: Machine, raw: Any) -> Any:
+  """Returns the bytes that protocol 2 of Python 2 writes as text; anything else as it is."""
+  if isinstance(raw, str | bytes | bytearray):
+    machine.spend(len(raw) // 64)
+  return raw.encode('latin-1') if isinstance(raw, str) else raw
+
+
+def _complex(machine: Machine, real: Any, imaginary: Any) -> Any:
+  if not isinstance(real, int | float) or not isinstance(imaginary, int | float):
+    raise PickleError('its pickle has a complex number that is not made of two numbers')
+  return complex(real, imaginary)
+
+
+def _device(machine: Machine, kind: Any, *index: Any) -> Any:
+  """Builds the name of a device, such as 'cuda:0'."""
+  if not isinstance(kind, str) or not all(type(x) is int for x in index):
+    return NotImplemented
+  return ':'.join([kind[:32], *(str(x)[:32] for x in index[:1])])
+
+
 def _bytearray(machine: Machine, value: Any = b'', encoding: str = 'latin-1') -> Any:
   value = _encode(machine, value, encoding) if isinstance(value, str) else value
   if not isinstance(value, bytes | bytearray):  # a number would reserve that many bytes
@@ -81,13 +101,18 @@ def _bytearray(machine: Machine, value: Any = b'', encoding: str = 'latin-1') ->
   return bytearray(value)
 
 
-def _tensor(machine, storage, offset, size, stride, *rest) -> Any:
-  return machine.named(machine.tensor, storage, offset, size, stride, None)
+def _tensor(
+  machine: Machine, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any
+) -> Any:
+  _grad, _hooks, metadata = (*rest, *(None,) * 3)[:max(len(rest), 3)]
+  return machine.named(machine.tensor, storage, offset, size, stride, None, metadata)
 
 
-def _tensor_of_dtype(machine, storage, offset, size, stride, *rest) -> Any:
-  _grad, _hooks, dtype, *_ = rest
-  return machine.named(machine.tensor, storage, offset, size, stride, dtype)
+def _tensor_of_dtype(
+  machine: Machine, storage: Any, offset: Any, size: Any, stride: Any, *rest: Any
+) -> Any:
+  _grad, _hooks, dtype, metadata = (*rest, None)[:max(len(rest), 4)]
+  return machine.named(machine.tensor, storage, offset, size, stride, dtype, metadata)
 
 
 def _of_type(machine: Machine, function: Any, cls: Any, args: tuple, *rest: Any) -> Any:
@@ -119,7 +144,7 @@ def set_dtype(dtype: np.dtype, state: Any) -> None:
 def _scalar(machine: Machine, dtype: Any, raw: Any = b'') -> Any:
   if not isinstance(dtype, np.dtype):
     return NotImplemented
-  raw = raw.encode('latin-1') if isinstance(raw, str) else raw
+  raw = _raw(machine, raw)
   if len(raw) != dtype.itemsize:
     raise PickleError(f'its pickle has a {dtype} of {len(raw)} bytes')
   return np.ndarray((), dtype, raw)[()]
@@ -129,8 +154,10 @@ def _empty_array(machine: Machine, cls: Any, *rest: Any) -> Any:
   return np.empty(0, np.uint8) if cls == Inert('numpy.ndarray') else NotImplemented
 
 
-def _check_array(shape: Any, dtype: Any, raw: Any) -> tuple[tuple[int, ...], bytes]:
-  raw = raw.encode('latin-1') if isinstance(raw, str) else raw
+def _check_array(
+  machine: Machine, shape: Any, dtype: Any, raw: Any
+) -> tuple[tuple[int, ...], bytes]:
+  raw = _raw(machine, raw)
   shape = (shape,) if isinstance(shape, int) else shape
   if not isinstance(dtype, np.dtype) or not isinstance(raw, bytes | bytearray):
     raise PickleError('its pickle has a numpy array of objects, which is not read')
@@ -147,15 +174,14 @@ def set_array(machine: Machine, array: np.ndarray, state: Any) -> None:
   if array.shape != (0,) or not array.flags.owndata or not isinstance(state, tuple):
     raise PickleError('its pickle sets the state of a tensor')
   _, shape, dtype, fortran, raw = state
-  shape, raw = _check_array(shape, dtype, raw)
-  machine.spend(len(raw) // 64)
+  shape, raw = _check_array(machine, shape, dtype, raw)
   rebuilt: Any = array
   rebuilt.__setstate__((1, shape, dtype, bool(fortran), raw))
   array.flags.writeable = False
 
 
 def _from_buffer(machine: Machine, raw: Any, dtype: Any, shape: Any, order: str = 'C') -> Any:
-  shape, raw = _check_array(shape, dtype, raw)
+  shape, raw = _check_array(machine, shape, dtype, raw)
   return np.ndarray(shape, dtype, raw, order='F' if order == 'F' else 'C')
 
 
@@ -170,13 +196,13 @@ BUILDERS: dict[str, Callable] = {
   'collections.defaultdict': lambda machine, factory=None, items=(): _mapping(machine, items),
   'builtins.set': _members,
   'builtins.frozenset': lambda machine, items=(): frozenset(_members(machine, items)),
-  'builtins.complex': lambda machine, real, imag: complex(float(real), float(imag)),
+  'builtins.complex': _complex,
   'builtins.slice': lambda machine, start, stop, step: slice(start, stop, step),
   'builtins.bytearray': _bytearray,
   'builtins.bytes': lambda machine, *args: NotImplemented if args else b'',
   '_codecs.encode': _encode,
   'torch.Size': _size,
-  'torch.device': lambda machine, kind, *index: ':'.join(map(str, (kind, *index)))[:MAX_NAME],
+  'torch.device': _device,
   'torch._utils._rebuild_tensor': _tensor,
   'torch._utils._rebuild_tensor_v2': _tensor,
   'torch._utils._rebuild_tensor_v3': _tensor_of_dtype,

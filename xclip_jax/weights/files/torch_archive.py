@@ -14,6 +14,7 @@ import numpy as np
 from xclip_jax.weights.files import tensors, unpickle
 
 ArchiveError = tensors.ArchiveError
+shown = tensors.shown
 
 _OF_STORAGE = {
   f'{module}.{storage}Storage': dtype for storage, dtype, _ in tensors.TYPES if storage
@@ -24,17 +25,33 @@ _MAX_UNPACKED = 64 << 30
 
 
 # Tensors in pickles.
+class _Piece(NamedTuple):
+  """Describes bytes of the file; those without a checksum have none, or are compared already."""
+  name: str
+  raw: np.ndarray
+  checksum: int | None
+
+
 class _Storage:
   """Holds the bytes that tensors share, and their typed arrays, made once."""
 
-  def __init__(self, raw: np.ndarray, dtype: str, order: str):
-    self.raw, self.dtype, self.order = raw, dtype, order
-    self.arrays: dict[str, np.ndarray] = {}
+  def __init__(self, piece: '_Piece', order: str, budget: tensors.Budget):
+    self.piece, self.raw = piece, piece.raw
+    self._order, self._budget = order, budget
+    self._arrays: dict[str, np.ndarray] = {}
 
   def typed(self, dtype: str) -> np.ndarray:
-    if dtype not in self.arrays:
-      self.arrays[dtype] = tensors.typed(self.raw, dtype, self.order)
-    return self.arrays[dtype]
+    if dtype not in self._arrays:
+      self._arrays[dtype] = tensors.typed(self.raw, dtype, self._order, self._budget)
+    return self._arrays[dtype]
+
+
+class _Window(NamedTuple):
+  """Refers to the bytes of a storage from `begin` to `end`, of elements of `dtype`."""
+  storage: _Storage
+  dtype: str
+  begin: int
+  end: int
 
 
 class _Reference(NamedTuple):
@@ -46,65 +63,105 @@ class _Reference(NamedTuple):
 
 
 def _parse_reference(pid: Any) -> _Reference:
+  if not isinstance(pid, tuple) or len(pid) not in (5, 6):
+    raise ArchiveError(f'lies in storage {shown(pid)}')
   kind, cls, key, _, numel, *view = pid
   dtype = _OF_STORAGE.get(cls.name)
   if kind != 'storage' or dtype is None:
     raise ArchiveError(f'has elements of type {cls.name[:80]}, which is not read; convert it to '
                        'float32 and save again')
   if not tensors.is_count(numel) or not isinstance(key, str | int):
-    raise ArchiveError(f'lies in storage {key!r:.80} of {numel!r:.80} elements')
+    raise ArchiveError(f'lies in storage {shown(key)} of {shown(numel)} elements')
   view = view[0] if view else None
-  if view is not None and not (tensors.is_count(*view[1:]) and view[1] + view[2] <= numel):
-    raise ArchiveError(f'lies outside its storage {key!r:.80}')
+  if view is not None and not (
+      isinstance(view, tuple) and len(view) == 3 and tensors.is_count(*view[1:])
+      and view[1] + view[2] <= numel):
+    raise ArchiveError(f'lies outside its storage {shown(key)}')
   return _Reference(str(key), dtype, numel, view)
 
 
-def _storages(find: Callable[[str], np.ndarray], order: str = '<') -> Callable[[Any], Any]:
-  """Builds the loader of persistent ids, which finds, checks and converts each storage once."""
-  raws, storages = {}, {}
+class _Tensors:
+  """Builds the tensors of a pickle, after checking every value from the file."""
 
-  def load(pid: Any) -> Any:
-    if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == 'module':
-      return pid[1]  # a class with its source code, which is ignored
-    reference = _parse_reference(pid)
-    if reference not in storages:
-      key, dtype, numel, view = reference
-      if key not in raws:
-        raws[key] = find(key)
-      raw, itemsize = raws[key], tensors.RAW[dtype].itemsize
-      if len(raw) != numel * itemsize:
-        raise ArchiveError(f'its storage {key!r:.80} has {len(raw)} bytes of {numel} x {itemsize}')
-      if view is not None:
-        raw = raw[view[1] * itemsize:(view[1] + view[2]) * itemsize]
-      storages[reference] = _Storage(raw, dtype, order)
-    return storages[reference]
+  def __init__(self, find: Callable[[str], _Piece], order: str, budget: tensors.Budget):
+    self.checksums = tensors.Checksums()
+    self._find, self._order, self._budget = find, order, budget
+    self._storages: dict[str, _Storage] = {}
 
-  return load
+  def find(self, pid: Any) -> Any:
+    """Finds and checks the storage of a persistent id; each is read once."""
+    if _is_class(pid):
+      return pid[1]
+    key, dtype, numel, view = _parse_reference(pid)
+    if key not in self._storages:
+      self._storages[key] = _Storage(self._find(key), self._order, self._budget)
+    storage, itemsize = self._storages[key], tensors.RAW[dtype].itemsize
+    if len(storage.raw) != numel * itemsize:
+      raise ArchiveError(
+        f'its storage {shown(key)} has {len(storage.raw)} bytes of {numel} x {itemsize}')
+    begin, count = (view[1], view[2]) if view else (0, numel)
+    return _Window(storage, dtype, begin * itemsize, (begin + count) * itemsize)
+
+  def build(
+    self, window: Any, offset: Any, size: Any, stride: Any, dtype: Any, metadata: Any = None,
+  ) -> np.ndarray:
+    """Returns a view of a storage as a tensor, or a copy if its sign or conjugate is pending."""
+    if not isinstance(window, _Window):
+      raise ArchiveError('has no storage')
+    dtype = window.dtype if dtype is None else dtype.name.removeprefix('torch.')
+    if dtype not in tensors.RAW:
+      raise ArchiveError(f'has dtype {dtype[:80]}, which is not read; convert it and save again')
+    itemsize = tensors.RAW[dtype].itemsize
+    if window.begin % itemsize or window.end % itemsize:
+      raise ArchiveError(f'begins or ends inside an element of dtype {dtype}')
+    values = window.storage.typed(dtype)[window.begin // itemsize:window.end // itemsize]
+    array = self._view(values, dtype, offset, size, stride)
+    array = self._resolve(array, metadata)
+    name, raw, checksum = window.storage.piece
+    if checksum is not None:
+      self.checksums.add(array, name, raw, checksum)
+    return array
+
+  def _view(
+    self, values: np.ndarray, dtype: str, offset: Any, size: Any, stride: Any
+  ) -> np.ndarray:
+    if not isinstance(size, tuple | list) or not isinstance(stride, tuple | list):
+      raise ArchiveError('has no shape')
+    if len(size) != len(stride) or len(size) > 32 or not tensors.is_count(offset, *size, *stride):
+      raise ArchiveError(
+        f'has offset {shown(offset)}, shape {shown(size)}, strides {shown(stride)}')
+    count = math.prod(size)
+    if not count:
+      return tensors.typed(np.empty(0, np.uint8), dtype).reshape(size)
+    last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+    if last >= len(values):
+      raise ArchiveError(f'of shape {shown(size)} reaches element {last} of {len(values)}')
+    if count > max(1_000_000, 64 * len(values)):
+      raise ArchiveError(f'of shape {shown(size)} repeats {len(values)} elements {count} times')
+    self._budget.view(count)
+    steps = [step * values.itemsize if n > 1 else values.itemsize
+             for n, step in zip(size, stride, strict=True)]
+    return np.ndarray(size, values.dtype, values, offset * values.itemsize, steps)
+
+  def _resolve(self, array: np.ndarray, metadata: Any) -> np.ndarray:
+    """Follows the bits that PyTorch sets where a sign or a conjugate is still to be computed."""
+    if metadata is None:
+      return array
+    if not isinstance(metadata, dict) or not metadata.keys() <= {'neg', 'conj'} or not all(
+        isinstance(x, bool) for x in metadata.values()):
+      raise ArchiveError(f'has metadata {shown(metadata)}, which is not read; save it as '
+                         'x.resolve_conj().resolve_neg().clone()')
+    for name, function in (('neg', np.negative), ('conj', np.conjugate)):
+      if metadata.get(name):
+        self._budget.allocate(array.size * array.itemsize)
+        array = np.asarray(function(array))      # of one element it returns a scalar
+        array.flags.writeable = False
+    return array
 
 
-def _tensor(storage: Any, offset: Any, size: Any, stride: Any, dtype: Any) -> np.ndarray:
-  """Returns a view of a storage as a tensor, after checking every value from the file."""
-  if not isinstance(storage, _Storage):
-    raise ArchiveError('has no storage')
-  dtype = storage.dtype if dtype is None else dtype.name.removeprefix('torch.')
-  if dtype not in tensors.RAW:
-    raise ArchiveError(f'has dtype {dtype[:80]}, which is not read; convert it and save again')
-  values = storage.typed(dtype)
-  if not isinstance(size, tuple | list) or not isinstance(stride, tuple | list):
-    raise ArchiveError('has no shape')
-  if len(size) != len(stride) or len(size) > 32 or not tensors.is_count(offset, *size, *stride):
-    raise ArchiveError(f'has offset {offset!r:.40}, shape {size!r:.80}, strides {stride!r:.80}')
-  count = math.prod(size)
-  if not count:
-    return tensors.typed(np.empty(0, np.uint8), dtype).reshape(size)
-  last = offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-  if last >= len(values):
-    raise ArchiveError(f'of shape {size!r:.80} reaches element {last} of {len(values)}')
-  if count > max(1_000_000, 64 * len(values)):
-    raise ArchiveError(f'of shape {size!r:.80} repeats {len(values)} elements {count} times')
-  steps = [step * values.itemsize if n > 1 else values.itemsize
-           for n, step in zip(size, stride, strict=True)]
-  return np.ndarray(size, values.dtype, values, offset * values.itemsize, steps)
+def _is_class(pid: Any) -> bool:
+  """Tells whether a persistent id is a class with its source code, which is ignored."""
+  return isinstance(pid, tuple) and len(pid) == 4 and pid[0] == 'module'
 
 
 def read_legacy(data: mmap.mmap) -> Any:
@@ -115,30 +172,32 @@ def read_legacy(data: mmap.mmap) -> Any:
                        'or as safetensors')
   version, at = unpickle.load(data, at)
   if version != _LEGACY_VERSION:
-    raise ArchiveError(f'has version {version!r:.40} of the legacy format; only 1001 is known')
+    raise ArchiveError(f'has version {shown(version)} of the legacy format; only 1001 is known')
   _, start = unpickle.load(data, at)  # sizes of C types; the data do not depend on them
   # Where the storages begin shows only after the pickle that needs them: it is read twice.
   wanted: dict[str, _Reference] = {}
 
   def note(pid: Any) -> None:
-    if not (isinstance(pid, tuple) and len(pid) == 4 and pid[0] == 'module'):
+    if not _is_class(pid):
       reference = _parse_reference(pid)._replace(view=None)
       if wanted.setdefault(reference.key, reference) != reference:
-        raise ArchiveError(f'its storage {reference.key!r:.80} is described in two ways')
+        raise ArchiveError(f'its storage {shown(reference.key)} is described in two ways')
 
   _, at = unpickle.load(data, start, note, lambda *_: None)
   keys, at = unpickle.load(data, at)
-  if not isinstance(keys, list) or len(keys) != len(wanted) or set(map(str, keys)) != wanted.keys():
+  if not isinstance(keys, list) or len(keys) != len(wanted) or (
+      {str(key) for key in keys if isinstance(key, str | int)} != wanted.keys()):
     raise ArchiveError('lists other storages than its tensors use')
   buffer, storages = np.frombuffer(data, np.uint8), {}
   for key in map(str, keys):
     numel, size = struct.unpack_from('<q', data, at)[0], wanted[key].numel
     end = at + 8 + size * tensors.RAW[wanted[key].dtype].itemsize
     if numel != size or end > len(buffer):
-      raise ArchiveError(f'ends inside storage {key!r:.80}, or its sizes disagree ({numel}, '
+      raise ArchiveError(f'ends inside storage {shown(key)}, or its sizes disagree ({numel}, '
                          f'{size}); download it again')
-    storages[key], at = buffer[at + 8:end], end
-  return unpickle.load(data, start, _storages(storages.__getitem__), _tensor)[0]
+    storages[key], at = _Piece(key, buffer[at + 8:end], None), end
+  builder = _Tensors(storages.__getitem__, '<', tensors.Budget(len(data)))
+  return unpickle.load(data, start, builder.find, builder.build)[0]
 
 
 # Zip files.
@@ -186,44 +245,67 @@ def _members(path: pathlib.Path, data: mmap.mmap) -> dict[str, _Member]:
   return members
 
 
-def _unpack(member: _Member, data: mmap.mmap) -> np.ndarray:
-  """Returns a member's bytes, uint8 [size]; a view of the file if they are not compressed."""
-  info, begin, end = member
-  if info.compress_type == zipfile.ZIP_STORED:
-    # Its checksum is left alone: that would read gigabytes, and torch.save can omit it.
-    return np.frombuffer(data, np.uint8)[begin:end]
-  stream = zlib.decompressobj(-15)
-  raw = stream.decompress(memoryview(data)[begin:end], info.file_size + 1)
-  if len(raw) != info.file_size or not stream.eof or zlib.crc32(raw) != info.CRC:
-    raise ArchiveError(f'has a damaged member {info.filename!r:.200}; download it again')
-  return np.frombuffer(raw, np.uint8)
+class _Unpacker:
+  """Reads the members of a zip file, and compares them with the checksums in its directory."""
+
+  def __init__(self, members: dict[str, _Member], data: mmap.mmap, budget: tensors.Budget):
+    self._members, self._data, self._budget = members, data, budget
+    # torch.save can leave checksums out: all of them are 0 then.
+    self._has_checksums = any(member.info.CRC for member in members.values())
+
+  def read(self, name: str) -> _Piece:
+    """Returns a member's bytes, uint8 [size], with the checksum if they are not yet compared."""
+    info, begin, end = self._members[name]
+    if info.compress_type == zipfile.ZIP_STORED:
+      raw = np.frombuffer(self._data, np.uint8)[begin:end]
+      return _Piece(info.filename, raw, info.CRC if self._has_checksums else None)
+    self._budget.allocate(info.file_size)
+    stream = zlib.decompressobj(-15)
+    raw = stream.decompress(memoryview(self._data)[begin:end], info.file_size + 1)
+    if len(raw) != info.file_size or not stream.eof:
+      raise ArchiveError(f'has a damaged member {info.filename!r:.200}; download it again')
+    if self._has_checksums and zlib.crc32(raw) != info.CRC:
+      raise tensors.damaged(info.filename)
+    return _Piece(info.filename, np.frombuffer(raw, np.uint8), None)
+
+  def read_whole(self, name: str) -> bytes:
+    """Returns a member's bytes after comparing them with its checksum."""
+    piece = self.read(name)
+    if piece.checksum is not None and zlib.crc32(piece.raw.data) != piece.checksum:
+      raise tensors.damaged(name)
+    return piece.raw.tobytes()
 
 
-def read_zip(path: pathlib.Path, data: mmap.mmap) -> tuple[str, Any]:
-  """Reads a zip file of torch.save or torch.jit.save; returns its kind and its tree."""
-  members = _members(path, data)
+def read_zip(path: pathlib.Path, data: mmap.mmap) -> tuple[str, Any, tensors.Checksums]:
+  """Reads a zip file of torch.save or torch.jit.save.
+
+  Returns:
+    'torchscript' or 'torch zip'; its tree; the checksums of the arrays that lie in the file as
+    they are.
+  """
+  members, budget = _members(path, data), tensors.Budget(len(data))
   names = [n for n in members if n.count('/') == 1 and n.endswith('/data.pkl')]
   if len(names) != 1:
     raise ArchiveError(_explain_zip(members, data, len(names)))
-  folder = names[0].removesuffix('data.pkl')
-  member = members[names[0]]
-  if member.info.file_size > unpickle.MAX_BYTES:
+  folder, unpacker = names[0].removesuffix('data.pkl'), _Unpacker(members, data, budget)
+  if members[names[0]].info.file_size > unpickle.MAX_BYTES:
     raise ArchiveError(f'has a pickle of more than {unpickle.MAX_BYTES >> 20} MiB')
   order = 'little'
   if f'{folder}byteorder' in members:
-    order = _unpack(members[f'{folder}byteorder'], data).tobytes()[:20].decode()
+    order = unpacker.read_whole(f'{folder}byteorder')[:20].decode()
     if order not in ('little', 'big'):
       raise ArchiveError(f'has byte order {order!r}, not little or big')
 
-  def find(key: str) -> np.ndarray:
+  def find(key: str) -> _Piece:
     if f'{folder}data/{key}' not in members:
-      raise ArchiveError(f'its data {key!r:.80} are not in the file; download it again')
-    return _unpack(members[f'{folder}data/{key}'], data)
+      raise ArchiveError(f'its data {shown(key)} are not in the file; download it again')
+    return unpacker.read(f'{folder}data/{key}')
 
-  load = _storages(find, '<' if order == 'little' else '>')
-  tree, _ = unpickle.load(_unpack(member, data).tobytes(), 0, load, _tensor)
+  builder = _Tensors(find, '<' if order == 'little' else '>', budget)
+  tree, _ = unpickle.load(
+    unpacker.read_whole(names[0]), 0, builder.find, builder.build, file_size=len(data))
   script = any(n == f'{folder}constants.pkl' or n.startswith(f'{folder}code/') for n in members)
-  return 'torchscript' if script else 'torch zip', tree
+  return 'torchscript' if script else 'torch zip', tree, builder.checksums
 
 
 def _explain_zip(members: dict[str, _Member], data: mmap.mmap, count: int) -> str:

@@ -23,6 +23,7 @@ PickleError = rebuild.PickleError
 
 MAX_BYTES = 256 << 20    # of one pickle; those of real checkpoints hold names and settings: < 10 MB
 MAX_WORK = 4_000_000     # opcodes, elements copied and 64-byte units of copied text
+_FREE_WORK = 600_000     # of a small file: half a second; more needs 4 bytes of the file each
 _WRONG = (
   ValueError, TypeError, LookupError, AttributeError, ArithmeticError, struct.error, EOFError,
   MemoryError, RecursionError, AssertionError, BufferError,
@@ -38,14 +39,16 @@ def load(
   start: int = 0,
   persistent: Callable[[Any], Any] | None = None,
   tensor: Callable[..., Any] | None = None,
+  file_size: int = 0,
 ) -> tuple[Any, int]:
   """Reads the one pickle that begins at `start`.
 
   Args:
     data: the bytes that hold it.
     persistent: maps a persistent id to the object it stands for.
-    tensor: maps (storage, offset, size, stride, dtype or None) to an array. What it gets is as the
-      file has it, unchecked.
+    tensor: maps (storage, offset, size, stride, dtype or None, metadata or None) to an array. What
+      it gets is as the file has it, unchecked.
+    file_size: size in bytes of the whole file, if `data` is a part of it.
 
   Returns:
     Nested dict / list / tuple of plain values, arrays and `Inert`; the position after the pickle.
@@ -53,7 +56,8 @@ def load(
   Raises:
     PickleError: damaged, refused, or too much work.
   """
-  machine = _Machine(data, start, persistent, tensor)
+  most_work = min(MAX_WORK, max(_FREE_WORK, max(file_size, len(data)) // 4))
+  machine = _Machine(data, start, persistent, tensor, most_work)
   try:
     return machine.run(), machine.at
   except PickleError:
@@ -68,14 +72,14 @@ class _Machine:
 
   def __init__(
     self, data: Any, start: int, persistent: Callable[[Any], Any] | None,
-    tensor: Callable[..., Any] | None,
+    tensor: Callable[..., Any] | None, most_work: int,
   ):
     self.data, self.start, self.at = data, start, start
-    self.persistent, self.tensor = persistent, tensor
+    self.persistent, self.tensor = persistent, tensor or _refuse_tensor
     self.stack: list = []
     self.below: list[list] = []
     self.memo: dict[int, Any] = {}
-    self.work = 0
+    self.work, self.most_work = 0, most_work
 
   def run(self) -> Any:
     while True:
@@ -92,8 +96,9 @@ class _Machine:
   def spend(self, amount: int) -> None:
     """Counts work that a few bytes could otherwise ask for again and again."""
     self.work += amount
-    if self.work > MAX_WORK:
-      raise PickleError(f'its pickle makes more than {MAX_WORK:,} objects')
+    if self.work > self.most_work:
+      raise PickleError(f'its pickle makes more than {self.most_work:,} objects, which no file of '
+                        'its size with weights does')
 
   def take(self, count: int) -> bytes:
     if count < 0 or self.at + count > len(self.data) or count > MAX_BYTES:
@@ -133,6 +138,7 @@ class _Machine:
     """Makes the call that REDUCE, NEWOBJ, INST and OBJ ask for, if it is known to be harmless."""
     if not isinstance(function, Inert) or not isinstance(args, tuple):
       raise PickleError(f'its pickle calls a {type(function).__name__} near byte {self.at}')
+    self.spend(len(args))
     name = function.name
     if name in rebuild.BUILDERS:
       value = rebuild.BUILDERS[name](self, *args)
@@ -146,7 +152,6 @@ class _Machine:
         'convert it to a plain CPU tensor and save again')
     if name in ('copyreg.__newobj__', 'copyreg._reconstructor') and isinstance(args[0], Inert):
       name, args = args[0].name, args[1:]
-    self.spend(len(args))
     return Inert(name, values=list(args))
 
   def build(self) -> None:
@@ -220,6 +225,10 @@ class _Machine:
       return function(*args)
     except _WRONG as error:
       raise PickleError(f'tensor {self.where()}: {str(error)[:300]}') from error
+
+
+def _refuse_tensor(*_: Any) -> Any:
+  raise PickleError('its pickle has a tensor where there is none')
 
 
 def _int_line(text: str) -> int | bool:

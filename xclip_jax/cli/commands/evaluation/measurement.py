@@ -58,7 +58,7 @@ def run(
   failed = [
     f'{x.paths[row]}: {reason}' for x in scores.values() for row, reason in x.failed.items()]
   if folder:
-    print('\n'.join(result.lines))
+    output.print_past_bar('\n'.join(result.lines))
     print(f'report: {Path(arguments.output) / "report.md"}')
     output.say_failures(failed)
     if failed:
@@ -79,7 +79,7 @@ def _open_scorer(arguments: argparse.Namespace, is_quiet: bool) -> tuple[Any, An
 
     weights = opening.open_weights(arguments.weights, **options.open_options(arguments))
     for note in weights.notes:
-      print(f'{weights.source}: {note}', file=sys.stderr)
+      output.print_past_bar(f'{weights.source}: {note}', sys.stderr)
     scorer = scorer_lib.Scorer(
       XCLIP(weights.config), weights.preprocess, mesh_lib.make_mesh({'data': -1}),
       arguments.batch_size,

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from xclip_jax.cli import options
+from xclip_jax.cli import options, output
 from xclip_jax.cli.commands.evaluation import result_folder
 
 
@@ -44,7 +44,7 @@ def compare(arguments: argparse.Namespace) -> int:
 
       files.write_json(folder / 'results.json', comparison.content())
       evaluation_page.write_comparison(folder, comparison)
-  print(comparison.sentence())
+  output.print_past_bar(comparison.sentence())
   return 0
 
 
@@ -60,5 +60,5 @@ def average(arguments: argparse.Namespace) -> int:
 
       files.write_json(folder / 'results.json', result)
       evaluation_page.write_average(folder, result)
-  print('\n'.join(average_lib.summary_lines(result)))
+  output.print_past_bar('\n'.join(average_lib.summary_lines(result)))
   return 0

@@ -1,0 +1,1 @@
+"""Which of a file's tensors are the model's, and what are they called without wrappers?"""
