@@ -101,7 +101,7 @@ def test_a_flipped_bit_is_noticed_unless_checksums_are_skipped(weights, folder):
 
 @pytest.mark.parametrize('change, words', [
   (dict(version=2), 'version is 2'),
-  (dict(tokenizer='t5'), "tokenizer is 't5'"),
+  (dict(tokenizer='t5'), 'tokenizer is "t5"'),
   (dict(model={'patch_size': 3}), 'config.json, model: .*multiple of patch_size'),
   (dict(model={'patchsize': 3}), 'config.json, model: .*patchsize'),
 ])

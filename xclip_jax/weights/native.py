@@ -218,12 +218,12 @@ def read(folder: str | os.PathLike, checksums: bool = True) -> Weights:
   content = read_json(folder / 'config.json')
   if content.get('version') != VERSION:
     raise UserError(
-      f'{folder / "config.json"}: version is {content.get("version")!r}, this program reads '
+      f'{folder / "config.json"}: version is {show(content.get("version"))}, this program reads '
       f'{VERSION}; convert the weights again, or update the program'
     )
   if content.get('tokenizer') != TOKENIZER:
     raise UserError(
-      f'{folder / "config.json"}: tokenizer is {content.get("tokenizer")!r}, there is only '
+      f'{folder / "config.json"}: tokenizer is {show(content.get("tokenizer"))}, there is only '
       f'{TOKENIZER!r}; convert the weights again'
     )
   config = _record(XCLIPConfig, content.get('model'), folder / 'config.json', 'model')
@@ -268,7 +268,7 @@ def _record(cls: type, content: Any, path: Path, field: str) -> Any:
     raise UserError(f'{path}, {field}: an object is wanted, found {type(content).__name__}')
   unknown = content.keys() - {x.name for x in dataclasses.fields(cls)}
   if unknown:
-    raise UserError(f'{path}, {field}: there is no field {sorted(unknown)[0]!r}; remove it')
+    raise UserError(f'{path}, {field}: there is no field {show(sorted(unknown)[0])}; remove it')
   try:
     record = cls(**content)
   except (TypeError, UserError) as error:          # TypeError: a text where a number is compared
@@ -293,7 +293,8 @@ def _check_params(flat: Mapping[str, np.ndarray], config: XCLIPConfig, path: Pat
     if x.dtype not in (np.float32, np.float16)
   ]
   if differ:
-    raise UserError(f'{path} does not fit its config.json:\n  ' + '\n  '.join(differ[:20]))
+    more = f'; and {len(differ) - 20} more' if differ[20:] else ''
+    raise UserError(f'{path} does not fit its config.json: {"; ".join(differ[:20])}{more}')
 
 
 def _read_labels(path: Path) -> tuple[str, ...]:

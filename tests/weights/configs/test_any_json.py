@@ -15,7 +15,7 @@ from xclip_jax.weights.configs import huggingface, open_clip, processor, tokeniz
 MISSING = object()
 VALUES = (
   None, True, False, 0, 1, -1, 10**9, 2**62, 10**400, float('inf'), float('nan'), 0.5, 1e9, 'text',
-  '', [], [1], [[]], {}, {'a': 1}, MISSING)
+  '', '\x1b[2J\x7f\n', [], [1], [[]], {}, {'a\x1b': 1}, MISSING)
 STATISTICS = [0.5, 0.25, 0.3]
 PROCESSOR = {
   'image_processor_type': 'VideoMAEImageProcessor', 'do_resize': True,
@@ -58,7 +58,7 @@ def check(read, content, least=1):
     try:
       read(changed)
     except UserError as error:
-      assert str(error).strip(), path
+      assert str(error).isprintable() and str(error), path            # one line, no escape codes
       refused += 1
     except Exception as error:
       raise AssertionError(f'{path}: {type(error).__name__}: {error}') from error

@@ -3,10 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
-from xclip_jax.errors import UserError
 from xclip_jax.text import vocabulary
 from xclip_jax.weights.configs import tokenizer_files
-from xclip_jax.weights.configs.section import Section, is_number, show
+from xclip_jax.weights.configs.section import Section, contradiction, is_number, show
 
 # field of XCLIPConfig -> (section, key, default) in config.json. The defaults are transformers':
 # files that it saves leave out what equals them.
@@ -142,7 +141,7 @@ def _check_sizes(
     if 'layer_norm_eps' in sections[name] and (not is_number(epsilon) or epsilon != _EPSILON):
       wrong.append(f'{name}.layer_norm_eps: {show(epsilon)}, only {_EPSILON} is supported')
   if wrong:
-    raise UserError(f'{sections[""].source} does not fit the weights:\n  ' + '\n  '.join(wrong))
+    raise contradiction(sections[''].source, wrong)
 
 
 def _check_rest(

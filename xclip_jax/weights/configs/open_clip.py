@@ -3,8 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from xclip_jax.errors import UserError
-from xclip_jax.weights.configs.section import Section, is_number, show
+from xclip_jax.weights.configs.section import Section, contradiction, is_number, show
 
 FILE = 'open_clip_config.json'
 _HEAD_WIDTH, _TEXT_HEADS, _EPSILON = 64, 8, 1e-5       # open_clip's defaults
@@ -133,4 +132,4 @@ def _check_sizes(sections: Mapping[str, Section], fields: Mapping[str, Any]) -> 
     if 'mlp_ratio' in section and not (is_number(ratio) and abs(ratio * width - mlp) < 1):
       wrong.append(f'{section.path("mlp_ratio")}: {show(ratio)}, {mlp} / {width} in the weights')
   if wrong:
-    raise UserError(f'{sections[""].source} does not fit the weights:\n  ' + '\n  '.join(wrong))
+    raise contradiction(sections[''].source, wrong)

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from xclip_jax import files
@@ -10,6 +10,7 @@ from xclip_jax.errors import UserError
 
 MOST = 1 << 20         # largest size that a field may have; the largest published model has 65,536
 _LONGEST = 80          # characters of a value that are shown in a message
+_MOST_NAMED = 20       # differences that are named in a message
 
 
 def read_json(path: files.AnyPath) -> dict[str, Any]:
@@ -43,12 +44,18 @@ def is_numbers(value: Any, count: int) -> bool:
 
 
 def show(value: Any) -> str:
-  """Returns a JSON value as a message shows it: in one line, and cut where it is long."""
+  """Returns a JSON value as a message shows it: in one line of ASCII, and cut where it is long."""
   try:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value).replace('\x7f', '\\u007f')
   except (TypeError, ValueError, RecursionError):
     text = type(value).__name__
   return text if len(text) <= _LONGEST else text[:_LONGEST - 3] + '...'
+
+
+def contradiction(source: str, wrong: Sequence[str]) -> UserError:
+  """Returns the error of a file that says other things than the weights; `wrong` names each."""
+  more = f'; and {len(wrong) - _MOST_NAMED} more' if wrong[_MOST_NAMED:] else ''
+  return UserError(f'{source} does not fit the weights: {"; ".join(wrong[:_MOST_NAMED])}{more}')
 
 
 class Section:
@@ -68,7 +75,8 @@ class Section:
     return key in self.content
 
   def path(self, key: str) -> str:
-    """Returns the dotted name of a field."""
+    """Returns the dotted name of a field, without characters that would move the cursor."""
+    key = show(key)[1:-1]
     return f'{self.name}.{key}' if self.name else key
 
   def refuse(self, key: str, wanted: str) -> UserError:
