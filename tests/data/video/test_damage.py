@@ -108,6 +108,15 @@ def test_frames_outside_of_the_damage_are_those_of_the_whole_file(whole, damaged
   np.testing.assert_array_equal(decode.read_video(path, lambda count: np.array([3, 12, 35])), want)
 
 
+def test_names_in_the_log_cannot_steer_a_terminal(damaged, caplog):
+  path = damaged([23], lambda content: bytes(len(content)), 'a\x1b[2J\nb\udce9.mp4')
+  with caplog.at_level(logging.WARNING):
+    decode.read_video(path, np.arange)
+  (record,) = caplog.records
+  assert r'a\x1b[2J\nb\xe9.mp4: 1 of' in record.getMessage()
+  assert record.getMessage().isprintable()
+
+
 def test_damage_is_logged_once_where_nobody_asks(damaged, caplog):
   path = damaged([23], lambda content: bytes(len(content)), 'logged.mp4')
   with caplog.at_level(logging.WARNING):

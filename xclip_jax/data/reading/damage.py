@@ -160,4 +160,6 @@ def tell(name: str, notes: list[Note], report: Report | None) -> None:
 
 @functools.lru_cache(4096)
 def _log_once(name: str, text: str) -> None:
-  _log.warning('%s', bad_files.escape_undecodable(f'{name}: {text}'))
+  line = bad_files.escape_undecodable(f'{name}: {text}')
+  # A name may hold line breaks and codes that steer a terminal.
+  _log.warning('%s', ''.join(x if x.isprintable() else ascii(x)[1:-1] for x in line))
