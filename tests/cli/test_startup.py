@@ -2,6 +2,7 @@
 
 import gc
 import importlib
+import logging
 import shutil
 import threading
 
@@ -171,3 +172,11 @@ def test_progress_without_a_terminal_is_a_line_an_interval(monkeypatch, capsys):
   monkeypatch.setattr(output, '_LINE_SECONDS', 60.0)
   assert list(output.show_progress('abc', unit='video')) == items
   assert capsys.readouterr().err == ''
+
+
+def test_warnings_are_said_whatever_level_another_library_has_set(monkeypatch, capsys):
+  monkeypatch.setattr(logging.root, 'level', logging.ERROR)          # absl's set_verbosity does it
+  logging.getLogger('xclip_jax.data').manager._clear_cache()
+  with startup.saying_warnings():
+    logging.getLogger('xclip_jax.data').warning('a video is damaged')
+  assert capsys.readouterr().err == 'xclip: a video is damaged\n'

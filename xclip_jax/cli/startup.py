@@ -54,11 +54,14 @@ def saying_warnings() -> Iterator[None]:
   logger, handler = logging.getLogger('xclip_jax'), Say()
   logger.addHandler(handler)
   propagated, logger.propagate = logger.propagate, False
+  level = logger.level
+  logger.setLevel(logging.WARNING)       # the root logger's may be higher: absl's of training is
   try:
     yield
   finally:
     logger.removeHandler(handler)
     logger.propagate = propagated
+    logger.setLevel(level)
 
 
 @contextlib.contextmanager
