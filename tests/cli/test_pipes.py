@@ -69,7 +69,8 @@ def folder(tmp_path_factory):
   ['classify', 'sample:ring', '--weights', 'toy', '--quiet'],
   pytest.param(['classify', 'sample:ring', '--weights', 'toy', '--quiet', '--csv', '-'],
                marks=pytest.mark.slow),
-  ['windows', 'sample:ring', '--weights', 'toy', '--quiet', '--every', '1'],
+  pytest.param(['windows', 'sample:ring', '--weights', 'toy', '--quiet', '--every', '1'],
+               marks=pytest.mark.slow),
 ], ids=lambda words: ' '.join(words[:2]) + (' csv' if '--csv' in words else ''))
 def test_answers_end_silently_without_a_reader(words, folder):
   words = [folder / word if word.endswith('.csv') or word == 'halves' else word for word in words]

@@ -70,7 +70,8 @@ def test_three_crops_of_a_video_are_the_references(name, tmp_path):
   assert np.ptp(logits, axis=0).max() > 2e-3                       # the crops differ
 
 
-@pytest.mark.parametrize('name', ['test_T8_n100', 'test_T8_n33', 'test_T16_n7'])
+@pytest.mark.parametrize('name', [
+  'test_T8_n100', 'test_T8_n33', pytest.param('test_T16_n7', marks=pytest.mark.slow)])
 def test_the_frames_of_a_video_are_the_references(name, tmp_path):
   T, count = (int(part[1:]) for part in name.split('_')[-2:])
   frames = np.random.default_rng(0).integers(0, 256, (count, 36, 40, 3), np.uint8)

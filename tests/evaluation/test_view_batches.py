@@ -110,6 +110,7 @@ def test_frame_orders_rearrange_frames_within_a_clip(root):
   np.testing.assert_array_equal(one, video[:, :1, ::-1])
 
 
+@pytest.mark.slow
 def test_a_scorer_scores_alike_at_any_batch_size_and_with_any_workers(root):
   some = evaluation(tiny.config(root))
   paths = PathSource(tuple(some.splits['val'].videos[row]['path'] for row in range(7)))

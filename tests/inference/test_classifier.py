@@ -83,6 +83,7 @@ def mixed():
   return [some_frames(i, n=2 + 3 * i, height=24 + 7 * i, width=80 - 3 * i) for i in range(10)]
 
 
+@pytest.mark.slow
 def test_half_the_numbers_give_nearly_the_same_answer_and_hold_no_more(
   run, classifier, monkeypatch
 ):

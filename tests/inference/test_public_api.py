@@ -54,6 +54,7 @@ def test_every_public_name_is_known_to_type_checkers():
   assert not typing.TYPE_CHECKING
 
 
+@pytest.mark.slow
 def test_the_example_of_the_help_runs():
   example = '\n'.join(
     line[2:] for line in xclip_jax.__doc__.splitlines() if line.startswith('  '))

@@ -102,6 +102,7 @@ def test_evaluations_compare_with_the_averages(root, model_and_params):
       row, mean(encode(write_prompts(texts, '{}', 16))), rtol=1e-4, atol=1e-6, err_msg=name)
 
 
+@pytest.mark.slow
 def test_a_classifier_averages_over_its_templates(model_and_params):
   model, params = model_and_params
   weights = classifier_lib.native.Weights(model.config, params)

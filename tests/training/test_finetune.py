@@ -86,6 +86,7 @@ def test_a_dry_run_says_what_would_be_done_and_does_nothing(place, tmp_path, cap
   assert not (tmp_path / 'out').exists()
 
 
+@pytest.mark.slow
 def test_several_labels_a_clip_are_learnt_and_measured_by_map(place, tmp_path, monkeypatch):
   tiny.draw_with_numpy(monkeypatch)                     # the given weights replace what is drawn
   rows = [f'{name}/{n}.mp4,{name};bright\n' for name in COLORS for n in range(4)]

@@ -224,6 +224,7 @@ def test_new_modules_have_the_references_distributions():
   np.testing.assert_allclose(flat['prompt/alpha'], 0.1)
 
 
+@pytest.mark.slow
 def test_an_open_clip_file_with_a_text_tower_of_its_own_is_the_same_clip():
   case = Case('A_T4')
   a, b = (apply.to_state_dict(case.params, dialect) for dialect in ('openai', 'open_clip'))
