@@ -185,6 +185,7 @@ def same(folder, other):
   return read(other)['options']
 
 
+@pytest.mark.slow
 def test_batches_and_threads_change_nothing(root, supervised, evaluate, tmp_path):
   evaluate('supervised', root / 'val.csv', '--batch-size', 4, '--threads', 1)
   assert same(supervised, tmp_path / 'out')['batch_size'] == 4
@@ -241,6 +242,7 @@ def test_zero_shot_takes_both_published_formats_of_lists(root, evaluate, tmp_pat
   assert {'predictions_1.npz', 'predictions_2.npz', 'confusion_1.png', 'confusion_2.png'} <= files
 
 
+@pytest.mark.slow
 def test_base_and_novel_classes_give_a_harmonic_mean(root, evaluate, tmp_path, capsys):
   halves = tmp_path / 'halves'
   assert main.main(['data', 'base-novel', str(root / 'val.csv'), '-o', str(halves)]) == 0

@@ -130,6 +130,7 @@ def test_a_scorer_scores_alike_at_any_batch_size_and_with_any_workers(root):
     np.testing.assert_allclose(logits, found[0][0], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_very_many_texts_are_scored_as_few_are(root, monkeypatch):
   some = evaluation(tiny.config(root))
   paths = PathSource(tuple(some.splits['val'].videos[row]['path'] for row in range(3)))
@@ -165,7 +166,8 @@ def test_the_report_reads_the_clips_that_it_shows(root, monkeypatch):
   assert [clip.label for clip in clips] == labels
 
 
-@pytest.mark.parametrize(('clips', 'decoded'), [(1, 41 + 13), (2, 2 * 41 + 13)])
+@pytest.mark.parametrize(('clips', 'decoded'), [
+  pytest.param(1, 41 + 13, marks=pytest.mark.slow), (2, 2 * 41 + 13)])
 def test_orders_of_frames_are_compared_on_one_view_and_the_rest_is_of_all(
     root, tmp_path, monkeypatch, clips, decoded):
   found = evaluation(tiny.config(root, eval__clips=clips, report=False))

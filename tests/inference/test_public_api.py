@@ -85,7 +85,7 @@ def test_preprocess_gives_the_clip_that_classify_looks_at(model, weights):
     model.preprocess('missing.mp4')
 
 
-@pytest.mark.parametrize('dtype', ['float32', 'bfloat16', 'int8'])
+@pytest.mark.parametrize('dtype', ['float32', pytest.param('bfloat16', marks=pytest.mark.slow), 'int8'])
 def test_saved_weights_are_the_ones_that_were_opened_whatever_the_dtype(weights, tmp_path, dtype):
   folder = native.save(tmp_path / 'first', weights)
   opened = xclip_jax.load(folder, dtype=dtype)
@@ -122,6 +122,7 @@ def test_a_template_given_to_load_replaces_the_stored_one(weights, tmp_path):
     bare.embed_text(['a video of a dog']), stored.embed_text(['a dog']))
 
 
+@pytest.mark.slow
 def test_init_builds_a_model_from_a_config_or_a_published_name(monkeypatch):
   net, params = xclip_jax.init(CONFIG, jax.random.key(0))
   assert net == xclip_jax.XCLIP(CONFIG)

@@ -157,8 +157,9 @@ def _rounded(kernel):
   return np.round(kernel / scale) * scale
 
 
-@pytest.mark.parametrize('qkv_bias', [True, False])
-@pytest.mark.parametrize('causal', [False, True])
+@pytest.mark.parametrize(('causal', 'qkv_bias'), [
+  (True, False), *(pytest.param(*x, marks=pytest.mark.slow) for x in (
+    (False, False), (False, True), (True, True)))])
 def test_heads_a_few_at_a_time_are_all_at_once(causal, qkv_bias):
   """Two heads of 64 fill the lanes of a TPU; four heads are two products for each map."""
   rng = np.random.default_rng(0)

@@ -208,7 +208,8 @@ def test_remat_changes_no_gradient(name, remat):
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6, rtol=1e-4), plain, saved)
 
 
-@pytest.mark.parametrize('residual', ['float32', 'bfloat16'])
+@pytest.mark.parametrize('residual', [
+  'float32', pytest.param('bfloat16', marks=pytest.mark.slow)])
 @pytest.mark.parametrize('case', [
   CASES[0], *(pytest.param(x, marks=pytest.mark.slow) for x in CASES[1:])], indirect=True)
 def test_bfloat16_stays_near_float32(case, residual):

@@ -130,6 +130,7 @@ def without(*parts):
   return config, tree_names.unflatten({k: params[k] for k in kept})
 
 
+@pytest.mark.slow
 def test_without_messages_frames_do_not_see_each_other():
   video, other = random_video(), random_video()
   other[:, 0] = 0
@@ -190,6 +191,7 @@ def test_formats_of_xclip_refuse_a_model_without_some_parts(dialect, parts):
     apply.to_state_dict(params, dialect)
 
 
+@pytest.mark.slow
 def test_weights_of_clip_are_completed_by_the_parts_that_are_wanted(clip_file):
   config = dataclasses.replace(ALL, mit=False)
   weights = hub.read(clip_file[0], num_frames=3, new_modules=config)
@@ -237,6 +239,7 @@ def test_no_patch_is_left_out_of_an_evaluation():
   jax.tree.map(np.testing.assert_array_equal, left, right)
 
 
+@pytest.mark.slow
 def test_training_sees_the_patches_that_are_left_and_no_others():
   """Changes the pixels of all dropped patches and expects the same numbers."""
   config = dataclasses.replace(ALL, patch_dropout=0.5)

@@ -91,6 +91,7 @@ def test_operations_are_the_papers(variant, frames, published):
   assert 0.965 * published < counted < published
 
 
+@pytest.mark.slow
 def test_the_program_does_no_more_than_the_operations_counted_by_hand():
   """B/32 at its size: what is counted is what XLA compiles, within 2 %."""
   c = make_config('B/32')

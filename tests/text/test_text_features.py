@@ -146,6 +146,7 @@ def test_four_micro_batches_encode_texts_as_often_as_one(monkeypatch):
   assert 0.95 < four / once < 1.1, (once, four)
 
 
+@pytest.mark.slow
 def test_rows_added_to_divide_are_gone():
   _, model, params, _ = setting(1)
   got = jax.jit(lambda params, ids: text_features.encode(model, params, ids))(params, IDS[:5])

@@ -90,6 +90,7 @@ def test_groups_differ_in_coin_and_box_and_their_frames_do_not():
   assert len({box for pasted, box in found if pasted}) >= 2 and (False, None) in found
 
 
+@pytest.mark.slow
 def test_a_group_draws_by_its_number_whatever_follows():
   """Neither the batch size nor other groups move a draw."""
   few, many = shares(16, BOTH, 3), shares(64, BOTH, 3)

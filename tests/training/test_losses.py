@@ -95,6 +95,7 @@ def test_targets_follow_the_share_of_pixels():
       np.testing.assert_allclose(mean, np.asarray(targets) @ np.arange(6), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_each_way_of_blending_can_be_switched_off(batch):
   video, targets = batch
   off = losses.Blending(0.0, 0.0, 0.5)

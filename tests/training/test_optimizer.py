@@ -139,6 +139,7 @@ def test_freezing_everything_is_an_error(case):
     optimizer.make(recipe(groups=(('.*', 0.0),)), case.params, STEPS, WARMUP)
 
 
+@pytest.mark.slow
 def test_frozen_gradients_do_not_count_in_the_clipped_norm(case):
   tx, _ = optimizer.make(
     recipe(lag_steps=0, clip_norm=1.0), case.params, STEPS, 0, freeze_text=True

@@ -82,6 +82,7 @@ def test_a_run_starts_from_clip_with_new_modules_of_its_own_size(root, tmp_path)
   assert run_lib.run(config, tmp_path / 'run')['val/evaluated'] == 41
 
 
+@pytest.mark.slow
 def test_weights_that_are_not_there_are_told_by_the_field(root, tmp_path):
   config = tiny.config(root, train__init_from=str(tmp_path / 'nothing'))
   with pytest.raises(ValueError, match=r'config\.train\.init_from: .*nothing.*is not there'):

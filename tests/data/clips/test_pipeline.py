@@ -359,6 +359,7 @@ def test_a_killed_main_process_leaves_nothing_behind(good, tmp_path, how):
   assert wait_until(lambda: not ours.intersection(os.listdir('/dev/shm')))
 
 
+@pytest.mark.slow
 def test_leaving_without_closing_is_quiet(good, tmp_path):
   folder = os.path.dirname(good[0]['path'])
   with main_process(folder, tmp_path / 'run.py', 'leave') as (process, worker):

@@ -48,7 +48,7 @@ def prepared(store, tmp_path_factory):
 
 
 @pytest.mark.parametrize('way, status', [
-  (signal.SIGKILL, -9), (signal.SIGTERM, 143),
+  (signal.SIGKILL, -9), pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
   pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)])
 def test_a_run_that_is_ended_goes_on_where_it_was(store, prepared, tmp_path, way, status):
   process = start(store, tmp_path)
