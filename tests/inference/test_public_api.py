@@ -85,7 +85,8 @@ def test_preprocess_gives_the_clip_that_classify_looks_at(model, weights):
     model.preprocess('missing.mp4')
 
 
-@pytest.mark.parametrize('dtype', ['float32', pytest.param('bfloat16', marks=pytest.mark.slow), 'int8'])
+@pytest.mark.parametrize('dtype', [
+  'float32', pytest.param('bfloat16', marks=pytest.mark.slow), 'int8'])
 def test_saved_weights_are_the_ones_that_were_opened_whatever_the_dtype(weights, tmp_path, dtype):
   folder = native.save(tmp_path / 'first', weights)
   opened = xclip_jax.load(folder, dtype=dtype)
