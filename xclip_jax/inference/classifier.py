@@ -2,8 +2,6 @@
 
   model = xclip_jax.load('runs/demo')
   print(model.classify('clip.mp4', ['a dog running', 'a cat asleep']))
-
-The command `xclip classify` does the same.
 """
 
 import contextlib

@@ -1,4 +1,4 @@
-"""Which vocabularies the tokenizer can write texts for: CLIP's, and CLIP's with tokens added."""
+"""Checks of vocabularies: the tokenizer writes texts for CLIP's, also with tokens added."""
 
 from xclip_jax.errors import UserError
 

@@ -1,4 +1,4 @@
-"""What was lost of a damaged video: counted while it is decoded, and put into words.
+"""Counts of what a damaged video has lost, made while it is decoded, and their wording.
 
 Everywhere what can be decoded is used. A packet that gives no frame is left out, a torn last packet
 is not a frame, and a frame that the decoder has repaired (concealed) counts as one.

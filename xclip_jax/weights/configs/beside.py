@@ -1,4 +1,4 @@
-"""Which file of a folder holds the weights, and which JSON files beside it describe them."""
+"""Choice of the weight file in a folder, and of the JSON files beside it that describe it."""
 
 import re
 from collections.abc import Callable, Collection

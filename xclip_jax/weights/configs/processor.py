@@ -1,4 +1,4 @@
-"""How frames become input, from the JSON that Hugging Face's image processors save."""
+"""Preprocessing of frames, read from the JSON that Hugging Face's image processors save."""
 
 from collections.abc import Mapping
 from pathlib import Path

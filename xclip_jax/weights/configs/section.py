@@ -1,4 +1,4 @@
-"""One object of a JSON file, whose fields are read by type; no field is skipped unseen."""
+"""Objects of a JSON file, whose fields are read by type; no field is skipped unseen."""
 
 import json
 import math

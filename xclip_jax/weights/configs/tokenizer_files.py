@@ -1,4 +1,4 @@
-"""Whether the tokenizer files beside weights are those of CLIP's tokenizer."""
+"""Checks of the tokenizer files beside weights: they must be those of CLIP's tokenizer."""
 
 from collections.abc import Mapping
 from pathlib import Path
