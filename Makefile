@@ -1,6 +1,6 @@
 # Each command makes .venv if there is none, installs what it needs into it, and runs.
 #   make demo        trains a small X-CLIP on rendered videos and writes runs/demo/report
-#   make test        what a change must pass: every promise, in about 10 minutes on 2 cores
+#   make test        what a change must pass: every promise, in about 6 minutes on 2 cores
 #   make test-all    the same and the slow proofs; with PyTorch installed also the parity tests
 #   make lint types docs coverage
 # The newest Python that is tested; one that only pyenv knows counts, too.

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from xclip_jax.errors import UserError
-from xclip_jax.text import tokenizer
 from xclip_jax.weights.configs.section import Section, read_json, show
 
 FILES = ('tokenizer_config.json', 'vocab.json', 'tokenizer.json')
@@ -30,6 +29,7 @@ def check(folder: Path) -> None:
 
 def _compare(file: str, ids: Mapping[str, Any]) -> None:
   """Raises UserError unless every token of CLIP's has CLIP's id."""
+  from xclip_jax.text import tokenizer  # its libraries are missing on a bare machine
   _, _, wanted = tokenizer.vocabulary()
   differing = ((token, i) for token, i in wanted.items() if ids.get(token) != i)
   token, number = next(differing, (None, 0))
