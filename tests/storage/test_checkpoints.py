@@ -2,6 +2,7 @@
 
 import pathlib
 import random
+import threading
 
 import jax
 import numpy as np
@@ -100,3 +101,33 @@ def test_no_changed_bit_is_read_as_if_nothing_were(saved, tmp_path):
       refused += 1
     file.write_bytes(before)
   assert refused >= 4                      # of the rest nothing is read
+
+
+class ReadLate(list):
+  """Rows that a thread other than the main one reads only after `changed` is set."""
+
+  changed = threading.Event()
+
+  def __iter__(self):
+    if threading.current_thread() is not threading.main_thread():
+      assert self.changed.wait(30)
+    return super().__iter__()
+
+  def __deepcopy__(self, memo):
+    return list(super().__iter__())
+
+
+def test_a_checkpoint_holds_the_numbers_of_its_step_though_the_run_changes_them_at_once(
+  saved, tmp_path
+):
+  """On a slow store the next log row, or broken video, comes before the JSON is written."""
+  drawn, abstract, places = saved
+  rows, bad_files = ReadLate([{'loss': 1.0}]), {'3': 'cut off'}
+  with Checkpoints(tmp_path) as checkpoints:
+    checkpoints.save(1, drawn, {'window': rows, 'bad_files': bad_files})
+    rows.append({'loss': 2.0})
+    bad_files['4'] = 'lost'
+    rows.changed.set()
+    checkpoints.wait()
+    _, host = checkpoints.restore(1, abstract, places)
+  assert host == {'window': [{'loss': 1.0}], 'bad_files': {'3': 'cut off'}}

@@ -1,5 +1,6 @@
 """Checkpoints of a run, written by Orbax in the background and checked when they are read."""
 
+import copy
 import itertools
 import shutil
 import sys
@@ -78,9 +79,10 @@ class Checkpoints:
     if step in self._manager.all_steps():
       return
     self._check_space(state)
+    # Orbax writes in a thread of its own, while the run goes on to change what it gave.
+    host = copy.deepcopy(host) | {'sums': _sums(state)}
     args = ocp.args.Composite(
-      state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host | {'sums': _sums(state)})
-    )
+      state=ocp.args.StandardSave(state), host=ocp.args.JsonSave(host))
     self._monitor.note_save()
     metrics = None if metric is None else {'top1': metric}      # the key on disk for any metric
     self._guard(lambda: self._manager.save(step, args=args, metrics=metrics))
