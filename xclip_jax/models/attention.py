@@ -8,6 +8,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Float
 
 from xclip_jax.models.matmul import AnyArray, custom_vjp, einsum, softmax
+from xclip_jax.parallel import platforms
 from xclip_jax.parallel.mesh import is_single_device
 
 
@@ -77,7 +78,7 @@ def _attend_single_device(
   query: AnyArray, key: AnyArray, value: AnyArray, bias: AnyArray | None, causal: bool
 ) -> AnyArray:
   """Attends as `_attend_generic`; one device may flatten the axes that a mesh would split."""
-  return jax.lax.platform_dependent(
+  return platforms.by_platform(
     query, key, value, bias, cpu=functools.partial(_attend_on_cpu, causal=causal),
     default=functools.partial(_attend_generic, causal=causal))
 

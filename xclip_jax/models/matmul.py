@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.ad_checkpoint import checkpoint_name
 
+from xclip_jax.parallel import platforms
+
 if TYPE_CHECKING:
   AnyArray = jax.Array
 else:
@@ -52,7 +54,7 @@ def _save_in_low_precision(x: AnyArray) -> AnyArray:
   barrier = jax.lax.optimization_barrier
   if x.dtype == jnp.float32:
     return x
-  return jax.lax.platform_dependent(x, cuda=barrier, rocm=barrier, default=lambda x: x)
+  return platforms.by_platform(x, cuda=barrier, rocm=barrier, default=lambda x: x)
 
 
 def _einsum_bwd(spec, operands, g):
@@ -60,7 +62,7 @@ def _einsum_bwd(spec, operands, g):
   lhs, rhs, out = spec.replace('->', ',').split(',')
   g = g.astype(a.dtype)
   da = einsum(f'{out},{rhs}->{lhs}', g, b)
-  db = jax.lax.platform_dependent(
+  db = platforms.by_platform(
     a, g, cpu=functools.partial(_kernel_gradient_on_cpu, lhs, rhs, out),
     default=functools.partial(einsum, f'{lhs},{out}->{rhs}'))
   return da.astype(a.dtype), db.astype(b.dtype)

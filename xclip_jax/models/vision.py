@@ -19,6 +19,7 @@ from xclip_jax.models.layers import (
   uniform,
 )
 from xclip_jax.models.matmul import AnyArray, einsum
+from xclip_jax.parallel import platforms
 from xclip_jax.parallel.mesh import shard_batch
 
 
@@ -30,7 +31,7 @@ def embed_patches(
 
   The convolution is one matrix product, except on TPU, where that would first move every pixel.
   """
-  return jax.lax.platform_dependent(
+  return platforms.by_platform(
     frames, kernel, tpu=_embed_by_convolution, default=_embed_by_product)
 
 
@@ -47,7 +48,7 @@ def _embed_by_convolution(frames, kernel):
   y = jax.lax.conv_general_dilated(
     frames, kernel, kernel.shape[:2], 'VALID', dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
     precision=precision, preferred_element_type=jnp.float32)
-  return y.reshape(len(frames), -1, kernel.shape[-1])
+  return y.reshape(frames.shape[0], -1, kernel.shape[-1])
 
 
 embed_patches.defvjp(          # JAX has no gradient of a convolution that accumulates in float32

@@ -143,7 +143,7 @@ class XCLIP(nn.Module):
     if not isinstance(video, VideoFeatures):
       video = self.encode_video(video, deterministic)
     text_features = text_features.astype(jnp.float32)
-    B = len(video.video_features)
+    B = video.video_features.shape[0]
     conditioned = jnp.broadcast_to(text_features, (B, *text_features.shape))
     if self.config.prompt:
       assert video.patch_features is not None
