@@ -1,0 +1,1 @@
+"""How does a model run where this package is not? Graphs of StableHLO and ONNX, with proof."""
