@@ -59,6 +59,12 @@ def test_blocks_at_computed_positions():
               *((x, np.array(at, np.int32)) for at in (0, 2, 9)))
 
 
+def test_equal_elements_keep_their_order_in_a_sort():
+  x = RNG.integers(0, 4, (3, 6, 2)).astype(np.int32)
+  assert_same(lambda x: (jnp.argsort(x, axis=1), jnp.sort(x, axis=1), jnp.sort(x * 0.5, axis=0)),
+              (x,), (x[:2],), free='B')
+
+
 def test_several_blocks_are_refused():
   with pytest.raises(NotImplementedError, match='gather reads blocks'):
     convert(lambda x, at: lax.gather(

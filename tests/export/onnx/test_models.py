@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 
 import xclip_jax
+from xclip_jax.export import pixels
 from xclip_jax.export.onnx.convert import save, to_model
 from xclip_jax.export.onnx.values import Value
 from xclip_jax.models.xclip import XCLIP, VideoFeatures, class_probabilities
+from xclip_jax.weights.native import Preprocess
 
 RNG = np.random.default_rng(0)
 
@@ -84,6 +86,19 @@ def test_the_scores_of_the_toy_model_are_jax_s_for_every_number_of_videos_and_te
     expected, = compiled('score')(*arrays)
     result, = conversion.run(loaded, *arrays)
     np.testing.assert_allclose(result, expected, atol=1e-5 * float(expected.max()))
+
+
+@pytest.mark.parametrize(('resize', 'share'), [('opencv', 0.0), ('pillow', 0.002)])
+def test_frames_of_any_size_are_resized_to_the_same_pixels(resize, share):
+  # Pillow's weights are quotients of float32 numbers, which compilers round in their own ways.
+  function = lambda x: (pixels.resize_and_crop(x, Preprocess(filter=resize), 16),)
+  loaded = conversion.session(to_model(
+    function, [Value('frames', ('B', 'T', 'H', 'W', 3), 'uint8')], ['pixels']))
+  for shape in ((2, 1, 37, 90), (1, 3, 40, 20)):
+    frames = RNG.integers(0, 256, (*shape, 3)).astype(np.uint8)
+    result, expected = conversion.run(loaded, frames)[0], jax.jit(function)(frames)[0]
+    difference = np.abs(result - expected)
+    assert difference.max() <= 1 and (difference > 0).mean() <= share
 
 
 def test_layers_become_the_operators_that_runtimes_know():

@@ -157,4 +157,18 @@ def _fill(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
   return graph.constant(np.asarray(value, x.dtype))
 
 
-HANDLERS: dict[str, Callable] = {'gather': _gather, 'dynamic_slice': _dynamic_slice}
+def _sort(graph: Graph, eqn: Any, *operands: Tensor) -> list[Tensor]:
+  """Sorts by the first operand; TopK leaves equal elements in their order, as a stable sort."""
+  if eqn.params['num_keys'] != 1:
+    raise unsupported(eqn, 'has several keys')
+  axis, shape = eqn.params['dimension'], eqn.invars[0].aval.shape
+  operands = tuple(graph.expand(x, shape) for x in operands)
+  keys = graph.cast(operands[0], operands[0].arithmetic_dtype)
+  count = graph.sizes.shape((shape[axis],))
+  # TopK has outputs of two dtypes; only its indices are used.
+  _, order = graph.nodes('TopK', [keys, count], [shape, shape], np.int64, axis=axis, largest=0)
+  return [graph.node('GatherElements', [x, order], shape, x.dtype, axis=axis) for x in operands]
+
+
+HANDLERS: dict[str, Callable] = {'gather': _gather, 'dynamic_slice': _dynamic_slice,
+                                'sort': _sort}
