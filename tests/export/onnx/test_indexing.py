@@ -65,6 +65,20 @@ def test_equal_elements_keep_their_order_in_a_sort():
               (x,), (x[:2],), free='B')
 
 
+def test_elements_are_written_at_indices():
+  def function(x, into):
+    rows = jnp.arange(x.shape[0])[:, None]
+    return (x.at[rows, into].add(x[:, :2]), x.at[rows, :, into].set(7), x.at[:, 1::2].set(3),
+            x.at[:, into[0, 0]].set(5))
+  calls = [(RNG.standard_normal((B, 4, 3)).astype(np.float32),
+            RNG.integers(0, 3, (B, 2)).astype(np.int32)) for B in (2, 3)]
+  into = calls[0][1]
+  into[:, 1] = (into[:, 0] + 1) % 3          # equal ones would be written in any order
+  calls[1][1][:, 1] = calls[1][1][:, 0]
+  assert_same(lambda x, into: function(x, into)[:1], *calls, free='B,B')
+  assert_same(function, calls[0], free='B,B')
+
+
 def test_several_blocks_are_refused():
   with pytest.raises(NotImplementedError, match='gather reads blocks'):
     convert(lambda x, at: lax.gather(
