@@ -15,7 +15,7 @@ FOREIGN = {'torch', 'tensorflow', 'decord', 'transformers', 'configs', 'convert'
 # and what its own row lists to its right.
 FLOORS = (
   ('cli',),
-  ('planning',),
+  ('planning', 'export'),
   ('training',),
   ('inference', 'reports', 'evaluation'),
   ('weights',),
@@ -31,6 +31,9 @@ LIBRARIES = {
   'cli.commands.train': {'absl'},
   'cli.commands.videos.vector_files': {'numpy', 'pyarrow'},
   'planning': {'jax', 'numpy', 'optax'},
+  'export': {'jax', 'numpy', 'onnxruntime'},
+  'export.onnx': {'jax', 'numpy', 'onnx'},
+  'export.scripts': {'jax', 'numpy', 'onnxruntime'},
   'training': {'jax', 'jaxtyping', 'matplotlib', 'numpy', 'optax', 'tqdm'},
   'inference': {'cv2', 'jax', 'numpy'},
   'reports': {'jax', 'matplotlib', 'numpy'},

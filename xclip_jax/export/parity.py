@@ -249,9 +249,10 @@ def report(
     f'{row.logits:.1e} | {row.same_top1} of {row.videos} |' for row in rows]
   lines += [
     '', f'One clip of {_TIMED[0]} x {_TIMED[1]} frames and 5 texts, from frames to logits; each '
-    f'runtime in a process of its own, in turn, twice, the better one; {os.cpu_count()} CPUs. Other '
-    'programs on the machine disturb these numbers.', '',
-    '| runtime | first answer | later ones | beside xclip-jax | peak memory |', '|---|---|---|---|---|']
+    f'runtime in a process of its own, in turn, twice, the better one; {os.cpu_count()} CPUs. '
+    'Other programs on the machine disturb these numbers.', '',
+    '| runtime | first answer | later ones | beside xclip-jax | peak memory |',
+    '|---|---|---|---|---|']
   ours = timings[0]
   lines += [
     f'| {x.runtime.replace("ours", "xclip-jax")} | {x.first:.1f} s | {x.seconds * 1e3:.0f} ms | '

@@ -3,9 +3,8 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
-
 from conversion import assert_same, convert
+from jax import lax
 
 RNG = np.random.default_rng(0)
 FRAMES = RNG.integers(0, 256, (2, 3, 7, 5, 3)).astype(np.uint8)
@@ -30,7 +29,7 @@ def test_what_lies_outside_is_filled_or_clipped_as_in_jax():
 def test_rows_and_columns_are_taken_by_index():
   def function(x):
     H, W = x.shape[2:4]
-    rows, columns = (((2 * jnp.arange(4) + 1) * size // 8 for size in (H, W)))
+    rows, columns = ((2 * jnp.arange(4) + 1) * size // 8 for size in (H, W))
     taken = jnp.take(jnp.take(x, rows, axis=2, mode='clip'), columns, axis=3, mode='clip')
     return taken, x[:, 0], x[:, :, -1], x[:, -1:], x[:, :, 1:3], jnp.take(x, rows[1], axis=2)
   assert_same(function, (FRAMES,), (LARGER,), free='BTHW')

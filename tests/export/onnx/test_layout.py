@@ -4,9 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax import lax
-
 from conversion import assert_same, convert, run, session
+from jax import lax
 
 RNG = np.random.default_rng(0)
 

@@ -3,11 +3,11 @@
 import dataclasses
 import functools
 
+import conversion
 import jax
 import numpy as np
 import pytest
 
-import conversion
 import xclip_jax
 from xclip_jax.export.onnx.convert import save, to_model
 from xclip_jax.export.onnx.values import Value
