@@ -53,6 +53,7 @@ LIBRARIES = {
   'data.tools.tfds_videos': {
     'absl', 'apache_beam', 'av', 'cv2', 'etils', 'numpy', 'tensorflow_datasets'},
   'data.tools.tfds_build': {'absl', 'apache_beam', 'tensorflow_datasets'},
+  'export.tokenizer_json': {'ftfy', 'regex'},
   'text.tokenizer': {'ftfy', 'numpy', 'regex'},
   'compilation_cache': {'jax'},
   'config': {'absl', 'ml_collections'},

@@ -13,7 +13,9 @@ import pytest
 import tiny
 from xclip_jax.cli import main
 from xclip_jax.errors import UserError
-from xclip_jax.export import exported, folder, graphs, manifest, parity, runtimes
+from xclip_jax.export import exported, folder, manifest, runtimes
+from xclip_jax.export.graphs import pixels
+from xclip_jax.export.proof import parity
 from xclip_jax.inference import classifier as classifier_lib
 from xclip_jax.models.config import make_config
 from xclip_jax.text.tokenizer import Tokenizer
@@ -106,12 +108,28 @@ def test_the_manifest_says_what_is_in_the_folder(model, classifier):
   assert content['stablehlo']['platforms'] == ['cpu', 'cuda', 'tpu']
   assert content['stablehlo']['expires'] > content['created'][:10]
   held = {x.name for x in model.iterdir()}
-  assert held == {*content['files'], 'manifest.json', 'parity.md'}
+  assert held == {*content['files'], 'manifest.json', 'parity.md', *['triton'] * HAS_ONNX}
   assert all(graph[target] in held for graph in content['graphs'].values() for target in TARGETS)
   proof = (model / 'parity.md').read_text()
   assert '75 x 133, B = 2, K = 3 | stablehlo | 0 |' in proof
   assert not any(str(path) in content_of for path in (model, pathlib.Path.home())
                  for content_of in ((model / 'manifest.json').read_text(), proof))
+
+
+def test_triton_takes_its_configuration(model, tmp_path):
+  """Parsed by the message that Triton's own client has for it."""
+  pytest.importorskip('google.protobuf')
+  message = pytest.importorskip('tritonclient.grpc.model_config_pb2').ModelConfig
+  from google.protobuf import text_format
+
+  for name, graph in manifest.read(model)['graphs'].items():
+    config = text_format.Parse((model / 'triton' / name / 'config.pbtxt').read_text(), message())
+    assert config.name == name and config.platform == 'onnxruntime_onnx'
+    assert config.max_batch_size == 0
+    for found, wanted in ((config.input, graph['inputs']), (config.output, graph['outputs'])):
+      assert [port.name for port in found] == [port['name'] for port in wanted]
+      assert [list(port.dims) for port in found] == [
+        [-1 if isinstance(size, str) else size for size in port['shape']] for port in wanted]
 
 
 @pytest.mark.slow
@@ -156,8 +174,8 @@ def test_models_without_prompts_or_of_several_templates_are_exported(tmp_path, c
 
 def test_a_graph_that_is_not_equal_is_not_written(tmp_path, monkeypatch):
   few(monkeypatch)
-  resize = graphs.pixels.resize_and_crop
-  monkeypatch.setattr(graphs.pixels, 'resize_and_crop', lambda frames, *rest: resize(
+  resize = pixels.resize_and_crop
+  monkeypatch.setattr(pixels, 'resize_and_crop', lambda frames, *rest: resize(
     frames[:, :, ::-1], *rest))                            # upside down
   with pytest.raises(UserError, match=r'not equal to the model: logits of stablehlo differ by'):
     folder.export(draw(**tiny.FEWER), tmp_path / 'model', folder.ExportOptions(('stablehlo',)))

@@ -10,7 +10,7 @@ import numpy as np
 
 from xclip_jax.errors import UserError
 from xclip_jax.export import manifest as manifest_lib
-from xclip_jax.export import stablehlo
+from xclip_jax.export.graphs import stablehlo
 
 # Packages beyond those that xclip-jax itself needs.
 NEEDS = {'stablehlo': ('flatbuffers',), 'onnx': ('onnx', 'onnxruntime')}

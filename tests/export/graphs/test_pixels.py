@@ -8,7 +8,7 @@ import pytest
 
 from xclip_jax.data.clips.augment import EvalTransform
 from xclip_jax.errors import UserError
-from xclip_jax.export import pixels
+from xclip_jax.export.graphs import pixels
 from xclip_jax.parallel import platforms
 from xclip_jax.weights.native import Preprocess
 
