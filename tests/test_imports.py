@@ -182,6 +182,8 @@ def test_every_library_that_is_imported_is_declared():
       allowed |= extras['beam']
     if path.stem in ('vector_files', 'tables'):    # likewise
       allowed |= extras['parquet']
+    if 'export' in path.relative_to(ROOT).parts:     # likewise
+      allowed |= extras['export']
     if path.stem == 'files':           # likewise
       allowed |= extras['gcs']
     if place == 'benchmarks':          # measured where somebody has installed them

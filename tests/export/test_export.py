@@ -118,10 +118,8 @@ def test_the_manifest_says_what_is_in_the_folder(model, classifier):
 
 def test_triton_takes_its_configuration(model, tmp_path):
   """Parsed by the message that Triton's own client has for it."""
-  pytest.importorskip('google.protobuf')
+  text_format = pytest.importorskip('google.protobuf.text_format')
   message = pytest.importorskip('tritonclient.grpc.model_config_pb2').ModelConfig
-  from google.protobuf import text_format
-
   for name, graph in manifest.read(model)['graphs'].items():
     config = text_format.Parse((model / 'triton' / name / 'config.pbtxt').read_text(), message())
     assert config.name == name and config.platform == 'onnxruntime_onnx'
