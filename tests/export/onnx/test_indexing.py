@@ -23,7 +23,8 @@ def test_what_lies_outside_is_filled_or_clipped_as_in_jax():
   assert_same(lambda ids: (jnp.take(TABLE, ids, axis=0), jnp.take(TABLE, ids, axis=0, mode='clip'),
                            jnp.take(jnp.arange(10), ids, mode='fill'),
                            jnp.asarray(TABLE).at[ids, ids].get(mode='fill')), (ids,), free='B')
-  assert_same(lambda x: jnp.take(x, jnp.array([0, 7, -1]), axis=0), (TABLE,), (TABLE[:5],), free='B')
+  assert_same(lambda x: jnp.take(x, jnp.array([0, 7, -1]), axis=0), (TABLE,), (TABLE[:5],),
+              free='B')
 
 
 def test_rows_and_columns_are_taken_by_index():
@@ -51,10 +52,11 @@ def test_blocks_at_computed_positions():
     return (lax.dynamic_slice(x, (0, at, 0), (x.shape[0], 1, 2)), x[:, at], x[:, at, 1],
             lax.dynamic_index_in_dim(x, at, axis=1, keepdims=False))
   x = RNG.standard_normal((2, 5, 3)).astype(np.float32)
-  assert_same(function, (x, np.int32(1)), (x[:1], np.int32(4)), (x, np.int32(-2)),
-              (np.concatenate([x, x], 1), np.int32(7)), free='BH')
+  calls = [(x, 1), (x[:1], 4), (x, -2), (np.concatenate([x, x], 1), 7)]
+  assert_same(function, *((x, np.array(at, np.int32)) for x, at in calls), free='BH')
+  x = np.zeros((4, 3, 5), np.float32) + np.arange(5, dtype=np.float32)
   assert_same(lambda x, at: lax.dynamic_slice(x, (at, 0, at), (2, 3, 2)),
-              *((np.zeros((4, 3, 5), np.float32) + np.arange(5), np.int32(at)) for at in (0, 2, 9)))
+              *((x, np.array(at, np.int32)) for at in (0, 2, 9)))
 
 
 def test_several_blocks_are_refused():
