@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import xclip_jax
-from xclip_jax.export import pixels
+from xclip_jax.export.graphs import pixels
 from xclip_jax.export.onnx.convert import save, to_model
 from xclip_jax.export.onnx.values import Value
 from xclip_jax.models.xclip import XCLIP, VideoFeatures, class_probabilities
