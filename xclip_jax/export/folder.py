@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from xclip_jax import files
 from xclip_jax.errors import ExistsError, UserError
 from xclip_jax.export import manifest, runtimes, tokenizer_json, triton
@@ -16,6 +18,7 @@ from xclip_jax.export.proof import parity
 from xclip_jax.inference.classifier import Classifier
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.models.inference_options.quantisation import cast_for_inference
+from xclip_jax.parallel import tree_names
 from xclip_jax.text import vocabulary
 
 TARGETS = ('stablehlo', 'onnx', 'web')
@@ -59,7 +62,7 @@ def export(classifier: Classifier, folder: str | os.PathLike, options: ExportOpt
   features = classifier.embed_text(labels) if labels else None
   graphs = functions.make_graphs(weights, features)
   config = functions.portable_config(weights.config)
-  params = cast_for_inference(weights.params, config)
+  params = jax.device_put(cast_for_inference(weights.params, config))
   check_free = functools.partial(_check_free, overwrite=options.overwrite)
   with files.atomic_folder(folder, check_free) as temporary:
     for target in written:
@@ -134,11 +137,12 @@ def _write_stablehlo(folder: Path, graphs: tuple[functions.Graph, ...], params: 
 def _write_onnx(folder: Path, graphs: tuple[functions.Graph, ...], params: Any) -> None:
   from xclip_jax.export.onnx import convert
 
+  names = {id(x): name for name, x in tree_names.flatten(params).items()}
   for graph in graphs:
     model = convert.to_model(
       functools.partial(graph.function, params),
       [convert.Value(port.name, port.shape, port.dtype) for port in graph.inputs],
-      [port.name for port in graph.outputs])
+      [port.name for port in graph.outputs], names=names)
     convert.save(model, folder / (graph.name + manifest.SUFFIXES['onnx']))
   triton.write(folder, graphs)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import xclip_jax
+from xclip_jax.errors import UserError
 from xclip_jax.export.graphs import pixels
 from xclip_jax.export.onnx.convert import save, to_model
 from xclip_jax.export.onnx.values import Value
@@ -117,6 +118,13 @@ def test_a_bfloat16_model_becomes_a_float16_file_of_half_the_size():
   for result, want in zip(results, compiled('video')(*arrays), strict=True):
     assert result.dtype == np.float32
     np.testing.assert_allclose(result, want, atol=0.02 * float(abs(want).max()))
+
+
+def test_a_kernel_too_large_for_float16_is_refused_by_name():
+  kernel = jax.numpy.full((3, 2), 1e6, jax.numpy.bfloat16)
+  with pytest.raises(UserError, match='float16 cannot hold the values of the/kernel; export'):
+    to_model(lambda x: (x.astype(kernel.dtype) @ kernel,), [Value('x', ('B', 3), 'float32')], ['y'],
+             names={id(kernel): 'the/kernel'})
 
 
 def test_constants_have_the_names_that_the_caller_gives():

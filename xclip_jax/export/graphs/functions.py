@@ -104,7 +104,7 @@ def _encode(config: XCLIPConfig, preprocess: Preprocess, params: Any, frames: An
 
 
 def _video_features(config: XCLIPConfig, preprocess: Preprocess) -> Callable[..., Any]:
-  def function(params: Any, frames: jax.Array) -> tuple[jax.Array, ...]:
+  def function(params: Any, frames: jax.Array) -> tuple[Any, ...]:
     found = _encode(config, preprocess, params, frames)
     return (found.video_features, *([found.patch_features] if config.prompt else []))
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 
+from xclip_jax.errors import UserError
 from xclip_jax.export.onnx.sizes import Sizes
 from xclip_jax.export.onnx.values import (
   Shape,
@@ -72,7 +73,7 @@ class Graph:
     if value.dtype != dtype:
       value = value.astype(dtype)
       if dtype == np.float16 and not np.isfinite(value).all():
-        raise ValueError(f'float16 cannot hold the values of {label or "a constant"}')
+        raise UserError(f'float16 cannot hold the values of {label or "a kernel"}; export float32')
     return Tensor('', value.shape, dtype, value, label)
 
   def producer(self, tensor: Tensor, op: str) -> Node | None:

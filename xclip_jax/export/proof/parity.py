@@ -132,7 +132,7 @@ def _compare(
   video = run('video', case.frames)
   text, = run('text', case.token_ids)
   _, logits = run('score', *video, text)
-  pairs = [(video[0], output.video_features), (text, output.text_features)]
+  pairs: list[tuple[Any, Any]] = [(video[0], output.video_features), (text, output.text_features)]
   if patches is not None:
     pairs.append((video[1], patches))
   logits_of_ours = np.asarray(output.logits)

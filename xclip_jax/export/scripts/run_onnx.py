@@ -19,4 +19,4 @@ def run(name, *inputs):
 
 video = run('video', np.load(sys.argv[1]))
 probabilities, logits = run('score', *video, *run('text', np.load(sys.argv[2])))
-print(np.array2string(probabilities, precision=4, suppress_small=True))
+print(np.array2string(np.asarray(probabilities), precision=4, suppress_small=True))
