@@ -11,11 +11,20 @@ from collections.abc import Sequence
 
 import xclip_jax
 from xclip_jax.cli import options, output, startup
-from xclip_jax.cli.commands import convert, data, evaluation, finetune, plan, train, weights
+from xclip_jax.cli.commands import (
+  convert,
+  data,
+  evaluation,
+  export,
+  finetune,
+  plan,
+  train,
+  weights,
+)
 from xclip_jax.cli.commands.videos import classify, embed, windows
 
 COMMANDS = (
-  classify, embed, windows, train, finetune, evaluation, plan, weights, convert, data)
+  classify, embed, windows, train, finetune, evaluation, plan, weights, convert, export, data)
 
 # Arguments that are no paths; and paths that may be in a bucket.
 _TEXTS = ('labels', 'template', 'coordinator', 'more')

@@ -1,1 +1,1 @@
-"""What do other programs need to run our models? Graphs, a tokenizer and a web page."""
+"""How does a model run where this package is not? Graphs of StableHLO and ONNX, with proof."""

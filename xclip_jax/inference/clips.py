@@ -41,24 +41,30 @@ class ClipReader:
     Raises:
       VideoError: the file cannot be read, or the frames are not uint8 [F, H, W, 3].
     """
-    choose_frames = lambda count: sampling.test_indices(count, self.num_frames)
-    if isinstance(video, str | os.PathLike):
-      name = os.fspath(video)
-      frames = decode.read_video(
-        video, choose_frames, _SECONDS, square_pixels=self.preprocess.square_pixels)
-    else:
-      name, frames = 'a video given as frames', np.asarray(video)
-      if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:
-        raise VideoError(
-          f'{name} must be uint8 [F, H, W, 3] with values 0..255 (a list holds several videos), '
-          f'got {frames.dtype} {list(frames.shape)}')
-      frames = frames[choose_frames(len(frames))]
+    name, frames = self.read_frames(video)
     transform = augment.EvalTransform.of(self.preprocess, self.image_size)
     try:
       return transform(frames)
     except (cv2.error, MemoryError) as error:        # absurd picture sizes
       height, width = frames.shape[1:3]
       raise VideoError(f'{name}: cannot resize frames of {width} x {height} pixels') from error
+
+  def read_frames(self, video: Video) -> tuple[str, np.ndarray]:
+    """Reads the frames of the clip at their own size: the video's name, and uint8 [T, H, W, 3].
+
+    Raises:
+      VideoError: the file cannot be read, or the frames are not uint8 [F, H, W, 3].
+    """
+    choose_frames = lambda count: sampling.test_indices(count, self.num_frames)
+    if isinstance(video, str | os.PathLike):
+      return os.fspath(video), decode.read_video(
+        video, choose_frames, _SECONDS, square_pixels=self.preprocess.square_pixels)
+    name, frames = 'a video given as frames', np.asarray(video)
+    if frames.ndim != 4 or frames.shape[-1] != 3 or not frames.size or frames.dtype != np.uint8:
+      raise VideoError(
+        f'{name} must be uint8 [F, H, W, 3] with values 0..255 (a list holds several videos), '
+        f'got {frames.dtype} {list(frames.shape)}')
+    return name, frames[choose_frames(len(frames))]
 
   @contextlib.contextmanager
   def read_each(
@@ -90,3 +96,11 @@ class ClipReader:
       return self.read(video)
     except VideoError as error:
       return error
+
+
+class FrameReader(ClipReader):
+  """Reads the frames of clips at their own size, for graphs that resize them."""
+
+  def read(self, video: Video) -> np.ndarray:
+    """Returns the frames of the clip of a video, uint8 [T, H, W, 3]; VideoError as above."""
+    return self.read_frames(video)[1]

@@ -48,7 +48,7 @@ def classify(arguments: argparse.Namespace) -> int:
       for path in (arguments.csv, arguments.json)
     )
     table = output.Table(files) if '-' not in (arguments.csv, arguments.json) else None
-    classifier, times = inputs.open_classifier(arguments)
+    classifier, times = inputs.open_classifier(arguments, exports=True)
     labels = labels or inputs.stored_labels(classifier)
     results = zip(files, classifier.classify_each(files, labels, arguments.truncate), strict=True)
     results = output.show_progress(

@@ -13,19 +13,29 @@ from xclip_jax.errors import UserError
 NOT_FINITE = 'the model answers with NaN or infinity; its weights are damaged'
 
 
-def open_classifier(arguments: argparse.Namespace) -> tuple[Any, dict[str, float]]:
-  """Opens the weights.
+def open_classifier(
+  arguments: argparse.Namespace, exports: bool = False
+) -> tuple[Any, dict[str, float]]:
+  """Opens the weights, or an export of them.
+
+  Args:
+    arguments: of `options.add_model_options`, and `template`.
+    exports: whether the command can run the folder of an `xclip export`, too.
 
   Returns:
-    an `xclip_jax.Classifier`; and the seconds that importing and loading took.
+    an `xclip_jax.Classifier` or an `export.exported.ExportedModel`; and the seconds that importing
+    and loading took.
   """
   start = time.perf_counter()
   with startup.paused_collector():
     startup.prepare_compilation(arguments.quiet)
-    from xclip_jax.inference import classifier as classifier_lib
+    if exports and os.path.isfile(os.path.join(arguments.weights, 'manifest.json')):
+      from xclip_jax.export import exported as opener
+    else:
+      from xclip_jax.inference import classifier as opener
 
     imported = time.perf_counter()
-    classifier = classifier_lib.load(
+    classifier = opener.load(
       arguments.weights, template=arguments.template, **options.open_options(arguments))
   return classifier, {'import': imported - start, 'load': time.perf_counter() - imported}
 

@@ -1,0 +1,1 @@
+"""How does a traced function become an ONNX model? Primitive by primitive."""
