@@ -7,7 +7,6 @@ while they trace. The graphs of this package use few primitives, so that ours st
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 import numpy as np

@@ -89,8 +89,12 @@ def _log1p(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
 def _round(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
   if eqn.params['rounding_method'] == jax.lax.RoundingMethod.TO_NEAREST_EVEN:
     return graph.elementwise('Round', x)
-  size = graph.elementwise('Add', graph.elementwise('Abs', x), _like(graph, x, 0.5))
-  return graph.elementwise('Mul', graph.elementwise('Sign', x), graph.elementwise('Floor', size))
+  size = graph.elementwise('Abs', x)          # size + 1/2 would be rounded: it is no exact number
+  whole = graph.elementwise('Floor', size)
+  is_half = _compare('GreaterOrEqual', graph, eqn, graph.elementwise('Sub', size, whole),
+                     _like(graph, x, 0.5))
+  size = graph.elementwise('Add', whole, graph.cast(is_half, x.dtype))
+  return graph.elementwise('Mul', graph.elementwise('Sign', x), size)
 
 
 def _clamp(graph: Graph, eqn: Any, low: Tensor, x: Tensor, high: Tensor) -> Tensor:

@@ -10,7 +10,13 @@ import onnx
 
 from xclip_jax.export.onnx.sizes import Sizes
 from xclip_jax.export.onnx.values import (
-  Shape, Tensor, Value, broadcast_shape, is_static, onnx_dtype)
+  Shape,
+  Tensor,
+  Value,
+  broadcast_shape,
+  is_static,
+  onnx_dtype,
+)
 
 _FOLDED_AT_MOST = 1 << 16
 
@@ -44,7 +50,7 @@ class Graph:
     self._origins: dict[str, tuple[Tensor, int]] = {}
     self.sizes = Sizes(self, self._origins)
 
-  # --- arrays --------------------------------------------------------------------------------------
+  # --- arrays -----------------------------------------------------------------------------------
   def input(self, value: Value, shape: Shape) -> Tensor:
     """Adds an input; shape has the symbolic sizes of value's names."""
     tensor = Tensor(value.name, tuple(shape), self.dtype(value.dtype))
@@ -73,7 +79,7 @@ class Graph:
     node = self._producers.get(tensor.name)
     return node if node is not None and node.op == op else None
 
-  # --- nodes ---------------------------------------------------------------------------------------
+  # --- nodes ------------------------------------------------------------------------------------
   def node(
     self, op: str, inputs: Sequence[Tensor], shape: Shape, dtype: Any, **attributes: Any
   ) -> Tensor:
@@ -123,7 +129,7 @@ class Graph:
     shape = broadcast_shape(*(tensor.shape for tensor in inputs))
     return self.node(op, inputs, shape, inputs[0].dtype if dtype is None else dtype, **attributes)
 
-  # --- layout --------------------------------------------------------------------------------------
+  # --- layout -----------------------------------------------------------------------------------
   def cast(self, tensor: Tensor, dtype: Any) -> Tensor:
     """Converts to a dtype of this graph."""
     dtype = self.dtype(dtype)
@@ -236,7 +242,7 @@ class Graph:
     chosen = self.constant(np.array(axes, np.int64))
     return self.node('Gather', [limits, chosen], (len(axes),), np.int64)
 
-  # --- the result ----------------------------------------------------------------------------------
+  # --- the result -------------------------------------------------------------------------------
   def used(self, outputs: Sequence[Tensor]) -> list[Node]:
     """Returns the nodes that the outputs depend on, in the order of computation."""
     needed = {tensor.name for tensor in outputs}

@@ -62,6 +62,12 @@ def _concatenate(graph: Graph, eqn: Any, *parts: Tensor) -> Tensor:
   return graph.node('Concat', parts, shape, parts[0].dtype, axis=axis)
 
 
+def _stack(graph: Graph, eqn: Any, *parts: Tensor) -> Tensor:
+  axis, full = eqn.params['axis'], eqn.invars[0].aval.shape
+  parts = tuple(graph.unsqueeze(graph.expand(part, full), [axis]) for part in parts)
+  return graph.node('Concat', parts, eqn.outvars[0].aval.shape, parts[0].dtype, axis=axis)
+
+
 def _split(graph: Graph, eqn: Any, x: Tensor) -> list[Tensor]:
   axis, sizes = eqn.params['axis'], [int(size) for size in eqn.params['sizes']]
   x = _full_along(graph, x, eqn, [axis])
@@ -140,7 +146,7 @@ def _same(graph: Graph, eqn: Any, *arrays: Tensor) -> list[Tensor]:
 
 HANDLERS: dict[str, Callable] = {
   'reshape': _reshape, 'broadcast_in_dim': _broadcast_in_dim, 'transpose': _transpose,
-  'squeeze': _squeeze, 'expand_dims': _expand_dims, 'concatenate': _concatenate, 'split': _split,
+  'squeeze': _squeeze, 'expand_dims': _expand_dims, 'concatenate': _concatenate, 'stack': _stack, 'split': _split,
   'slice': _slice, 'rev': _reverse, 'pad': _pad, 'iota': _iota, 'dim_as_value': _dim_as_value,
   'dimension_size': _dimension_size,
   **dict.fromkeys(('copy', 'copy_p', 'name', 'stop_gradient', 'optimization_barrier'), _same),
