@@ -15,7 +15,7 @@ FOREIGN = {'torch', 'tensorflow', 'decord', 'transformers', 'configs', 'convert'
 # and what its own row lists to its right.
 FLOORS = (
   ('cli',),
-  ('planning',),
+  ('planning', 'export'),
   ('training',),
   ('inference', 'reports', 'evaluation'),
   ('weights',),
@@ -31,6 +31,9 @@ LIBRARIES = {
   'cli.commands.train': {'absl'},
   'cli.commands.videos.vector_files': {'numpy', 'pyarrow'},
   'planning': {'jax', 'numpy', 'optax'},
+  'export': {'jax', 'numpy', 'onnxruntime'},
+  'export.onnx': {'jax', 'numpy', 'onnx'},
+  'export.scripts': {'jax', 'numpy', 'onnxruntime'},
   'training': {'jax', 'jaxtyping', 'matplotlib', 'numpy', 'optax', 'tqdm'},
   'inference': {'cv2', 'jax', 'numpy'},
   'reports': {'jax', 'matplotlib', 'numpy'},
@@ -50,6 +53,7 @@ LIBRARIES = {
   'data.tools.tfds_videos': {
     'absl', 'apache_beam', 'av', 'cv2', 'etils', 'numpy', 'tensorflow_datasets'},
   'data.tools.tfds_build': {'absl', 'apache_beam', 'tensorflow_datasets'},
+  'export.tokenizer_json': {'ftfy', 'regex'},
   'text.tokenizer': {'ftfy', 'numpy', 'regex'},
   'compilation_cache': {'jax'},
   'config': {'absl', 'ml_collections'},
@@ -178,6 +182,8 @@ def test_every_library_that_is_imported_is_declared():
       allowed |= extras['beam']
     if path.stem in ('vector_files', 'tables'):    # likewise
       allowed |= extras['parquet']
+    if 'export' in path.relative_to(ROOT).parts:     # likewise
+      allowed |= extras['export']
     if path.stem == 'files':           # likewise
       allowed |= extras['gcs']
     if place == 'benchmarks':          # measured where somebody has installed them

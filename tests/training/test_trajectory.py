@@ -63,7 +63,7 @@ def test_a_run_follows_the_reference_step_by_step(case, folder, tmp_path, run, m
   table = jnp.asarray(golden['targets'].reshape(-1, K))
   monkeypatch.setattr(losses, 'soft_targets', lambda labels, *_: table[labels])
   monkeypatch.setattr(evaluate_run, 'write_prompts', lambda *_: golden['text'].astype(np.int32))
-  monkeypatch.setattr(vocabulary, 'check', lambda *_: None)     # the tokens are the golden ones, < 128
+  monkeypatch.setattr(vocabulary, 'check', lambda *_: None)     # the golden tokens are below 128
   batches = iter([
     {'video': video[i], 'label': np.arange(i * B, (i + 1) * B), 'mask': np.ones(B, bool),
      'index': np.arange(B), 'failed': np.full(B, -1), 'error': np.zeros(B, 'S200')}

@@ -10,8 +10,9 @@ from typing import Any
 
 from xclip_jax import files
 from xclip_jax.errors import ExistsError, UserError
-from xclip_jax.export import graphs as graphs_lib
-from xclip_jax.export import manifest, parity, runtimes, stablehlo, tokenizer_json
+from xclip_jax.export import manifest, runtimes, tokenizer_json, triton
+from xclip_jax.export.graphs import functions, stablehlo
+from xclip_jax.export.proof import parity
 from xclip_jax.inference.classifier import Classifier
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.models.inference_options.quantisation import cast_for_inference
@@ -56,8 +57,8 @@ def export(classifier: Classifier, folder: str | os.PathLike, options: ExportOpt
     weights = dataclasses.replace(weights, labels=options.labels)
   labels = weights.labels
   features = classifier.embed_text(labels) if labels else None
-  graphs = graphs_lib.make_graphs(weights, features)
-  config = graphs_lib.portable_config(weights.config)
+  graphs = functions.make_graphs(weights, features)
+  config = functions.portable_config(weights.config)
   params = cast_for_inference(weights.params, config)
   check_free = functools.partial(_check_free, overwrite=options.overwrite)
   with files.atomic_folder(folder, check_free) as temporary:
@@ -123,14 +124,14 @@ def _check_free(target: Path, overwrite: bool) -> None:
     raise ExistsError(f'{target} is not an export, so it is not overwritten; remove it yourself')
 
 
-def _write_stablehlo(folder: Path, graphs: tuple[graphs_lib.Graph, ...], params: Any) -> None:
+def _write_stablehlo(folder: Path, graphs: tuple[functions.Graph, ...], params: Any) -> None:
   for graph in graphs:
     content = stablehlo.serialize(graph, params)
     (folder / (graph.name + manifest.SUFFIXES['stablehlo'])).write_bytes(content)
   stablehlo.write_parameters(folder / manifest.PARAMETERS, params)
 
 
-def _write_onnx(folder: Path, graphs: tuple[graphs_lib.Graph, ...], params: Any) -> None:
+def _write_onnx(folder: Path, graphs: tuple[functions.Graph, ...], params: Any) -> None:
   from xclip_jax.export.onnx import convert
 
   for graph in graphs:
@@ -139,6 +140,7 @@ def _write_onnx(folder: Path, graphs: tuple[graphs_lib.Graph, ...], params: Any)
       [convert.Value(port.name, port.shape, port.dtype) for port in graph.inputs],
       [port.name for port in graph.outputs])
     convert.save(model, folder / (graph.name + manifest.SUFFIXES['onnx']))
+  triton.write(folder, graphs)
 
 
 _WRITERS = {'stablehlo': _write_stablehlo, 'onnx': _write_onnx}

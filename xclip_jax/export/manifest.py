@@ -11,8 +11,8 @@ import jax
 import xclip_jax
 from xclip_jax import files
 from xclip_jax.errors import UserError
-from xclip_jax.export import stablehlo
-from xclip_jax.export.graphs import Graph, describe
+from xclip_jax.export.graphs import stablehlo
+from xclip_jax.export.graphs.functions import Graph, describe
 from xclip_jax.weights import native
 
 FILE = 'manifest.json'

@@ -83,7 +83,7 @@ class DropPath(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[AnyArray, 'X ...'], num_videos: int, deterministic: bool
+    self, x: Float[AnyArray, 'X ...'], num_videos: Any, deterministic: bool
   ) -> Float[AnyArray, 'X ...']:
     """Drops x, [B, ...] or [B*T, ...], for some of the B = num_videos videos."""
     if deterministic or self.rate == 0:
@@ -105,7 +105,7 @@ class PatchDropout(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[AnyArray, 'X L D'], num_videos: int, deterministic: bool
+    self, x: Float[AnyArray, 'X L D'], num_videos: Any, deterministic: bool
   ) -> Float[AnyArray, 'X kept D']:
     """Keeps the class token and some patches of x, [B*T, 1+M, D], of B = num_videos videos."""
     if deterministic or self.rate == 0:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from xclip_jax.export.onnx.elementwise import unsupported
 from xclip_jax.export.onnx.graph import Graph
 from xclip_jax.export.onnx.values import Shape, Tensor, broadcast_shape
 
@@ -21,7 +20,7 @@ def _dot_general(graph: Graph, eqn: Any, x: Tensor, y: Tensor) -> Tensor:
   (x_contracted, y_contracted), (x_batch, y_batch) = eqn.params['dimension_numbers']
   x = _full_along(graph, x, eqn.invars[0].aval.shape, x_contracted)
   y = _full_along(graph, y, eqn.invars[1].aval.shape, y_contracted)
-  if x.is_small_integer or x.dtype != y.dtype:
+  if x.dtype != x.arithmetic_dtype or x.dtype != y.dtype:
     x, y = graph.cast(x, dtype), graph.cast(y, dtype)
   x_free, y_free = _others(x, x_batch, x_contracted), _others(y, y_batch, y_contracted)
   batch = broadcast_shape(_sizes(x, x_batch), _sizes(y, y_batch))
@@ -65,7 +64,7 @@ def _reduce(op: str, graph: Graph, eqn: Any, x: Tensor) -> Tensor:
   dtype = x.dtype
   # A sum counts the elements of broadcast axes; a maximum is the same without them.
   x = _full_along(graph, x, eqn.invars[0].aval.shape, axes if op == 'ReduceSum' else ())
-  x = graph.cast(x, np.int32) if x.is_small_integer else x
+  x = graph.cast(x, x.arithmetic_dtype)
   shape = _sizes(x, _others(x, axes))
   if op == 'ReduceSum':                      # its axes are an input since opset 13
     result = graph.node(op, [x, graph.constant(np.array(axes, np.int64))], shape, x.dtype,
@@ -78,7 +77,7 @@ def _reduce(op: str, graph: Graph, eqn: Any, x: Tensor) -> Tensor:
 def _arg_max(op: str, graph: Graph, eqn: Any, x: Tensor) -> Tensor:
   axis, = eqn.params['axes']
   x = _full_along(graph, x, eqn.invars[0].aval.shape, (axis,))
-  x = graph.cast(x, np.int32) if x.is_small_integer else x
+  x = graph.cast(x, x.arithmetic_dtype)
   shape = _sizes(x, _others(x, (axis,)))
   result = graph.node(op, [x], shape, np.int64, axis=int(axis), keepdims=0)
   return graph.cast(result, eqn.params['index_dtype'])       # of equal ones the first, as in JAX
@@ -87,10 +86,10 @@ def _arg_max(op: str, graph: Graph, eqn: Any, x: Tensor) -> Tensor:
 def _cumsum(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
   axis = eqn.params['axis']
   x = _full_along(graph, x, eqn.invars[0].aval.shape, (axis,))
-  if x.is_small_integer:
-    raise unsupported(eqn, f'adds {x.dtype.name}')
-  return graph.node('CumSum', [x, graph.constant(np.int64(axis))], x.shape, x.dtype,
-                    reverse=int(eqn.params['reverse']))
+  wide = graph.cast(x, x.arithmetic_dtype)
+  result = graph.node('CumSum', [wide, graph.constant(np.int64(axis))], x.shape, wide.dtype,
+                      reverse=int(eqn.params['reverse']))
+  return graph.cast(result, x.dtype)
 
 
 HANDLERS: dict[str, Callable] = {

@@ -59,7 +59,10 @@ def to_model(
 
 
 def save(model: onnx.ModelProto, path: str | os.PathLike) -> None:
-  """Writes a model: one file, and from 1.5 GB on its constants in `PATH.data` beside it."""
+  """Writes a model: one file, and from 1.5 GB on its constants in `PATH.data` beside it.
+
+  The constants of a model of two files are then no longer in memory.
+  """
   path = Path(path)
   large = model.ByteSize() >= _ONE_FILE
   onnx.save_model(model, str(path), save_as_external_data=large, location=f'{path.name}.data')
@@ -136,12 +139,17 @@ def _line(eqn: core.JaxprEqn) -> str:
 # --- the model ----------------------------------------------------------------------------------
 def _model(graph: Graph, results: list[Tensor], outputs: Sequence[str]) -> onnx.ModelProto:
   make = onnx.helper
-  ends = [graph.node('Identity', [x], x.shape, x.dtype, output=name)
-          for x, name in zip(results, outputs, strict=True)]
-  renamed = {end.name: name for end, name in zip(ends, outputs, strict=True)}
+  renamed: dict[str, str] = {}
+  ends = []
+  for result, name in zip(results, outputs, strict=True):
+    if not graph.is_computed(result) or result.name in renamed:      # what has a name keeps it
+      result = graph.node('Identity', [result], result.shape, result.dtype, output=name)
+    renamed[result.name] = name
+    ends.append(result)
   used = graph.used(ends)
+  called = lambda names: [renamed.get(name, name) for name in names]
   nodes = [make.make_node(
-    node.op, [x.name for x in node.inputs], [renamed.get(name, name) for name in node.outputs],
+    node.op, called(x.name for x in node.inputs), called(node.outputs),
     **{key: value for key, value in node.attributes.items() if key != 'output'}) for node in used]
   stored = {x.name for node in used for x in node.inputs}
   constants = [onnx.numpy_helper.from_array(value, name)

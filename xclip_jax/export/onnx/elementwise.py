@@ -1,6 +1,7 @@
 """Primitives of JAX that work element by element, as ONNX operators."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,11 +17,11 @@ def _direct(op: str, graph: Graph, eqn: Any, *inputs: Tensor) -> Tensor:
   return graph.elementwise(op, *inputs)
 
 
-def _in_int32(handler: Callable) -> Callable:
-  """Wraps a handler: runtimes have no arithmetic of small integers, so it computes in int32."""
+def _in_arithmetic_dtype(handler: Callable) -> Callable:
+  """Wraps a handler, so that its inputs have a dtype that runtimes compute in."""
   def wrapped(graph: Graph, eqn: Any, *inputs: Tensor) -> Tensor:
     dtype = inputs[0].dtype
-    inputs = tuple(graph.cast(x, np.int32) if x.is_small_integer else x for x in inputs)
+    inputs = tuple(graph.cast(x, x.arithmetic_dtype) for x in inputs)
     result = handler(graph, eqn, *inputs)
     return result if result.dtype == np.bool_ else graph.cast(result, dtype)
   return wrapped
@@ -86,6 +87,14 @@ def _log1p(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
   return graph.elementwise('Log', graph.elementwise('Add', x, _like(graph, x, 1)))
 
 
+def _expm1(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
+  return graph.elementwise('Sub', graph.elementwise('Exp', x), _like(graph, x, 1))
+
+
+def _log2(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
+  return graph.elementwise('Mul', graph.elementwise('Log', x), _like(graph, x, 1 / math.log(2)))
+
+
 def _round(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
   if eqn.params['rounding_method'] == jax.lax.RoundingMethod.TO_NEAREST_EVEN:
     return graph.elementwise('Round', x)
@@ -123,13 +132,13 @@ def _shift_right(graph: Graph, eqn: Any, x: Tensor, amount: Tensor) -> Tensor:
 
 
 def _shift_right_logical(graph: Graph, eqn: Any, x: Tensor, amount: Tensor) -> Tensor:
-  bits = _shift_amount(eqn, amount)
-  shifted = _floor_div(graph, x, 1 << bits)
-  if not bits or eqn.invars[0].aval.dtype == np.uint8:
-    return shifted
-  # The sign becomes an ordinary bit.
-  width = 8 * eqn.invars[0].aval.dtype.itemsize
-  return graph.elementwise('Mod', shifted, _like(graph, x, 1 << width - bits))
+  bits, width = _shift_amount(eqn, amount), 8 * eqn.invars[0].aval.dtype.itemsize
+  if not bits:
+    return x
+  wide = graph.cast(x, np.int64)             # where the sign can become an ordinary bit
+  unsigned = graph.elementwise('Mod', wide, graph.constant(np.int64(1 << width)))
+  shifted = graph.elementwise('Div', unsigned, graph.constant(np.int64(1 << bits)))
+  return graph.cast(shifted, x.dtype)
 
 
 def _bitwise(op: str, graph: Graph, eqn: Any, *inputs: Tensor) -> Tensor:
@@ -138,7 +147,7 @@ def _bitwise(op: str, graph: Graph, eqn: Any, *inputs: Tensor) -> Tensor:
   if op == 'And':
     for mask, x in (inputs, inputs[::-1]):
       if mask.scalar is not None and mask.scalar > 0 and not mask.scalar & mask.scalar + 1:
-        wide = graph.cast(x, np.int32) if x.is_small_integer else x
+        wide = graph.cast(x, x.arithmetic_dtype)
         modulus = _like(graph, wide, int(mask.scalar) + 1)
         return graph.cast(graph.elementwise('Mod', wide, modulus), x.dtype)
   # Opset 18 has operators for bits, which fewer runtimes know.
@@ -195,12 +204,13 @@ _ARITHMETIC: dict[str, Callable] = {
   **{name: functools.partial(_compare, op) for name, op in _COMPARISONS.items()},
   'ne': _not_equal, 'add': _add, 'div': _div, 'max': _max, 'rem': _remainder,
   'integer_pow': _integer_pow, 'exp2': _exp2, 'rsqrt': _rsqrt, 'erfc': _erfc, 'log1p': _log1p,
+  'expm1': _expm1, 'log2': _log2,
   'round': _round, 'clamp': _clamp, 'is_finite': _is_finite, 'shift_left': _shift_left,
   'shift_right_arithmetic': _shift_right, 'shift_right_logical': _shift_right_logical,
   'square': lambda graph, eqn, x: graph.elementwise('Mul', x, x),
 }
 HANDLERS: dict[str, Callable] = {
-  **{name: _in_int32(handler) for name, handler in _ARITHMETIC.items()},
+  **{name: _in_arithmetic_dtype(handler) for name, handler in _ARITHMETIC.items()},
   **{name: functools.partial(_bitwise, op)
      for name, op in {'and': 'And', 'or': 'Or', 'xor': 'Xor', 'not': 'Not'}.items()},
   'select_n': _select,

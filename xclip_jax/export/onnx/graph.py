@@ -79,6 +79,10 @@ class Graph:
     node = self._producers.get(tensor.name)
     return node if node is not None and node.op == op else None
 
+  def is_computed(self, tensor: Tensor) -> bool:
+    """Tells whether a node computes an array; if not, it is an input or a constant."""
+    return tensor.name in self._producers
+
   # --- nodes ------------------------------------------------------------------------------------
   def node(
     self, op: str, inputs: Sequence[Tensor], shape: Shape, dtype: Any, **attributes: Any

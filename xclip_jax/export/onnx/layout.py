@@ -81,6 +81,23 @@ def _split(graph: Graph, eqn: Any, x: Tensor) -> list[Tensor]:
   return list(graph.nodes('Split', [x, vector], shapes, x.dtype, axis=axis))
 
 
+def _unstack(graph: Graph, eqn: Any, x: Tensor) -> list[Tensor]:
+  axis, count = eqn.params['axis'], len(eqn.outvars)
+  x = graph.expand(x, eqn.invars[0].aval.shape)
+  if x.value is not None:
+    return [graph.constant(part) for part in np.moveaxis(x.value, axis, 0)]
+  vector = graph.constant(np.ones(count, np.int64))
+  shape = (*x.shape[:axis], 1, *x.shape[axis + 1:])
+  parts = graph.nodes('Split', [x, vector], [shape] * count, x.dtype, axis=axis)
+  return [graph.squeeze(part, [axis]) for part in parts]
+
+
+def _tile(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
+  x = graph.expand(x, eqn.invars[0].aval.shape)
+  repeats = graph.sizes.shape(tuple(eqn.params['reps']))
+  return graph.node('Tile', [x, repeats], eqn.outvars[0].aval.shape, x.dtype)
+
+
 def _full_along(graph: Graph, x: Tensor, eqn: Any, axes: Any) -> Tensor:
   """Stores an array in its full size, if it is broadcast along one of these axes."""
   full = eqn.invars[0].aval.shape
@@ -146,8 +163,8 @@ def _same(graph: Graph, eqn: Any, *arrays: Tensor) -> list[Tensor]:
 
 HANDLERS: dict[str, Callable] = {
   'reshape': _reshape, 'broadcast_in_dim': _broadcast_in_dim, 'transpose': _transpose,
-  'squeeze': _squeeze, 'expand_dims': _expand_dims, 'concatenate': _concatenate, 'stack': _stack, 'split': _split,
-  'slice': _slice, 'rev': _reverse, 'pad': _pad, 'iota': _iota, 'dim_as_value': _dim_as_value,
-  'dimension_size': _dimension_size,
+  'squeeze': _squeeze, 'expand_dims': _expand_dims, 'concatenate': _concatenate, 'stack': _stack,
+  'unstack': _unstack, 'tile': _tile, 'split': _split, 'slice': _slice, 'rev': _reverse,
+  'pad': _pad, 'iota': _iota, 'dim_as_value': _dim_as_value, 'dimension_size': _dimension_size,
   **dict.fromkeys(('copy', 'copy_p', 'name', 'stop_gradient', 'optimization_barrier'), _same),
 }

@@ -9,7 +9,9 @@ import numpy as np
 Shape = tuple[Any, ...]          # sizes: int, or a symbolic size of jax.export
 
 DTYPES = ('bool', 'uint8', 'int32', 'int64', 'float16', 'float32')
-_SMALL_INTEGERS = ('bool', 'int8', 'int16', 'uint8', 'uint16')
+# Runtimes have no arithmetic of these dtypes: what is computed in instead.
+_ARITHMETIC = {**dict.fromkeys(('bool', 'int8', 'int16', 'uint8', 'uint16'), np.dtype(np.int32)),
+               'uint32': np.dtype(np.int64)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,9 +54,9 @@ class Tensor:
     return None if self.value is None or self.value.size != 1 else self.value.reshape(())[()]
 
   @property
-  def is_small_integer(self) -> bool:
-    """Tells whether runtimes lack arithmetic in its dtype."""
-    return self.dtype.name in _SMALL_INTEGERS
+  def arithmetic_dtype(self) -> np.dtype:
+    """The dtype in which runtimes can compute with it."""
+    return _ARITHMETIC.get(self.dtype.name, self.dtype)
 
 
 def onnx_dtype(dtype: Any, half: str) -> np.dtype:

@@ -1,1 +1,1 @@
-"""What is copied into an export, to show how its graphs are called: these scripts need no xclip_jax."""
+"""Scripts that are copied into an export and run its graphs without this package."""

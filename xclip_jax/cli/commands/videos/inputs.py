@@ -29,7 +29,10 @@ def open_classifier(
   start = time.perf_counter()
   with startup.paused_collector():
     startup.prepare_compilation(arguments.quiet)
-    if exports and os.path.isfile(os.path.join(arguments.weights, 'manifest.json')):
+    if os.path.isfile(os.path.join(arguments.weights, 'manifest.json')):
+      if not exports:
+        raise UserError(f'{arguments.weights} is an export, which `xclip classify` runs; for this '
+                        'command name the weights that it was made from (see its manifest.json)')
       from xclip_jax.export import exported as opener
     else:
       from xclip_jax.inference import classifier as opener

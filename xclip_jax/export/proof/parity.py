@@ -21,7 +21,8 @@ from xclip_jax.data.clips import sampling
 from xclip_jax.data.clips.augment import EvalTransform
 from xclip_jax.data.video import decode
 from xclip_jax.errors import UserError
-from xclip_jax.export import graphs, runtimes
+from xclip_jax.export import runtimes
+from xclip_jax.export.graphs import functions
 from xclip_jax.models.inference_options.quantisation import cast_for_inference
 from xclip_jax.models.xclip import XCLIP, XCLIPOutput, encode_pixels
 from xclip_jax.text import tokenizer, vocabulary
@@ -105,7 +106,7 @@ class Ours:
   """This package's own answers to a case: pixels, outputs of the model."""
 
   def __init__(self, weights: native.Weights):
-    config = graphs.portable_config(weights.config)
+    config = functions.portable_config(weights.config)
     self._model, self._statistics = XCLIP(config), weights.preprocess
     self._params = jax.device_put(cast_for_inference(weights.params, config))
     self._transform = EvalTransform.of(weights.preprocess, config.image_size)
@@ -218,7 +219,7 @@ def _measure(
     for _ in range(2):
       for runtime in ('ours', *targets):
         done = subprocess.run(
-          [sys.executable, '-m', 'xclip_jax.export.measure', runtime,
+          [sys.executable, '-m', 'xclip_jax.export.proof.measure', runtime,
            str(ours if runtime == 'ours' else folder), str(clip)],
           capture_output=True, text=True)
         if done.returncode:
@@ -249,9 +250,10 @@ def report(
     f'{row.logits:.1e} | {row.same_top1} of {row.videos} |' for row in rows]
   lines += [
     '', f'One clip of {_TIMED[0]} x {_TIMED[1]} frames and 5 texts, from frames to logits; each '
-    f'runtime in a process of its own, in turn, twice, the better one; {os.cpu_count()} CPUs. Other '
-    'programs on the machine disturb these numbers.', '',
-    '| runtime | first answer | later ones | beside xclip-jax | peak memory |', '|---|---|---|---|---|']
+    f'runtime in a process of its own, in turn, twice, the better one; {os.cpu_count()} CPUs. '
+    'Other programs on the machine disturb these numbers.', '',
+    '| runtime | first answer | later ones | beside xclip-jax | peak memory |',
+    '|---|---|---|---|---|']
   ours = timings[0]
   lines += [
     f'| {x.runtime.replace("ours", "xclip-jax")} | {x.first:.1f} s | {x.seconds * 1e3:.0f} ms | '

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from xclip_jax.export import pixels
+from xclip_jax.export.graphs import pixels
 from xclip_jax.models.config import XCLIPConfig
 from xclip_jax.models.vision import normalize
 from xclip_jax.models.xclip import XCLIP, VideoFeatures, class_probabilities, compare

@@ -1,6 +1,6 @@
 """A program that measures one runtime in a process of its own: seconds a call, and memory.
 
-  python -m xclip_jax.export.measure RUNTIME FOLDER CLIP.npz
+  python -m xclip_jax.export.proof.measure RUNTIME FOLDER CLIP.npz
 
 RUNTIME is ours (FOLDER holds weights), stablehlo or onnx (FOLDER is an export). The last line of
 the output is JSON.

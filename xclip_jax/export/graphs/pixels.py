@@ -23,6 +23,7 @@ from xclip_jax.weights.native import Preprocess
 
 _OPENCV_BITS = 11
 _PILLOW_BITS = 22
+_REFUSED = ('pillow-nearest', 'pillow-box')
 _LONGEST_SIDE = 1 << 14            # pixels, for tables by side
 _HALF = 1 << _PILLOW_BITS // 2     # weights of 22 bits are products in two halves of 11
 
@@ -47,12 +48,13 @@ def resize_and_crop(frames: AnyArray, preprocess: Preprocess, size: int) -> AnyA
     float32 [B, T, S, S, 3], whole numbers in 0..255.
 
   Raises:
-    UserError: the filter is Pillow's nearest.
+    UserError: the filter is Pillow's nearest or box.
   """
-  if preprocess.filter == 'pillow-nearest':
+  if preprocess.filter in _REFUSED:
     raise UserError(
-      'the weights resize with the filter pillow-nearest, whose pixels depend on how float64 sums '
-      'are rounded, and no graph computes those; export weights with another filter')
+      f'the weights resize with the filter {preprocess.filter}, whose edges depend on how float64 '
+      'sums are rounded, and no graph computes those; take weights with another filter, or '
+      '`xclip convert --to hf`, where Pillow resizes')
   height, width = (jnp.asarray(side, jnp.int32) for side in frames.shape[2:4])
   new_height, new_width = _resized_size(height, width, preprocess, size)
   rows, columns = (
@@ -233,8 +235,6 @@ def _pillow_weights(side: Side, count: Any, name: str) -> AnyArray:
   coarser = jnp.maximum(side.old, side.new)
   if name == 'pillow':                                   # bilinear: a triangle
     return _shares_of_one(jnp.maximum(2 * coarser - jnp.abs(distance), 0))
-  if name == 'pillow-box':
-    return _shares_of_one(((distance > -coarser) & (distance <= coarser)).astype(jnp.int32))
   weights = _CURVES[name](distance.astype(jnp.float32) / (2 * coarser).astype(jnp.float32))
   weights = weights / weights.sum(axis=1, keepdims=True) * (1 << _PILLOW_BITS)
   return jnp.trunc(weights + jnp.where(weights < 0, -0.5, 0.5)).astype(jnp.int32)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from xclip_jax.errors import UserError
-from xclip_jax.export.graphs import Graph
+from xclip_jax.export.graphs.functions import Graph
 from xclip_jax.parallel import platforms, tree_names
 
 PLATFORMS = ('cpu', 'cuda', 'tpu')
