@@ -1,9 +1,10 @@
 // Visits an exported page with Chromium, as a user would, and prints what was seen as JSON.
-// Arguments: URL of the page, a task (below), a folder for screenshots (may be missing).
-// CHROMIUM names the browser's program.
+// Arguments: URL of the page, a task (below), and what the task takes: `pictures` and `file` a
+// folder for screenshots, `files` paths of videos. CHROMIUM names the browser's program.
 import { chromium } from 'playwright-core';
 
-const [url, task, pictures] = process.argv.slice(2);
+const [url, task, ...more] = process.argv.slice(2);
+const [pictures] = more;
 const seen = { errors: [], requests: [] };
 
 // Remembers what goes to the model and what comes back, without a hook in the page itself.
@@ -113,6 +114,18 @@ const tasks = {
       };
     }
     seen.facts = await page.evaluate(() => window.traffic.facts);
+  },
+
+  async files(browser) {
+    const page = await openPage(browser);
+    await ready(page);
+    seen.clips = [];
+    for (const path of more) {
+      await reset(page);
+      await page.locator('#file').setInputFiles(path);
+      await answered(page);
+      seen.clips.push(await wholeClip(page));
+    }
   },
 
   async labels(browser) {

@@ -19,8 +19,8 @@ def check_built() -> None:
   """Raises UserError if this installation has no page."""
   if not (PAGE / _START).is_file():
     raise UserError(
-      'this installation was built without the web page; in a checkout of xclip-jax run `make web`, '
-      'which needs Node 20 or newer, and export from there, or export --to onnx')
+      'this installation was built without the web page; run `make web` in a checkout of '
+      'xclip-jax, which needs Node 20.19 or newer, and export from there; or export --to onnx')
 
 
 def write_page(folder: Path) -> None:

@@ -104,8 +104,11 @@ export class Model {
     if (!features || !this.labelFeatures) {
       throw new Error(`no features of video ${video}, or no labels`);
     }
-    const { probabilities } = await this.sessions.score.run(
-      { ...features, text_features: this.labelFeatures });
+    const known: Features = { ...features, text_features: this.labelFeatures };
+    const { score } = this.sessions;
+    // A model without prompts does not take the features of patches.
+    const taken = score.inputNames.map((name) => [name, known[name]!]);
+    const { probabilities } = await score.run(Object.fromEntries(taken));
     return {
       labels: this.labels, probabilities: Array.from(probabilities!.data as Float32Array),
     };
