@@ -82,7 +82,7 @@ class QuietHandler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture(scope='module')
 def served(tmp_path_factory):
-  """The toy, exported, under a path of a server; and once more with two templates."""
+  """The toy, exported, under a path of a server; and with two templates and no labels."""
   pytest.importorskip('onnx')
   pytest.importorskip('onnxruntime')
   if not shutil.which('node') or not (SOURCES / 'node_modules/playwright-core').is_dir():
@@ -101,7 +101,7 @@ def served(tmp_path_factory):
     assert main.main(['export', 'toy', '-o', str(folder), '--to', 'web', '--quiet']) == 0
   two = shutil.copytree(folder, root / 'two')
   content = json.loads((two / 'manifest.json').read_text())
-  content['template'] = ['{}', 'look: {}, moving']
+  content |= {'template': ['{}', 'look: {}, moving'], 'labels': []}
   (two / 'manifest.json').write_text(json.dumps(content))
   handler = functools.partial(QuietHandler, directory=str(root))
   with http.server.ThreadingHTTPServer(('127.0.0.1', 0), handler) as server:
@@ -221,13 +221,14 @@ def test_typed_labels_are_compared(visit):
 
 
 @pytest.mark.slow
-def test_features_of_several_templates_are_averaged(visit):
-  found = visit('samples', path='two/')['samples']
+def test_without_labels_those_of_the_samples_are_offered_and_templates_are_averaged(visit):
+  found = visit('samples', path='two/')
+  labels = ('a ring circling clockwise', 'a square growing', 'a triangle moving up')
+  assert tuple(found['labels'].splitlines()) == labels and not found['canReset']
   for name in SAMPLES:
-    score = found[name]['score']
-    expected = classify(f'sample:{name}', templates=('{}', 'look: {}, moving'))
-    np.testing.assert_allclose(score['probabilities'], [expected[x] for x in score['labels']],
-                               atol=0.005)
+    expected = classify(f'sample:{name}', labels, ('{}', 'look: {}, moving'))
+    probabilities = found['samples'][name]['score']['probabilities']
+    np.testing.assert_allclose(probabilities, [expected[x] for x in labels], atol=0.005)
 
 
 @pytest.mark.slow
@@ -265,4 +266,4 @@ def test_nothing_is_cut_off_on_a_phone_or_a_desktop(visit, tmp_path):
 @pytest.mark.slow
 def test_a_page_opened_as_a_file_says_what_to_do(served, visit):
   found = visit('file', url=(served[0] / 'index.html').as_uri())
-  assert found['notice'] and found['styled']
+  assert found['notice'] and found['styled'] and found['inert']

@@ -26,6 +26,7 @@ async function start(): Promise<void> {
     connectLabels(app, labels, facts.labels.length > 0);
     connectVideos(app);
     showSamples(app, samples);
+    element('main').inert = false;
   } catch (error) {
     showProgress(null);
     say('status', '');

@@ -48,7 +48,7 @@ async function openPage(browser, options = {}) {
 
 async function ready(page) {
   await page.goto(url);
-  await page.locator('#samples').waitFor({ timeout: 60_000 });
+  await page.locator('#main:not([inert])').waitFor({ timeout: 60_000 });
 }
 
 // Waits until the whole video and every window have an answer.
@@ -114,6 +114,8 @@ const tasks = {
       };
     }
     seen.facts = await page.evaluate(() => window.traffic.facts);
+    seen.labels = await page.locator('#labels').inputValue();
+    seen.canReset = await page.locator('#reset-labels').isVisible();
   },
 
   async files(browser) {
@@ -242,6 +244,7 @@ const tasks = {
     await page.goto(url);
     await page.waitForTimeout(1000);
     seen.notice = await page.locator('#opened-as-file').isVisible();
+    seen.inert = await page.locator('#main[inert]').count() === 1;
     seen.styled = await page.evaluate(() => getComputedStyle(document.body).maxWidth !== 'none');
     if (pictures) {
       await page.screenshot({ path: `${pictures}/file.png` });
