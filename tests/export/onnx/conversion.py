@@ -1,7 +1,6 @@
 """Converts functions and runs them in onnxruntime: a neighbour of the tests."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -57,7 +56,7 @@ def assert_same(function, *calls: tuple[np.ndarray, ...], free: str = '', rtol: 
   model = convert(function, *calls[0], free=free)
   loaded = session(model)
   for arrays in calls:
-    expected = [np.asarray(x) for x in jax.tree.leaves(function(*map(jnp.asarray, arrays)))]
+    expected = [np.asarray(x) for x in jax.tree.leaves(jax.jit(function)(*arrays))]
     results = run(loaded, *arrays)
     for result, want in zip(results, expected, strict=True):
       assert (result.shape, result.dtype) == (want.shape, want.dtype)

@@ -74,8 +74,8 @@ def test_sizes_are_numbers_of_the_graph():
 def test_reductions(dtype):
   def function(x):
     return (x.sum(1), x.max((1, 2)), x.min(-1), x.sum((0, 2), keepdims=True), x.argmax(2),
-            x.argmin(0), (x > 5).any(1), (x < 190).all((0, 1)), x.astype(jnp.float32).mean((1, 2)))
-  assert_same(function, *pair(2, 5, 4, dtype=dtype), free='B.H')
+            x.argmin(0), (x > 5).any(1), (x < 190).all((0, 1)), x[:, :1].mean(1))
+  assert_same(function, *pair(2, 5, 4, dtype=dtype), free='BTH')
 
 
 def test_of_equal_values_the_first_is_the_highest():
@@ -91,8 +91,9 @@ def test_running_sums():
   ('BD,DE->BE', ((2, 4), (4, 5))), ('BLNF,BMNF->BNLM', ((2, 3, 4, 5), (2, 6, 4, 5))),
   ('BNLM,BMNF->BLNF', ((2, 4, 3, 6), (2, 6, 4, 5))), ('BE,BKE->BK', ((2, 4), (2, 3, 4))),
   ('BKE,BE->BK', ((2, 3, 4), (2, 4))), ('BLNF,NFE->BLE', ((2, 3, 4, 5), (4, 5, 6))),
-  ('DB,ELD->BEL', ((4, 2), (3, 5, 4))), ('D,D->', ((4,), (4,))), ('BHW,SW->BHS', ((2, 3, 4), (5, 4))),
-  ('RH,BHS->BRS', ((5, 3), (2, 3, 4))), ('B,K->BK', ((2,), (3,)))])
+  ('DB,ELD->BEL', ((4, 2), (3, 5, 4))), ('D,D->', ((4,), (4,))),
+  ('BHW,SW->BHS', ((2, 3, 4), (5, 4))), ('RH,BHS->BRS', ((5, 3), (2, 3, 4))),
+  ('B,K->BK', ((2,), (3,)))])
 def test_products(spec, shapes):
   arrays = [RNG.standard_normal(shape).astype(np.float32) for shape in shapes]
   other = [np.concatenate([x, x], axis=spec.split(',')[i].index('B')) if 'B' in s else x

@@ -7,6 +7,7 @@ while they trace. The graphs of this package use few primitives, so that ours st
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -68,7 +69,7 @@ def save(model: onnx.ModelProto, path: str | os.PathLike) -> None:
   onnx.save_model(model, str(path), save_as_external_data=large, location=f'{path.name}.data')
 
 
-def _trace(function: Callable, inputs: Sequence[Value]) -> tuple[core.ClosedJaxpr, list[tuple]]:
+def _trace(function: Callable, inputs: Sequence[Value]) -> tuple[Any, list[tuple]]:
   names = list(dict.fromkeys(
     size for value in inputs for size in value.shape if isinstance(size, str)))
   free = dict(zip(names, jax.export.symbolic_shape(','.join(names)), strict=True)) if names else {}
@@ -82,37 +83,47 @@ def _trace(function: Callable, inputs: Sequence[Value]) -> tuple[core.ClosedJaxp
 
 # --- evaluation ---------------------------------------------------------------------------------
 def _evaluate(
-  graph: Graph, jaxpr: core.Jaxpr, constants: Sequence[Tensor], arrays: Sequence[Tensor]
+  graph: Graph, jaxpr: Any, constants: Sequence[Tensor], arrays: Sequence[Tensor]
 ) -> list[Tensor]:
   """Adds the equations of a traced function to a graph and returns its results."""
   known = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arrays), strict=True))
-  read = lambda atom: (graph.constant(np.asarray(atom.val, atom.aval.dtype))
-                       if isinstance(atom, core.Literal) else known[atom])
+
+  def read(atom: Any) -> Tensor:
+    if isinstance(atom, core.Literal):
+      return graph.constant(np.asarray(atom.val, atom.aval.dtype))     # pyright: ignore
+    return known[atom]
+
   for eqn in jaxpr.eqns:
     results = _apply(graph, eqn, [read(atom) for atom in eqn.invars])
     known.update(zip(eqn.outvars, results, strict=True))
   return [read(atom) for atom in jaxpr.outvars]
 
 
-def _apply(graph: Graph, eqn: core.JaxprEqn, inputs: list[Tensor]) -> Sequence[Tensor]:
+def _apply(graph: Graph, eqn: Any, inputs: list[Tensor]) -> Sequence[Tensor]:
   inner = next((eqn.params[name] for name in _CALLS if name in eqn.params), None)
-  if isinstance(inner, core.ClosedJaxpr):
-    constants = [graph.constant(x) for x in inner.consts]
-    return _evaluate(graph, inner.jaxpr, constants, inputs)
-  if isinstance(inner, core.Jaxpr):
-    return _evaluate(graph, inner, [], inputs)
+  if inner is not None:
+    constants = [graph.constant(x) for x in getattr(inner, 'consts', ())]
+    graph.callers.append(eqn)
+    results = _evaluate(graph, getattr(inner, 'jaxpr', inner), constants, inputs)
+    graph.callers.pop()
+    return results
   folded = _fold(graph, eqn, inputs)
   if folded is not None:
     return folded
   handler = _HANDLERS.get(eqn.primitive.name)
   if handler is None:
     raise NotImplementedError(
-      f'{eqn.primitive.name} has no conversion to ONNX; it is used at {_line(eqn)}')
-  result = handler(graph, eqn, *inputs)
+      f'{eqn.primitive.name} has no conversion to ONNX; it is used at '
+      f'{_line([eqn, *reversed(graph.callers)])}')
+  try:
+    result = handler(graph, eqn, *inputs)
+  except NotImplementedError as error:
+    error.add_note(f'It is used at {_line([eqn, *reversed(graph.callers)])}.')
+    raise
   return [result] if isinstance(result, Tensor) else result
 
 
-def _fold(graph: Graph, eqn: core.JaxprEqn, inputs: list[Tensor]) -> list[Tensor] | None:
+def _fold(graph: Graph, eqn: Any, inputs: list[Tensor]) -> list[Tensor] | None:
   """Computes an equation of small constants; None for others."""
   avals = [var.aval for var in (*eqn.invars, *eqn.outvars)]
   if (not inputs or any(x.value is None for x in inputs)
@@ -125,15 +136,14 @@ def _fold(graph: Graph, eqn: core.JaxprEqn, inputs: list[Tensor]) -> list[Tensor
   return [graph.constant(x) for x in (results if eqn.primitive.multiple_results else [results])]
 
 
-def _line(eqn: core.JaxprEqn) -> str:
-  """Returns the line of this package that an equation comes from, or else the innermost one."""
-  traceback = eqn.source_info.traceback
-  frames = list(traceback.frames) if traceback else []
-  outside = [frame for frame in frames if not any(
-    f'{os.sep}{name}{os.sep}' in frame.file_name for name in ('jax', 'flax'))] or frames
-  ours = [frame for frame in outside if 'xclip_jax' in frame.file_name
-          and f'export{os.sep}onnx' not in frame.file_name] or outside
-  return f'{ours[0].file_name}:{ours[0].line_num}' if ours else 'an unknown line'
+def _line(equations: Sequence[Any]) -> str:
+  """Returns the line outside of JAX and Flax that an equation comes from, or a caller of it."""
+  foreign = (f'{os.sep}jax{os.sep}', f'{os.sep}flax{os.sep}', os.path.dirname(__file__))
+  for eqn in equations:
+    for frame in eqn.source_info.traceback.frames if eqn.source_info.traceback else ():
+      if not any(name in frame.file_name for name in foreign):
+        return f'{frame.file_name}:{frame.line_num}'
+  return 'an unknown line'
 
 
 # --- the model ----------------------------------------------------------------------------------
@@ -147,20 +157,24 @@ def _model(graph: Graph, results: list[Tensor], outputs: Sequence[str]) -> onnx.
     renamed[result.name] = name
     ends.append(result)
   used = graph.used(ends)
-  called = lambda names: [renamed.get(name, name) for name in names]
+  called = lambda names: [str(renamed.get(name, name)) for name in names]
   nodes = [make.make_node(
     node.op, called(x.name for x in node.inputs), called(node.outputs),
     **{key: value for key, value in node.attributes.items() if key != 'output'}) for node in used]
-  stored = {x.name for node in used for x in node.inputs}
-  constants = [onnx.numpy_helper.from_array(value, name)
-               for name, value in graph.constants.items() if name in stored]
   describe = lambda name, x, shape: make.make_tensor_value_info(
     name, make.np_dtype_to_tensor_dtype(x.dtype),
     [size if is_static((size,)) else str(size) for size in shape])
   body = make.make_graph(
     nodes, 'xclip', [describe(value.name, x, value.shape) for x, value in graph.inputs],
-    [describe(name, x, x.shape) for x, name in zip(results, outputs, strict=True)], constants)
+    [describe(name, x, x.shape) for x, name in zip(results, outputs, strict=True)])
   model = make.make_model(body, opset_imports=[make.make_opsetid('', OPSET)],
                           producer_name='xclip-jax')
   model.ir_version = _IR_VERSION
+  # Constants are added last: each message that contains a large one would be a copy of it.
+  stored = {x.name for node in used for x in node.inputs}
+  for name in [name for name in graph.constants if name in stored]:
+    value = graph.constants.pop(name)
+    model.graph.initializer.add(
+      name=name, dims=value.shape, data_type=make.np_dtype_to_tensor_dtype(value.dtype),
+      raw_data=value.tobytes())
   return model

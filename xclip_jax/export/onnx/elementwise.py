@@ -141,15 +141,15 @@ def _shift_right_logical(graph: Graph, eqn: Any, x: Tensor, amount: Tensor) -> T
   return graph.cast(shifted, x.dtype)
 
 
-def _bitwise(op: str, graph: Graph, eqn: Any, *inputs: Tensor) -> Tensor:
-  if inputs[0].dtype == np.bool_:
-    return graph.elementwise(op, *inputs)
-  if op == 'And':
-    for mask, x in (inputs, inputs[::-1]):
-      if mask.scalar is not None and mask.scalar > 0 and not mask.scalar & mask.scalar + 1:
-        wide = graph.cast(x, x.arithmetic_dtype)
-        modulus = _like(graph, wide, int(mask.scalar) + 1)
-        return graph.cast(graph.elementwise('Mod', wide, modulus), x.dtype)
+def _bitwise(op: str, graph: Graph, eqn: Any, x: Tensor, *other: Tensor) -> Tensor:
+  if x.dtype == np.bool_:
+    return graph.elementwise(op, x, *other)
+  for mask, number in ((x, *other), (*other, x)) if op == 'And' else ():
+    low_bits = mask.scalar
+    if low_bits is not None and low_bits > 0 and not low_bits & low_bits + 1:
+      wide = graph.cast(number, number.arithmetic_dtype)
+      rest = graph.elementwise('Mod', wide, _like(graph, wide, int(low_bits) + 1))
+      return graph.cast(rest, x.dtype)
   # Opset 18 has operators for bits, which fewer runtimes know.
   raise unsupported(eqn, 'works on bits of integers, other than by a mask of low bits')
 
@@ -168,15 +168,16 @@ def _is_finite(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
 
 
 def _select(graph: Graph, eqn: Any, which: Tensor, *cases: Tensor) -> Tensor:
-  if which.dtype != np.bool_ or len(cases) > 2:
-    raise unsupported(eqn, 'chooses among more than two')
   if len(cases) == 1:
     return cases[0]
-  if cases[0].dtype == np.bool_:             # few runtimes choose between booleans
-    yes = graph.elementwise('And', which, cases[1])
-    no = graph.elementwise('And', graph.elementwise('Not', which), cases[0])
+  if which.dtype != np.bool_ or len(cases) != 2:
+    raise unsupported(eqn, 'chooses among more than two')
+  no, yes = cases
+  if no.dtype == np.bool_:                   # few runtimes choose between booleans
+    yes = graph.elementwise('And', which, yes)
+    no = graph.elementwise('And', graph.elementwise('Not', which), no)
     return graph.elementwise('Or', yes, no)
-  return graph.elementwise('Where', which, cases[1], cases[0], dtype=cases[0].dtype)
+  return graph.elementwise('Where', which, yes, no, dtype=no.dtype)
 
 
 def _convert(graph: Graph, eqn: Any, x: Tensor) -> Tensor:

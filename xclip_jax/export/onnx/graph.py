@@ -42,6 +42,7 @@ class Graph:
     """
     self.half = half
     self.inputs: list[tuple[Tensor, Value]] = []
+    self.callers: list[Any] = []             # equations whose inner functions are being converted
     self.constants: dict[str, np.ndarray] = {}
     self._nodes: list[Node] = []
     self._producers: dict[str, Node] = {}

@@ -1,5 +1,6 @@
 """Primitives of JAX that read at computed positions, as ONNX operators."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -157,4 +158,39 @@ def _fill(graph: Graph, eqn: Any, x: Tensor) -> Tensor:
   return graph.constant(np.asarray(value, x.dtype))
 
 
-HANDLERS: dict[str, Callable] = {'gather': _gather, 'dynamic_slice': _dynamic_slice}
+def _scatter(
+  reduction: str, graph: Graph, eqn: Any, x: Tensor, indices: Tensor, updates: Tensor
+) -> Tensor:
+  """Writes elements or rows at indices; the runtime refuses indices outside of x."""
+  numbers, mode = eqn.params['dimension_numbers'], eqn.params['mode']
+  indexed, windows = numbers.scatter_dims_to_operand_dims, numbers.update_window_dims
+  if (tuple(sorted(indexed)) != tuple(numbers.inserted_window_dims) or mode == _MODES.CLIP
+      or numbers.operand_batching_dims):
+    raise unsupported(eqn, 'writes blocks, or clips indices')
+  shapes = [var.aval.shape for var in eqn.invars]
+  x, indices, updates = (graph.expand(array, shape) for array, shape in zip(
+    (x, graph.cast(indices, np.int64), updates), shapes, strict=True))
+  order = (*indexed, *(axis for axis in range(len(shapes[0])) if axis not in indexed))
+  positions = [axis for axis in range(len(shapes[2])) if axis not in windows]
+  x, updates = graph.transpose(x, order), graph.transpose(updates, (*positions, *windows))
+  result = graph.node('ScatterND', [x, indices, updates], x.shape, x.dtype, reduction=reduction)
+  return graph.transpose(result, np.argsort(order).tolist())
+
+
+def _sort(graph: Graph, eqn: Any, *operands: Tensor) -> list[Tensor]:
+  """Sorts by the first operand; TopK leaves equal elements in their order, as a stable sort."""
+  if eqn.params['num_keys'] != 1:
+    raise unsupported(eqn, 'has several keys')
+  axis, shape = eqn.params['dimension'], eqn.invars[0].aval.shape
+  operands = tuple(graph.expand(x, shape) for x in operands)
+  keys = graph.cast(operands[0], operands[0].arithmetic_dtype)
+  count = graph.sizes.shape((shape[axis],))
+  # TopK has outputs of two dtypes; only its indices are used.
+  _, order = graph.nodes('TopK', [keys, count], [shape, shape], np.int64, axis=axis, largest=0)
+  return [graph.node('GatherElements', [x, order], shape, x.dtype, axis=axis) for x in operands]
+
+
+HANDLERS: dict[str, Callable] = {'gather': _gather, 'dynamic_slice': _dynamic_slice,
+                                'sort': _sort,
+                                'scatter': functools.partial(_scatter, 'none'),
+                                'scatter-add': functools.partial(_scatter, 'add')}
