@@ -2,6 +2,7 @@
 #   make demo        trains a small X-CLIP on rendered videos and writes runs/demo/report
 #   make test        what a change must pass: every promise, in about 6 minutes on 2 cores
 #   make test-all    the same and the slow proofs; with PyTorch installed also the parity tests
+#   make web         builds the page of `xclip export --to web` into the package; needs Node 20
 #   make lint types docs coverage
 # The newest Python that is tested; one that only pyenv knows counts, too.
 PYTHON ?= $(shell for p in python3.13 "$$HOME"/.pyenv/versions/3.13.*/bin/python python3.12 python3; do \
@@ -9,7 +10,7 @@ PYTHON ?= $(shell for p in python3.13 "$$HOME"/.pyenv/versions/3.13.*/bin/python
 BIN := .venv/bin
 WORKERS ?= 2
 
-.PHONY: demo test test-all coverage lint types docs
+.PHONY: demo test test-all coverage lint types docs web
 
 demo: .venv/installed
 	$(BIN)/python train.py --config configs/demo.py --workdir runs/demo
@@ -33,6 +34,9 @@ types: .venv/installed
 
 docs: .venv/docs
 	$(BIN)/mkdocs build --strict --quiet --site-dir build/site
+
+web:
+	cd web && npm ci && npm run build
 
 .venv/docs: .venv/installed
 	$(BIN)/python -m pip install --quiet -e '.[docs]'
