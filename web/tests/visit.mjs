@@ -138,10 +138,13 @@ const tasks = {
     await ready(page);
     await page.locator('#file').setInputFiles(more[0]);
     await answered(page);
-    for (const seconds of ['0.2', '0.5', '0.25', '1']) {
-      await page.locator('#window-seconds').fill(seconds);
-      await page.keyboard.press('Enter');
-      await page.waitForTimeout(150);
+    for (let i = 0; i < 30; i += 1) {
+      await page.evaluate((seconds) => {
+        const field = document.querySelector('#window-seconds');
+        field.value = seconds;
+        field.dispatchEvent(new Event('change'));
+      }, i % 2 ? 1 : 0.3);
+      await page.waitForTimeout(i);
     }
     await answered(page);
     seen.clips = [];
