@@ -59,8 +59,8 @@ class ExportedModel:
   def _text_features(self, labels: tuple[str, ...], truncate: bool) -> np.ndarray:
     with tokenizer.advise('shorten it, or cut it with --truncate'):
       by_template = [
-        self._call('text', tokenizer.write_prompts(
-          labels, template, self._manifest['context_length'], truncate))[0]
+        self._call('text', runtimes.pad_ids(tokenizer.write_prompts(
+          labels, template, self._manifest['context_length'], truncate), self._manifest))[0]
         for template in self.template]
     if len(by_template) == 1:
       return by_template[0]
