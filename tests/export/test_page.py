@@ -205,6 +205,15 @@ def test_files_of_other_rates_and_codecs_give_the_chosen_frames(visit, tmp_path)
 
 
 @pytest.mark.slow
+def test_windows_keep_their_frames_when_their_length_changes_meanwhile(visit, tmp_path):
+  number, fps = 64, 16
+  video = videos.write_video(tmp_path / 'a.mp4', videos.barcode_frames(number, 120, 176), fps)
+  clips = visit('hurry', video)['clips']
+  found = [[videos.read_barcode(frame) for frame in frames_of(clip)] for clip in clips]
+  assert found == [(fps * i + sampling.test_indices(fps, T)).tolist() for i in range(4)]
+
+
+@pytest.mark.slow
 def test_typed_labels_are_compared(visit):
   found = visit('labels')
   assert not found['errors']

@@ -22,6 +22,7 @@ export class App {
   private encoded: Encoded[] = [];
   private reader: VideoReader | null = null;
   private camera: Camera | null = null;
+  private url = '';
   private name = '';
   /** Number of the latest video, camera or window length: work for an older one stops. */
   private job = 0;
@@ -49,7 +50,11 @@ export class App {
     const job = this.begin(name);
     try {
       say('status', `Opening ${name}…`);
-      const url = URL.createObjectURL(typeof source === 'string' ? await load(source) : source);
+      const blob = typeof source === 'string' ? await load(source) : source;
+      if (job !== this.job) {
+        return;
+      }
+      const url = this.url = URL.createObjectURL(blob);
       const reader = await VideoReader.open(url, name);
       if (job !== this.job) {
         reader.close();
@@ -75,6 +80,7 @@ export class App {
     }
     const job = ++this.job;
     this.encoded = this.encoded.filter(({ place }) => place < 0);
+    void this.model.forget(this.encoded.map(({ video }) => video));
     const spans = windows(reader.duration, length);
     this.timeline.reset(spans, reader.duration);
     try {
@@ -114,7 +120,7 @@ export class App {
       say('status', 'The camera is off. Choose a video to begin.');
       return;
     }
-    const job = this.begin('the camera');
+    const job = this.begin('');
     try {
       say('status', 'Asking for the camera…');
       const camera = await Camera.open();
@@ -163,11 +169,8 @@ export class App {
     this.encoded = [];
     this.name = name;
     void this.model.forget();
-    const player = element<HTMLVideoElement>('player');
-    if (player.src.startsWith('blob:')) {
-      URL.revokeObjectURL(player.src);
-    }
     showInPlayer(null);
+    URL.revokeObjectURL(this.url);
     showBars(null);
     say('error', '');
     this.timeline.reset([], 0);
@@ -204,7 +207,10 @@ export class App {
   private showWhole(score: Score): void {
     showBars(score);
     const best = ranking(score)[0]!;
-    say('status', `${this.name}: ${score.labels[best]}, ${percent(score.probabilities[best]!)}.`);
+    const label = score.labels[best]!;
+    // Of the camera without the percentage, which changes all the time and would be read out.
+    say('status', this.camera ? `Now: ${label}.`
+      : `${this.name}: ${label}, ${percent(score.probabilities[best]!)}.`);
   }
 
   private fail(job: number, error: unknown): void {

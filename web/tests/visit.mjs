@@ -70,17 +70,19 @@ async function reset(page) {
   await page.evaluate(() => { window.traffic.clips = []; window.traffic.scores = []; });
 }
 
-// The clip of the whole video, which is the first that is encoded.
-async function wholeClip(page) {
-  return page.evaluate(() => {
-    const { frames, width, height } = window.traffic.clips[0];
+async function clipAt(page, place) {
+  return page.evaluate((at) => {
+    const { frames, width, height } = window.traffic.clips.at(at);
     let text = '';
     for (let i = 0; i < frames.length; i += 8192) {
       text += String.fromCharCode(...frames.subarray(i, i + 8192));
     }
-    return { frames: btoa(text), width, height, score: window.traffic.scores[0] };
-  });
+    return { frames: btoa(text), width, height, score: window.traffic.scores.at(at) };
+  }, place);
 }
+
+// The whole video is the first clip that is encoded.
+const wholeClip = (page) => clipAt(page, 0);
 
 const focused = (page) => page.evaluate(() => {
   const { id, textContent } = document.activeElement;
@@ -127,6 +129,24 @@ const tasks = {
       await page.locator('#file').setInputFiles(path);
       await answered(page);
       seen.clips.push(await wholeClip(page));
+    }
+  },
+
+  // Changes the length of windows while the answers for another length still come.
+  async hurry(browser) {
+    const page = await openPage(browser);
+    await ready(page);
+    await page.locator('#file').setInputFiles(more[0]);
+    await answered(page);
+    for (const seconds of ['0.2', '0.5', '0.25', '1']) {
+      await page.locator('#window-seconds').fill(seconds);
+      await page.keyboard.press('Enter');
+      await page.waitForTimeout(150);
+    }
+    await answered(page);
+    seen.clips = [];
+    for (let i = await page.locator('#timeline button').count(); i > 0; i -= 1) {
+      seen.clips.push(await clipAt(page, -i));
     }
   },
 

@@ -57,10 +57,10 @@ class ExportedModel:
     return self._answers(reader, videos, tuple(labels), text)
 
   def _text_features(self, labels: tuple[str, ...], truncate: bool) -> np.ndarray:
+    write = tokenizer.Tokenizer(self._manifest['context_length'])    # rows of all S, as the graph
     with tokenizer.advise('shorten it, or cut it with --truncate'):
       by_template = [
-        self._call('text', runtimes.pad_ids(tokenizer.write_prompts(
-          labels, template, self._manifest['context_length'], truncate), self._manifest))[0]
+        self._call('text', write([template.replace('{}', x) for x in labels], truncate))[0]
         for template in self.template]
     if len(by_template) == 1:
       return by_template[0]

@@ -73,12 +73,6 @@ def graph_file(content: dict[str, Any], folder: Path, name: str, target: str) ->
   return str(found)
 
 
-def pad_ids(token_ids: np.ndarray, content: dict[str, Any]) -> np.ndarray:
-  """Pads token ids [K, S] with zeros to the length that the text graph of a manifest takes."""
-  missing = content['context_length'] - token_ids.shape[1]
-  return np.pad(token_ids, ((0, 0), (0, missing)))
-
-
 def check_inputs(described: dict[str, Any], name: str, inputs: Sequence[Any]) -> None:
   """Raises UserError unless arrays are what a graph takes.
 

@@ -10,6 +10,7 @@ const SHOWN_SECONDS = 0.25;      // after `seeked`, until a frame must have been
 /** A video of its own, apart from the one that is watched: it seeks from frame to frame. */
 export class VideoReader {
   private readonly pixels: PixelReader;
+  private last: Promise<unknown> = Promise.resolve();
 
   private constructor(
     private readonly name: string, private readonly video: HTMLVideoElement,
@@ -36,7 +37,14 @@ export class VideoReader {
   }
 
   /** Reads the clip of a span: the middle frame of each of T equal parts. */
-  async read(span: Span, numFrames: number): Promise<Clip> {
+  read(span: Span, numFrames: number): Promise<Clip> {
+    // One after the other: two readers that seek in one video would get each other's frames.
+    const clip = this.last.then(() => this.readNow(span, numFrames));
+    this.last = clip.catch(() => {});
+    return clip;
+  }
+
+  private async readNow(span: Span, numFrames: number): Promise<Clip> {
     const frames: Uint8Array[] = [];
     for (const time of middles(span, numFrames)) {
       await this.seek(Math.min(time, this.duration));

@@ -37,9 +37,9 @@ export class ModelClient {
     return this.ask({ kind: 'score', video });
   }
 
-  /** Frees the features of all clips. */
-  forget(): Promise<void> {
-    return this.ask({ kind: 'forget' });
+  /** Frees the features of all clips but those to keep. */
+  forget(keep: number[] = []): Promise<void> {
+    return this.ask({ kind: 'forget', keep });
   }
 
   private ask<Result>(request: Request, moved: Transferable[] = []): Promise<Result> {

@@ -17,7 +17,8 @@ type Features = Record<string, ort.Tensor>;
 export class Model {
   /** Features of texts that were encoded before, so that a new label costs one text. */
   private readonly textFeatures = new Map<string, Float32Array>();
-  private readonly videos: Features[] = [];
+  private readonly videos = new Map<number, Features>();
+  private nextVideo = 0;
   private labels: string[] = [];
   private labelFeatures: ort.Tensor | null = null;
 
@@ -95,12 +96,13 @@ export class Model {
     const features = await this.sessions.video.run({
       frames: new ort.Tensor('uint8', frames, shape),
     });
-    return this.videos.push(features) - 1;
+    this.videos.set(this.nextVideo, features);
+    return this.nextVideo++;
   }
 
   /** Compares an encoded clip with the labels. */
   async score(video: number): Promise<Score> {
-    const features = this.videos[video];
+    const features = this.videos.get(video);
     if (!features || !this.labelFeatures) {
       throw new Error(`no features of video ${video}, or no labels`);
     }
@@ -114,9 +116,11 @@ export class Model {
     };
   }
 
-  /** Frees the features of all clips. */
-  forget(): void {
-    this.videos.length = 0;
+  /** Frees the features of all clips but those to keep. */
+  forget(keep: number[]): void {
+    for (const video of [...this.videos.keys()].filter((number) => !keep.includes(number))) {
+      this.videos.delete(video);
+    }
   }
 }
 

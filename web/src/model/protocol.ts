@@ -28,7 +28,7 @@ export type Request =
   | { kind: 'labels'; labels: string[] }
   | { kind: 'encode'; clip: Clip }
   | { kind: 'score'; video: number }
-  | { kind: 'forget' };
+  | { kind: 'forget'; keep: number[] };
 
 /** Share of the bytes of the model that have come, and a text about it. */
 export interface Progress {

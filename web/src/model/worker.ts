@@ -19,7 +19,7 @@ async function answer(request: Request): Promise<unknown> {
     case 'labels': return model.setLabels(request.labels);
     case 'encode': return model.encode(request.clip);
     case 'score': return model.score(request.video);
-    case 'forget': return model.forget();
+    case 'forget': return model.forget(request.keep);
   }
 }
 

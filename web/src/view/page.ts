@@ -11,7 +11,9 @@ export function element<Kind extends HTMLElement>(id: string): Kind {
 /** Shows a sentence in an element, or hides the element if there is none. */
 export function say(id: string, text: string): void {
   const target = element(id);
-  target.textContent = text;
+  if (target.textContent !== text) {          // a screen reader says again what is written again
+    target.textContent = text;
+  }
   target.hidden = !text;
 }
 

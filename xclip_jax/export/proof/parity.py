@@ -190,8 +190,8 @@ def token_ids(weights: native.Weights, count: int) -> np.ndarray:
     return ids
   labels = [*weights.labels, *(f'a thing with number {i}' for i in range(count))][:count]
   template = weights.template if isinstance(weights.template, str) else weights.template[0]
-  written = [template.replace('{}', label) for label in labels]
-  return tokenizer.Tokenizer(config.context_length)(written, truncate=True)
+  texts = [template.replace('{}', label) for label in labels]
+  return tokenizer.Tokenizer(config.context_length)(texts, truncate=True)   # all S, as the graphs
 
 
 def _cases_of_videos(weights: native.Weights, videos: Sequence[str]) -> Iterator[Case]:
