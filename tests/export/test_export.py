@@ -153,7 +153,8 @@ def draw(**changes):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('changes', [
-  dict(prompt=False), dict(messages=False, mit=False, prompt=False), dict(logit_bias=True)])
+  dict(prompt=False, context_length=77), dict(messages=False, mit=False, prompt=False),
+  dict(logit_bias=True, context_length=20)])
 def test_models_without_prompts_or_of_several_templates_are_exported(tmp_path, changes):
   drawn = draw(**changes)
   with pytest.MonkeyPatch.context() as patch:

@@ -61,6 +61,23 @@ def test_pixels_are_those_of_the_host_at_more_sizes(preprocess):
     assert compare(preprocess, size) == (0, 0), size
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('seed', range(3))
+def test_the_weights_of_opencv_are_equal_where_the_size_is_a_constant_of_the_program(seed):
+  """Compiled for one size, a division may become a product with a rounded inverse."""
+  rng = np.random.default_rng(seed)
+  for old in (2000, 90, *map(int, rng.integers(30, 4000, 20))):
+    new = int(old * 256 / rng.integers(80, 1100)) if old != 2000 else 5689
+    side = pixels.Side(np.int32(old), np.int32(new), np.arange(new, dtype=np.int32))
+    (first, _), weights = jax.jit(lambda side=side: pixels._opencv_taps(side, True))()
+    exact = (np.arange(new) + 0.5) * (1 / (new / old)) - 0.5          # OpenCV's own order
+    rounded = exact.astype(np.float32)
+    fraction = rounded - np.floor(rounded)
+    want = np.round(np.stack([1 - fraction, fraction]) * np.float32(2048)).astype(int)
+    np.testing.assert_array_equal(weights, want, err_msg=f'{old} to {new}')
+    np.testing.assert_array_equal(first, np.floor(rounded).clip(0, old - 1))
+
+
 @pytest.mark.parametrize('preprocess', ROUNDED[:1], ids=lambda p: p.filter)
 def test_wide_filters_differ_by_a_rounding_of_few_pixels(preprocess):
   """Their weights are no fractions: float32 computes them, where Pillow has float64."""

@@ -25,6 +25,7 @@ _OPENCV_BITS = 11
 _PILLOW_BITS = 22
 _REFUSED = ('pillow-nearest', 'pillow-box')
 _LONGEST_SIDE = 1 << 14            # pixels, for tables by side
+_UNIT = 2.0 ** -_PILLOW_BITS
 _HALF = 1 << _PILLOW_BITS // 2     # weights of 22 bits are products in two halves of 11
 
 
@@ -155,7 +156,7 @@ def _opencv_taps(
 ) -> tuple[tuple[AnyArray, AnyArray], AnyArray]:
   """Returns the two pixels of each position, and their weights, int32 [2, S].
 
-  Position = (i + 1/2) * old / new - 1/2, of which OpenCV keeps a float32: its whole part costs the
+  Position = (i + 1/2) * old / new - 1/2, of which OpenCV keeps a float32: the whole part costs the
   fraction some bits.
 
   Args:
@@ -166,18 +167,41 @@ def _opencv_taps(
   # One pixel more, so that the whole part is rounded down although the position may be -1/2.
   numerator = (2 * positions + 1) * side.old + side.new
   whole = _quotient(numerator, 2 * side.new)
-  rest = numerator - whole * 2 * side.new
-  whole -= 1
-  fraction = rest.astype(jnp.float32) / (2 * side.new).astype(jnp.float32)
-  rounded = whole.astype(jnp.float32) + fraction
-  carried = rounded >= (whole + 1).astype(jnp.float32)     # the float32 is the next whole number
-  fraction = jnp.where(carried, 0, rounded - whole.astype(jnp.float32))
-  whole = whole + carried
+  fraction = _rounded_fraction(whole - 1, numerator - whole * 2 * side.new, 2 * side.new)
+  carried = fraction >= 1                            # the float32 is the next whole number
+  whole, fraction = whole - 1 + carried, jnp.where(carried, 0, fraction)
   if not edge_weights:
     fraction = jnp.where((whole < 0) | (whole >= side.old - 1), 0, fraction)
   weights = jnp.stack([1 - fraction, fraction]) * (1 << _OPENCV_BITS)
   taps = whole.clip(0, side.old - 1), (whole + 1).clip(0, side.old - 1)
   return taps, jnp.round(weights).astype(jnp.int32)
+
+
+def _rounded_fraction(whole: AnyArray, part: AnyArray, parts: Any) -> AnyArray:
+  """Returns what float32 keeps of part / parts beside a whole number, 0..1; part < parts.
+
+  In integers, because compilers replace a division by a constant, which the size of a frame is to
+  them, by a product that can be off in the last bit; and rounded once, since twice is another
+  number now and then.
+  """
+  digits, rest = 0, part                             # part / parts = (digits + rest / parts) / 2**22
+  for _ in range(2):
+    digit = _quotient(rest * _HALF, parts)
+    digits, rest = digits * _HALF + digit, rest * _HALF - digit * parts
+  step = 1                                           # float32 keeps multiples of step / 2**22
+  for bits in range(2, 15):
+    step = step * jnp.where(whole >= 1 << bits, 2, 1)
+  kept = _quotient(digits, step)
+  left = digits - kept * step
+  odd = kept - 2 * _quotient(kept, 2) == 1
+  above = jnp.where(step == 1, 2 * rest > parts,
+                    (2 * left > step) | ((2 * left == step) & (rest > 0)))
+  tie = jnp.where(step == 1, 2 * rest == parts, (2 * left == step) & (rest == 0))
+  coarse = ((kept + (above | (tie & odd))) * step).astype(jnp.float32)
+  # Beside less than 2, float32 keeps the digits and some more.
+  low = jnp.minimum(whole, 1).astype(jnp.float32)
+  fine = (low + digits.astype(jnp.float32) * _UNIT) + rest.astype(jnp.float32) / parts * _UNIT - low
+  return jnp.where(whole >= 2, coarse * _UNIT, fine)
 
 
 # --- Pillow: as many pixels as the filter is wide, weights of 22 bits ---------------------------
