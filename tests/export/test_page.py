@@ -37,6 +37,8 @@ def test_an_installation_without_the_page_says_how_to_get_it(monkeypatch, tmp_pa
   monkeypatch.setattr(web, 'PAGE', tmp_path / 'none')
   with pytest.raises(UserError, match='make web'):
     web.write_page(tmp_path)
+  pytest.importorskip('onnx')
+  pytest.importorskip('onnxruntime')
   assert main.main(['export', 'toy', '-o', str(tmp_path / 'page'), '--to', 'web']) == 2
   assert 'make web' in capsys.readouterr().err and not (tmp_path / 'page').exists()
 

@@ -129,6 +129,7 @@ export class App {
         return;
       }
       this.camera = camera;
+      element('window-length').hidden = true;            // that of the camera is fixed
       element('camera').setAttribute('aria-pressed', 'true');
       element('camera').textContent = 'Stop the camera';
       await this.watch(job, camera);
@@ -174,6 +175,7 @@ export class App {
     showBars(null);
     say('error', '');
     this.timeline.reset([], 0);
+    element('window-length').hidden = false;
     element('camera').setAttribute('aria-pressed', 'false');
     element('camera').textContent = 'Use the camera';
     return ++this.job;

@@ -39,7 +39,6 @@ export function showInPlayer(source: string | MediaStream | null): HTMLVideoElem
   player.hidden = source === null;
   player.controls = !isLive;
   element('stage').classList.toggle('empty', source === null);
-  element('stage').classList.toggle('live', source !== null && isLive);
   return player;
 }
 
