@@ -184,7 +184,7 @@ def _rounded_fraction(whole: AnyArray, part: AnyArray, parts: Any) -> AnyArray:
   them, by a product that can be off in the last bit; and rounded once, since twice is another
   number now and then.
   """
-  digits, rest = 0, part                             # part / parts = (digits + rest / parts) / 2**22
+  digits, rest = jnp.zeros_like(part), part    # part / parts = (digits + rest / parts) / 2**22
   for _ in range(2):
     digit = _quotient(rest * _HALF, parts)
     digits, rest = digits * _HALF + digit, rest * _HALF - digit * parts
