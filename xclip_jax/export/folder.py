@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import os
 import shutil
 from collections.abc import Callable
@@ -12,7 +13,7 @@ import jax
 
 from xclip_jax import files
 from xclip_jax.errors import ExistsError, UserError
-from xclip_jax.export import manifest, runtimes, tokenizer_json, triton
+from xclip_jax.export import manifest, runtimes, tokenizer_json, triton, web
 from xclip_jax.export.graphs import functions, stablehlo
 from xclip_jax.export.proof import parity
 from xclip_jax.inference.classifier import Classifier
@@ -58,7 +59,8 @@ def export(classifier: Classifier, folder: str | os.PathLike, options: ExportOpt
   weights = classifier.weights
   if options.labels:
     weights = dataclasses.replace(weights, labels=options.labels)
-  labels = weights.labels
+  # The page has no use for a graph of fixed labels.
+  labels = () if options.targets == ('web',) else weights.labels
   features = classifier.embed_text(labels) if labels else None
   graphs = functions.make_graphs(weights, features)
   config = functions.portable_config(weights.config)
@@ -70,11 +72,11 @@ def export(classifier: Classifier, folder: str | os.PathLike, options: ExportOpt
       _WRITERS[target](temporary, graphs, params)
       shutil.copy(_SCRIPTS / f'run_{target}.py', temporary)
     if vocabulary.is_clips(config.vocab_size):
-      files.write_json(temporary / manifest.TOKENIZER,
-                       tokenizer_json.tokenizer_json(config.context_length))
+      content = tokenizer_json.tokenizer_json(config.context_length)
+      files.write_text(temporary / manifest.TOKENIZER, json.dumps(content, separators=(',', ':')))
+    if 'onnx' in options.targets:
+      triton.write(temporary, graphs)
     if 'web' in options.targets:
-      from xclip_jax.export import web
-
       web.write_page(temporary)
     manifest.write(temporary, weights, graphs, written)
     options.say('comparing with the model')
@@ -96,8 +98,6 @@ def check_request(folder: str | os.PathLike, options: ExportOptions) -> None:
   for target in runtime_targets(options.targets):
     runtimes.check_installed(target)
   if 'web' in options.targets:
-    from xclip_jax.export import web
-
     web.check_built()
   path = Path(os.path.realpath(folder))
   if path.exists():
@@ -144,7 +144,6 @@ def _write_onnx(folder: Path, graphs: tuple[functions.Graph, ...], params: Any) 
       [convert.Value(port.name, port.shape, port.dtype) for port in graph.inputs],
       [port.name for port in graph.outputs], names=names)
     convert.save(model, folder / (graph.name + manifest.SUFFIXES['onnx']))
-  triton.write(folder, graphs)
 
 
 _WRITERS = {'stablehlo': _write_stablehlo, 'onnx': _write_onnx}
