@@ -191,6 +191,7 @@ def test_batches_and_threads_change_nothing(root, supervised, evaluate, tmp_path
   assert same(supervised, tmp_path / 'out')['batch_size'] == 4
 
 
+@pytest.mark.slow
 def test_eight_devices_see_what_one_sees(root, supervised, tmp_path):
   command = [sys.executable, '-m', 'xclip_jax.cli', 'eval', 'supervised', root / 'val.csv',
              '--weights', root / 'weights0', '-o', tmp_path / 'out', '--batch-size', '5']

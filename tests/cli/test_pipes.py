@@ -35,6 +35,7 @@ def finish(process):
   return process.returncode, err
 
 
+@pytest.mark.slow
 def test_help_of_every_subcommand_ends_silently_without_a_reader():
   names = [[*parser.prog.split()[1:], '--help'] for parser in test_parsers.PARSERS]
   names += [[], ['--version']]

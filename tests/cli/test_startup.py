@@ -57,6 +57,7 @@ WORK = {                      # a command line, and the function that does the w
                     'evaluation.weight_curve.measure'),
   'weights inspect': (('toy',), 'weights.inspection.describe'),
   'convert': (('toy', 'out'), 'weights.export.formats.save'),
+  'export': (('toy', '-o', 'out', '--to', 'stablehlo'), 'export.folder.export'),
   'data check': (('val.csv',), 'data.tools.check.check_list'),
   'data show': (('val.csv', '-o', 'x.png'), 'data.clips.pipeline.train_batches'),
   'data prepare': (('val.csv', '-o', 'out'), 'data.tools.prepare.prepare'),

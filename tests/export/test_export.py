@@ -1,5 +1,6 @@
 """An export answers as the model does, in the runtimes of others, or is not written."""
 
+import dataclasses
 import importlib.util
 import json
 import pathlib
@@ -26,14 +27,21 @@ TARGETS = ('stablehlo', 'onnx') if HAS_ONNX else ('stablehlo',)
 LABELS = ('a ring growing', 'a square moving left', 'a cross circling clockwise')
 
 
+def draw(**changes):
+  """A classifier of a tiny model with drawn weights, two templates and Pillow's filter."""
+  config = make_config('B/32', num_frames=4, **tiny.FIELDS | changes)
+  return classifier_lib.Classifier(native.Weights(
+    config, tiny.draw_params(config), native.HUGGING_FACE, ('a {}', 'a video of {}')))
+
+
 @pytest.fixture(scope='module')
 def classifier():
-  return classifier_lib.load('toy')
+  return draw(messages=False)
 
 
 @pytest.fixture(scope='module')
 def model(classifier, tmp_path_factory):
-  """The toy, exported; compared at one size, since each is compiled."""
+  """That model, exported; compared at one size, since each is compiled."""
   path = tmp_path_factory.mktemp('export') / 'model'
   with pytest.MonkeyPatch.context() as patch:
     few(patch)
@@ -41,7 +49,11 @@ def model(classifier, tmp_path_factory):
 
 
 def few(patch):
-  """Compares one size, and measures nothing: `test_the_whole_proof` does all."""
+  """Compares one size, and measures nothing: `test_the_whole_proof` does all.
+
+  The tokenizer has a test of its own.
+  """
+  patch.setattr(folder.tokenizer_json, 'tokenizer_json', lambda length: {'truncation': length})
   patch.setattr(parity, '_made_cases', lambda weights: [parity._case(weights, 2, 3, (75, 133))])
   patch.setattr(parity, '_measure', lambda *_: [parity.Timing('ours', 1, 1, 1)])
 
@@ -54,9 +66,9 @@ def run(capsys, *arguments):
 # --- equal answers ------------------------------------------------------------------------------
 
 
-def test_classify_answers_from_an_export_as_from_the_weights(model, capsys):
+def test_classify_answers_from_an_export_as_from_the_weights(model, classifier, tmp_path, capsys):
   answers = []
-  for weights in ('toy', model):
+  for weights in (classifier.save(tmp_path / 'weights'), model):
     code, said = run(capsys, 'classify', 'sample:ring', 'sample:square', '--weights', weights,
                      '--labels', ', '.join(LABELS), '--quiet', '--json', '-')
     assert code == 0, said.err
@@ -75,8 +87,8 @@ def test_sizes_that_the_proof_has_not_seen_are_equal_too(model, classifier, targ
   answers = [classifier.classify(clip, LABELS) for clip in clips]
   probabilities, logits = call('classify', clips)
   np.testing.assert_allclose(probabilities, [x.probabilities for x in answers], atol=2e-5)
-  ids = Tokenizer(classifier.config.context_length)([*LABELS])
-  scores = call('score', *call('video', clips), *call('text', ids))
+  text = classifier.embed_text(LABELS)                     # the mean of both templates
+  scores = call('score', *call('video', clips), text)
   np.testing.assert_allclose(scores[1], logits, rtol=1e-5, atol=1e-4)
 
 
@@ -95,7 +107,8 @@ def test_the_script_in_the_folder_needs_no_xclip_jax(model, classifier, target, 
       'PYTHONPATH': str(tmp_path / 'site'), 'ABSENT_PACKAGES': ' '.join(hidden)})
   assert done.returncode == 0, done.stderr
   found = np.fromstring(done.stdout.replace('[', ' ').replace(']', ' '), sep=' ')
-  want = classifier.classify(frames[0], LABELS).probabilities
+  plain = dataclasses.replace(classifier.weights, template='{}')
+  want = classifier_lib.Classifier(plain).classify(frames[0], LABELS).probabilities
   np.testing.assert_allclose(found, want, atol=1e-4)
   lines = (model / f'run_{target}.py').read_text().split('"""')[2].strip().splitlines()
   assert len([line for line in lines if line.strip()]) <= 20
@@ -103,7 +116,7 @@ def test_the_script_in_the_folder_needs_no_xclip_jax(model, classifier, target, 
 
 def test_the_manifest_says_what_is_in_the_folder(model, classifier):
   content = manifest.read(model)
-  assert content['labels'] == list(LABELS) and content['template'] == [classifier.template]
+  assert content['labels'] == list(LABELS) and content['template'] == [*classifier.template]
   assert content['graphs']['video']['inputs'][0]['shape'] == ['B', 4, 'H', 'W', 3]
   assert content['stablehlo']['platforms'] == ['cpu', 'cuda', 'tpu']
   assert content['stablehlo']['expires'] > content['created'][:10]
@@ -144,23 +157,16 @@ def test_the_whole_proof(tmp_path, dtype, frames, capsys):
   assert proof.count('| 8 of 8 |') == len(TARGETS) or dtype == 'bfloat16'
 
 
-def draw(**changes):
-  """A classifier of a tiny model with drawn weights, two templates and Pillow's filter."""
-  config = make_config('B/32', num_frames=3, **tiny.FIELDS | changes)
-  return classifier_lib.Classifier(native.Weights(
-    config, tiny.draw_params(config), native.HUGGING_FACE, ('a {}', 'a video of {}')))
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('changes', [
-  dict(prompt=False, context_length=77), dict(messages=False, mit=False, prompt=False),
+  {}, dict(prompt=False, context_length=77), dict(messages=False, mit=False, prompt=False),
   dict(logit_bias=True, context_length=20)])
 def test_models_without_prompts_or_of_several_templates_are_exported(tmp_path, changes):
   drawn = draw(**changes)
   with pytest.MonkeyPatch.context() as patch:
     few(patch)
     path = folder.export(drawn, tmp_path / 'm', folder.ExportOptions(TARGETS, labels=LABELS))
-  clip = parity.made_clip(3, 60, 44, 1)
+  clip = parity.made_clip(4, 60, 44, 1)
   want = drawn.classify(clip, LABELS)
   found, = exported.ExportedModel(path).classify_each([clip], LABELS)
   np.testing.assert_allclose(found.probabilities, want.probabilities, atol=1e-5)

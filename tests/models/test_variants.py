@@ -231,6 +231,7 @@ def test_patches_are_left_out_at_random_but_never_the_class_token(rate, kept):
   assert len({tuple(row) for row in left[:, 0]}) > 5 or kept in (1, 11)
 
 
+@pytest.mark.slow
 def test_no_patch_is_left_out_of_an_evaluation():
   np.testing.assert_array_equal(dropped(0.5, deterministic=True), dropped(0.0))
   config = dataclasses.replace(ALL, patch_dropout=0.5)

@@ -75,7 +75,8 @@ def test_the_command_writes_weights_that_load(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('parts', [
-  pytest.param(FRAME_MEAN, marks=pytest.mark.slow), {}], ids=['frame mean', 'all parts'])
+  pytest.param(FRAME_MEAN, marks=pytest.mark.slow),
+  pytest.param({}, marks=pytest.mark.slow)], ids=['frame mean', 'all parts'])
 def test_a_clip_is_completed_as_the_run_completed_it(tmp_path, parts):
   config = dataclasses.replace(CONFIG, **parts)
   clip = apply.to_state_dict(weights(0, config).params, 'openai')

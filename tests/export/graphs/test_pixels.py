@@ -17,7 +17,7 @@ S = 40
 SIZES = [(40, 40), (41, 59), (96, 170), (23, 200), (77, 60), (80, 160), (31, 31), (540, 960)]
 EXACT = [
   Preprocess(),
-  Preprocess(filter='pillow', resize_ratio=1.0),
+  Preprocess(filter='pillow', resize_ratio=1.0),       # Hugging Face's
   Preprocess(filter='pillow', resize_ratio=0.5),
   Preprocess(resize='stretch', resize_ratio=1.0, second_ratio=1.0),
   Preprocess(filter='pillow', resize='fit', resize_ratio=1.0, second_ratio=1.0),
@@ -48,7 +48,7 @@ def compare(preprocess, size, seed=0):
   return difference.max(), (difference > 0).mean()
 
 
-@pytest.mark.parametrize('preprocess', EXACT, ids=lambda p: f'{p.filter}-{p.resize}')
+@pytest.mark.parametrize('preprocess', EXACT[:2], ids=lambda p: f'{p.filter}-{p.resize}')
 def test_pixels_are_those_of_the_host_bit_for_bit(preprocess):
   for size in SIZES[:4]:
     assert compare(preprocess, size) == (0, 0), size
@@ -57,7 +57,7 @@ def test_pixels_are_those_of_the_host_bit_for_bit(preprocess):
 @pytest.mark.slow
 @pytest.mark.parametrize('preprocess', EXACT, ids=lambda p: f'{p.filter}-{p.resize}')
 def test_pixels_are_those_of_the_host_at_more_sizes(preprocess):
-  for size in SIZES[4:]:
+  for size in SIZES:
     assert compare(preprocess, size) == (0, 0), size
 
 
@@ -78,17 +78,10 @@ def test_the_weights_of_opencv_are_equal_where_the_size_is_a_constant_of_the_pro
     np.testing.assert_array_equal(first, np.floor(rounded).clip(0, old - 1))
 
 
-@pytest.mark.parametrize('preprocess', ROUNDED[:1], ids=lambda p: p.filter)
-def test_wide_filters_differ_by_a_rounding_of_few_pixels(preprocess):
-  """Their weights are no fractions: float32 computes them, where Pillow has float64."""
-  for size in SIZES[1:4]:
-    largest, share = compare(preprocess, size)
-    assert largest <= 1 and share < 3e-3, (size, largest, share)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize('preprocess', ROUNDED, ids=lambda p: p.filter)
-def test_wide_filters_differ_by_a_rounding_of_few_pixels_at_all_sizes(preprocess):
+def test_wide_filters_differ_by_a_rounding_of_few_pixels(preprocess):
+  """Their weights are no fractions: float32 computes them, where Pillow has float64."""
   for size in SIZES:
     largest, share = compare(preprocess, size)
     assert largest <= 1 and share < 3e-3, (size, largest, share)

@@ -21,7 +21,7 @@ def add_commands(commands: Any) -> None:
   options.add_output(command, 'folder to write', folder=True)
   command.add_argument(
     '--to', default='stablehlo,onnx', metavar='LIST',
-    help='what to write, separated by commas: stablehlo (jax alone runs it, on CPUs, GPUs and '
+    help='formats to write, separated by commas: stablehlo (jax alone runs it, on CPUs, GPUs and '
     'TPUs), onnx (onnxruntime and many others), web (a page with the ONNX graphs that runs in a '
     'browser) (default: %(default)s)')
   options.add_label_options(command)
