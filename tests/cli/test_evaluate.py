@@ -144,6 +144,7 @@ def test_results_say_what_was_done(root, supervised):
     assert f'({name})' in page and cv2.imread(str(supervised / name)).min() < 100
 
 
+@pytest.mark.slow
 def test_views_are_those_that_were_asked_for_and_are_averaged_as_asked(root, evaluate, tmp_path):
   evaluate('supervised', root / 'val.csv', '--clips', 2, '--crops', 3, '--average', 'logits')
   found = scores.load(tmp_path / 'out' / 'predictions.npz')
@@ -219,6 +220,7 @@ def test_an_ensemble_averages_directions_and_keeps_the_norm(root):
   assert np.abs(got - text[0]).max() > 1e-2
 
 
+@pytest.mark.slow
 def test_zero_shot_takes_both_published_formats_of_lists(root, evaluate, tmp_path):
   folders = [tmp_path / 'a', tmp_path / 'b']
   for folder in folders:

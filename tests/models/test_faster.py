@@ -88,6 +88,7 @@ def test_the_most_similar_pairs_are_merged_to_their_mean():
   np.testing.assert_array_equal(spread[1, 4], x[1, 1 + state.index[1, 4]])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(('attention', 'counts'), [
   pytest.param('xla', (1, 2, 5), marks=pytest.mark.slow),
   pytest.param('chunked', (1, 2, 5), marks=pytest.mark.slow),

@@ -139,6 +139,7 @@ def test_without_messages_frames_do_not_see_each_other():
     assert np.array_equal(left, right) == apart
 
 
+@pytest.mark.slow
 def test_without_positions_the_order_of_frames_does_not_count():
   video = random_video()
   for parts, same in ((('prompt',), False), (('prompt', 'mit_positions'), True),

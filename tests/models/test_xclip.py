@@ -320,6 +320,7 @@ def test_drop_path_keeps_the_expected_value():
   np.testing.assert_allclose(got.mean(), 1, atol=0.05)     # 5 sigma: 5 * sqrt(.3 / .7 / 4000)
 
 
+@pytest.mark.slow
 def test_stochastic_depth_acts_in_training_only(case):
   config = dataclasses.replace(case.config, drop_path=0.9)
   model = XCLIP(config)

@@ -313,6 +313,7 @@ def test_a_run_whose_lock_was_taken_over_stops(tmp_path, monkeypatch):
   assert json.loads(lock.read_text())['token'] == 'theirs'       # which is theirs to remove
 
 
+@pytest.mark.slow
 def test_a_workdir_that_is_not_shared_is_found_at_the_start(tmp_path):
   port = free_port()
   codes, said = end([

@@ -136,6 +136,7 @@ def state_bytes(step):
   return without_text if step == 'eval' else sum(sizes.values()) + 2 * without_text
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('step', plan.STEPS)
 def test_a_step_is_compiled_and_its_memory_told(step):
   found = plan.make(small(), 'cpu', step, classes=5)

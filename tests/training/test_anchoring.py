@@ -132,6 +132,7 @@ def test_projectors_start_as_frosters():
     assert abs(float(w['fc']['kernel'].mean())) < 1e-3 and not w['proj']['kernel'].any()
 
 
+@pytest.mark.slow
 def test_the_teacher_and_the_anchor_are_constants():
   c = config(train__distill=1.0)
   model, params, anchor, batch, ids, _, _ = losses(c)

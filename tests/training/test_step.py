@@ -107,6 +107,7 @@ def test_reversed_clips_are_of_the_partner_class():
   assert both['mask'].tolist() == [True, True, False, False]
 
 
+@pytest.mark.slow
 def test_a_masked_row_teaches_nothing(params):
   # Loss and gradients are compared, so the optimizer is the one that compiles fastest.
   _, step, state, batch, token_ids = make_step(tiny.config('.'), params, optax.sgd(1.0))

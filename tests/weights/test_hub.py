@@ -64,6 +64,7 @@ def test_our_own_format_gives_the_same_as_what_it_was_made_from(case, tmp_path):
     logits_of(loaded, case), logits_of(xclip_jax.load(source), case))
 
 
+@pytest.mark.slow
 def test_clip_files_keep_their_text_tower_and_say_that_the_rest_is_new(case, tmp_path, capsys):
   path = write(tmp_path / 'clip.pt', case, 'openai')
   loaded = xclip_jax.load(path, num_frames=8)
