@@ -45,15 +45,12 @@ def model(classifier, tmp_path_factory):
   path = tmp_path_factory.mktemp('export') / 'model'
   with pytest.MonkeyPatch.context() as patch:
     few(patch)
+    patch.setattr(folder.tokenizer_json, 'tokenizer_json', lambda length: {})     # has its own tests
     return folder.export(classifier, path, folder.ExportOptions(TARGETS, labels=LABELS))
 
 
 def few(patch):
-  """Compares one size, and measures nothing: `test_the_whole_proof` does all.
-
-  The tokenizer has a test of its own.
-  """
-  patch.setattr(folder.tokenizer_json, 'tokenizer_json', lambda length: {'truncation': length})
+  """Compares one size, and measures nothing: `test_the_whole_proof` does all."""
   patch.setattr(parity, '_made_cases', lambda weights: [parity._case(weights, 2, 3, (75, 133))])
   patch.setattr(parity, '_measure', lambda *_: [parity.Timing('ours', 1, 1, 1)])
 
