@@ -4,6 +4,7 @@ import dataclasses
 import importlib.util
 import json
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -124,6 +125,23 @@ def test_the_manifest_says_what_is_in_the_folder(model, classifier):
   assert '75 x 133, B = 2, K = 3 | stablehlo | 0 |' in proof
   assert not any(str(path) in content_of for path in (model, pathlib.Path.home())
                  for content_of in ((model / 'manifest.json').read_text(), proof))
+
+
+def test_the_snippets_of_the_page_run(model, classifier, tmp_path, monkeypatch):
+  page = (tiny.REPO / 'docs/export.md').read_text()
+  snippets = re.findall(r'```python\n(.*?)```', page, re.DOTALL)
+  assert len(snippets) == 2
+  (tmp_path / 'model').symlink_to(model)
+  monkeypatch.chdir(tmp_path)
+  frames = parity.made_clip(classifier.config.num_frames, 61, 90, 3)[None]
+  for target, snippet in zip(('stablehlo', 'onnx'), snippets, strict=True):
+    if target in TARGETS:
+      found = {'frames': frames}
+      exec(snippet, found)
+      want = classifier.classify(frames[0], LABELS).probabilities
+      np.testing.assert_allclose(np.asarray(found['probabilities'])[0], want, atol=2e-5)
+  copied = re.findall(r'^cp model/(\S+)', page, re.MULTILINE)
+  assert len(copied) == 2 and (not HAS_ONNX or all((model / name).is_file() for name in copied))
 
 
 def test_triton_takes_its_configuration(model, tmp_path):
