@@ -46,7 +46,7 @@ def model(classifier, tmp_path_factory):
   path = tmp_path_factory.mktemp('export') / 'model'
   with pytest.MonkeyPatch.context() as patch:
     few(patch)
-    patch.setattr(folder.tokenizer_json, 'tokenizer_json', lambda length: {})   # has tests of its own
+    patch.setattr(folder.tokenizer_json, 'tokenizer_json', lambda length: {})  # has its own tests
     return folder.export(classifier, path, folder.ExportOptions(TARGETS, labels=LABELS))
 
 
