@@ -6,8 +6,8 @@ const LARGEST_SHORT_SIDE = 720;
  * Draws frames of one size and returns them as RGB.
  *
  * The browser converts to RGB. Its values are those of xclip_jax but for rounding (3 of 255 at most
- * on the sample clips), unless a file of 720 lines or more does not say which colours it has:
- * Chromium then takes BT.709, and xclip_jax BT.601.
+ * on the sample clips). A file of 720 lines that does not say which colours it has differed by more:
+ * Chromium seems to take BT.709 for it, where xclip_jax takes BT.601.
  */
 export class PixelReader {
   readonly width: number;
