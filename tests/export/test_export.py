@@ -251,6 +251,8 @@ def damage(copy, kind):
     content['version'] = 7
   elif kind == 'onnx alone':
     del content['stablehlo']
+  elif kind == 'types':
+    content['graphs'] = ['video']
   elif kind == 'fields':
     del content['num_frames']
   (copy / 'manifest.json').write_text(json.dumps(content))
@@ -264,11 +266,22 @@ def damage(copy, kind):
   ('version', 'has version 7, and this program reads 1'),
   ('onnx alone', 'holds no StableHLO'),
   ('fields', 'lacks num_frames'),
+  ('types', 'graphs in '),
 ])
 def test_a_damaged_or_old_export_is_said_in_one_line(copy, capsys, kind, message):
   damage(copy, kind)
   code, said = run(capsys, 'classify', 'sample:ring', '--weights', copy, '--quiet')
   assert code == 2 and message in said.err and said.err.count('\n') == 1, said.err
+
+
+def test_weights_beside_a_manifest_of_another_program_are_still_weights(
+  classifier, tmp_path, capsys
+):
+  weights = classifier.save(tmp_path / 'weights')
+  (weights / 'manifest.json').write_text('{"name": "a web application"}')
+  code, said = run(capsys, 'classify', 'sample:ring', '--weights', weights, '--labels', 'a, b',
+                   '--quiet')
+  assert code == 0, said.err
 
 
 def test_other_commands_and_options_say_that_an_export_is_fixed(model, capsys, tmp_path):

@@ -20,8 +20,9 @@ FORMAT, VERSION = 'xclip-jax export', 1
 PARAMETERS = 'parameters.npz'
 TOKENIZER = 'tokenizer.json'
 SUFFIXES = {'stablehlo': '.stablehlo', 'onnx': '.onnx'}
-_REQUIRED = ('num_frames', 'image_size', 'context_length', 'template', 'labels', 'graphs',
-             'preprocess')
+_JSON_NAMES = {int: 'a whole number', list: 'a list', dict: 'an object'}
+_REQUIRED = {'num_frames': int, 'image_size': int, 'context_length': int, 'template': list,
+             'labels': list, 'graphs': dict, 'preprocess': dict}
 
 
 def write(
@@ -97,6 +98,10 @@ def read(folder: Path) -> dict[str, Any]:
   missing = [name for name in _REQUIRED if name not in content]
   if missing:
     raise UserError(f'{file} lacks {", ".join(missing)}; export the model again')
+  for name, kind in _REQUIRED.items():
+    if not isinstance(content[name], kind):
+      raise UserError(f'{name} in {file} must be {_JSON_NAMES[kind]}, found {content[name]!r:.60}; '
+                      'export the model again')
   return content
 
 

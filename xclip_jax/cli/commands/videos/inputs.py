@@ -5,6 +5,7 @@ import glob
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from xclip_jax.cli import options, output, startup
@@ -29,7 +30,7 @@ def open_classifier(
   start = time.perf_counter()
   with startup.paused_collector():
     startup.prepare_compilation(arguments.quiet)
-    if os.path.isfile(os.path.join(arguments.weights, 'manifest.json')):
+    if _is_export(arguments.weights):
       if not exports:
         raise UserError(f'{arguments.weights} is an export, which `xclip classify` runs; for this '
                         'command name the weights that it was made from (see its manifest.json)')
@@ -41,6 +42,15 @@ def open_classifier(
     classifier = opener.load(
       arguments.weights, template=arguments.template, **options.open_options(arguments))
   return classifier, {'import': imported - start, 'load': time.perf_counter() - imported}
+
+
+def _is_export(weights: str) -> bool:
+  """Tells whether weights are an export; folders of other programs have a manifest.json, too."""
+  if not os.path.isfile(os.path.join(weights, 'manifest.json')):
+    return False
+  from xclip_jax.export import manifest             # imported for exports alone: it takes a moment
+
+  return manifest.is_export(Path(weights))
 
 
 def read_labels(arguments: argparse.Namespace) -> list[str]:
