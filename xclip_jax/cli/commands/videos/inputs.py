@@ -48,7 +48,7 @@ def _is_export(weights: str) -> bool:
   """Tells whether weights are an export; folders of other programs have a manifest.json, too."""
   if not os.path.isfile(os.path.join(weights, 'manifest.json')):
     return False
-  from xclip_jax.export import manifest             # imported for exports alone: it takes a moment
+  from xclip_jax.export import manifest  # imported for exports alone: it takes a moment
 
   return manifest.is_export(Path(weights))
 
